@@ -1,0 +1,148 @@
+"""The store: what remembers. One protocol, two implementations, one conformance suite.
+
+Every method is one transaction and one round trip where it can be. Times are microseconds since
+the epoch by the store's own clock; nothing here trusts a caller's clock. Run ids are UUIDs in their
+text form. Errors: `StoreUnavailableError` when the outcome is not known or the store did not
+answer, `StoreError` when it refused.
+
+The rules that make lost work impossible:
+
+* A run is written by its owner only. `claim_runs` raises the run's fence; every `RunCommit` carries
+  the fence and the sequence it builds on, and changes nothing when either moved on.
+* A session that is declared dead loses its runs and its activity attempts in one transaction, which
+  raises the fences, so what it still has in flight is refused.
+* A message is an inbox row and a wake token (a row of ``task``), inserted together. A token is
+  deleted only by the session that owns the run, or becomes its owner, and reads the inbox after.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager
+from typing import Any, Protocol
+
+from durable.events import (
+    ActivityOutcome,
+    ClaimedActivity,
+    ClaimedRun,
+    CommitResult,
+    DueReport,
+    InboxItem,
+    Message,
+    NewRun,
+    Response,
+    RunCommit,
+    RunView,
+    SessionInfo,
+    Started,
+    TypeInfo,
+)
+
+
+class Store(Protocol):
+    """What the runtime and the client need of a database."""
+
+    async def open(self) -> None:
+        """Connect and check the schema; raise SchemaVersionError or StoreUnavailableError."""
+
+    async def close(self) -> None:
+        """Give every connection back. Safe twice."""
+
+    async def now_us(self) -> int:
+        """The store's time."""
+
+    # -- sessions ----------------------------------------------------------------------------
+
+    async def register_session(self, info: SessionInfo, lease_us: int) -> None:
+        """Make the session known, alive for ``lease_us`` from now."""
+
+    async def heartbeat(self, sessions: Sequence[int], lease_us: int) -> set[int]:
+        """Extend the leases; return the sessions that are still alive (the others are dead)."""
+
+    async def end_sessions(self, sessions: Sequence[int], *, crashed: bool = True) -> int:
+        """Declare sessions dead and hand over all they own at once; return the number of runs.
+
+        Raises the fence of each run and makes it claimable; puts each claimed activity attempt
+        back on its queue. With ``crashed`` each run's crash counter goes up by one; a clean
+        commit sets it back to zero.
+        """
+
+    async def reap_sessions(self) -> int:
+        """`end_sessions` for every session whose lease is over; return how many there were."""
+
+    async def register_types(self, types: Sequence[TypeInfo]) -> None:
+        """Remember which workflow and activity types exist."""
+
+    async def types(self) -> list[TypeInfo]:
+        """All types that any worker registered."""
+
+    # -- clients -----------------------------------------------------------------------------
+
+    async def start_runs(self, runs: Sequence[NewRun], conn: Any = None) -> list[Started]:
+        """Start runs; a taken id yields the run that has it and writes nothing for that one.
+
+        ``conn`` is the caller's own connection (psycopg, sync-free): the starts then belong to
+        its transaction. Only rows of the new runs are locked.
+        """
+
+    async def send(self, messages: Sequence[Message], conn: Any = None) -> list[str | None]:
+        """Deliver messages; return the run id each went to, or None where no open run has it."""
+
+    async def view(
+        self, *, workflow_id: str | None = None, run_id: str | None = None
+    ) -> RunView | None:
+        """The run, or the latest run of the id; open runs first."""
+
+    async def views(
+        self, *, workflow_type: str | None = None, states: Sequence[int] = (), limit: int = 100
+    ) -> list[RunView]:
+        """The newest runs first, without results and failures."""
+
+    async def closed(self, run_ids: Sequence[str]) -> list[RunView]:
+        """Those of the runs that are closed, with results."""
+
+    async def responses(self, request_ids: Sequence[str]) -> list[Response]:
+        """Those of the answers that are there."""
+
+    async def notify(self) -> None:
+        """Hint to all listeners that something may be claimable or closed. Best effort."""
+
+    def listen(self) -> AbstractAsyncContextManager[AsyncIterator[None]]:
+        """Yield once per hint. Raises ConfigurationError where hints cannot be had."""
+
+    # -- workers: runs -----------------------------------------------------------------------
+
+    async def claim_runs(
+        self, session: int, queues: Sequence[str], types: Sequence[str], limit: int
+    ) -> tuple[list[ClaimedRun], list[str], int]:
+        """Take wake tokens and own their runs.
+
+        Returns the runs newly owned, the ids of runs already owned by this session that have
+        mail, and the store's time. Tokens of runs that another session owns are routed to it.
+        Only runs whose type is in ``types`` are taken.
+        """
+
+    async def load(self, runs: Mapping[str, int]) -> dict[str, list[bytes]]:
+        """History batches in order, by run id; the values of ``runs`` are their parts."""
+
+    async def inbox(self, run_ids: Sequence[str]) -> list[InboxItem]:
+        """Unread items in order of id."""
+
+    async def commit(self, commits: Sequence[RunCommit]) -> CommitResult:
+        """Group commit: one transaction, a verdict per run. Rows are locked in run id order."""
+
+    async def promote_due(self, limit: int) -> DueReport:
+        """Turn due timers into inbox rows, wake tokens and claimable activities."""
+
+    # -- workers: activities -----------------------------------------------------------------
+
+    async def claim_activities(
+        self, session: int, queues: Sequence[str], names: Sequence[str], limit: int
+    ) -> list[ClaimedActivity]:
+        """Take queued attempts by priority and age."""
+
+    async def finish_activities(self, outcomes: Sequence[ActivityOutcome]) -> list[bool]:
+        """Record outcomes of claimed attempts; False where the attempt's token is void."""
+
+    async def heartbeat_activity(self, run_id: str, ref: int, token: int, details: bytes) -> bool:
+        """Keep the progress details of a claimed attempt; False when its token is void."""

@@ -1,0 +1,131 @@
+"""Options: what a user may set. Frozen, small, checked when made."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass, field
+from datetime import timedelta
+
+from durable.errors import ConfigurationError
+
+ID_LENGTH_MAX = 512
+"""Characters in a workflow id, request id, queue or type name."""
+PAYLOAD_BYTES_MAX = 2 * 1024 * 1024
+"""One argument list, result, signal or failure. The number Temporal users know."""
+PAYLOAD_BYTES_WARN = 256 * 1024
+
+DEFAULT_QUEUE = "default"
+
+
+def seconds(value: timedelta | float | int, what: str) -> float:
+    """Return ``value`` in seconds; raise ConfigurationError when it is negative or not a number."""
+    result = value.total_seconds() if isinstance(value, timedelta) else float(value)
+    if not result >= 0 or result == float("inf"):
+        raise ConfigurationError(f"{what} must be a duration of zero or more, not {value!r}")
+    return result
+
+
+@dataclass(frozen=True)
+class RetryPolicy:
+    """When a failed activity is tried again.
+
+    The wait before attempt n+1 is ``initial_interval * backoff ** (n - 1)``, at most
+    ``max_interval``, and drawn at random between half of it and all of it when ``jitter`` is on, so
+    that a fleet does not retry in waves. ``max_attempts`` counts the first attempt; None is no
+    limit. ``non_retryable`` names exception types (classes or class names) that fail at once.
+    """
+
+    initial_interval: timedelta | float = 1.0
+    backoff: float = 2.0
+    max_interval: timedelta | float = 60.0
+    max_attempts: int | None = 10
+    non_retryable: tuple[type[BaseException] | str, ...] = ()
+    jitter: bool = True
+
+    def __post_init__(self) -> None:
+        seconds(self.initial_interval, "initial_interval")
+        seconds(self.max_interval, "max_interval")
+        if not self.backoff >= 1.0:
+            raise ConfigurationError(f"backoff must be 1.0 or more, not {self.backoff!r}")
+        if self.max_attempts is not None and self.max_attempts < 1:
+            raise ConfigurationError(
+                f"max_attempts must be 1 or more, or None for no limit, not {self.max_attempts!r}"
+            )
+
+
+@dataclass(frozen=True)
+class ActivityOptions:
+    """How one activity runs. ``None`` means: no limit, or the worker's own default."""
+
+    queue: str | None = None
+    """Task queue; None is the workflow's own."""
+    priority: int = 0
+    """Smaller goes first."""
+    retry: RetryPolicy = field(default_factory=RetryPolicy)
+    start_to_close_timeout: timedelta | float | None = None
+    schedule_to_start_timeout: timedelta | float | None = None
+    schedule_to_close_timeout: timedelta | float | None = None
+    heartbeat_timeout: timedelta | float | None = None
+    wait_cancel: bool = False
+    """Wait for the activity to acknowledge a cancellation before the workflow goes on."""
+
+    def replace(self, **changes: object) -> ActivityOptions:
+        """A copy with some fields changed."""
+        unknown = set(changes) - {f.name for f in dataclasses.fields(self)}
+        if unknown:
+            raise ConfigurationError(f"no such activity option: {', '.join(sorted(unknown))}")
+        return dataclasses.replace(self, **changes)  # type: ignore[arg-type]
+
+
+@dataclass(frozen=True)
+class WorkerOptions:
+    """How one worker process behaves. Times in seconds, sizes in bytes."""
+
+    queues: tuple[str, ...] = (DEFAULT_QUEUE,)
+    activity_slots: int = 200
+    """Activities that run at once in one process."""
+    thread_slots: int = 20
+    """Threads for sync activities."""
+    cache_bytes: int = 256 * 1024 * 1024
+    """Budget of warm runs; the least recently used are dropped and replayed when needed."""
+    lease_seconds: float = 10.0
+    """How long after its last heartbeat a silent worker loses its runs."""
+    poll_max_seconds: float = 5.0
+    """The longest pause between two polls of an idle worker (the shortest follows the load)."""
+    drain_seconds: float = 20.0
+    """How long running activities may take to end after SIGTERM."""
+
+    def __post_init__(self) -> None:
+        if not self.queues or not all(self.queues):
+            raise ConfigurationError("a worker serves at least one named queue")
+        for name in ("activity_slots", "thread_slots", "cache_bytes"):
+            if getattr(self, name) < 1:
+                raise ConfigurationError(f"{name} must be 1 or more")
+        for name in ("lease_seconds", "poll_max_seconds"):
+            if not getattr(self, name) > 0:
+                raise ConfigurationError(f"{name} must be more than 0")
+        if self.drain_seconds < 0:
+            raise ConfigurationError("drain_seconds must be 0 or more")
+
+
+@dataclass(frozen=True)
+class SupervisorOptions:
+    """How a supervisor keeps its worker processes. Times in seconds."""
+
+    processes: int = 2
+    restart_initial_seconds: float = 0.1
+    restart_max_seconds: float = 30.0
+    hang_seconds: float = 30.0
+    """A worker whose loop shows no progress this long is killed and replaced."""
+    http_host: str = "127.0.0.1"
+    http_port: int | None = 9464
+    """Port of /metrics, /healthz and /readyz; 0 picks one, None serves nothing."""
+
+    def __post_init__(self) -> None:
+        if self.processes < 1:
+            raise ConfigurationError("processes must be 1 or more")
+        for name in ("restart_initial_seconds", "restart_max_seconds", "hang_seconds"):
+            if not getattr(self, name) > 0:
+                raise ConfigurationError(f"{name} must be more than 0")
+        if self.http_port is not None and not 0 <= self.http_port <= 65535:
+            raise ConfigurationError("http_port must be between 0 and 65535, or None")

@@ -51,6 +51,10 @@ class Hook(Protocol):
     def on_finish(self) -> None:
         """The main task is done and nothing is ready: emit the ending command."""
 
+    def on_idle(self) -> None:
+        """Nothing is ready after a fact, and ``Loop.watch_idle`` is true. It may make something
+        ready (wait_condition looks at its predicates here); called again until it does not."""
+
     def make_task(self, coro: Any, name: str | None, context: Context | None) -> Any:
         """Build the asyncio.Task of ``loop.create_task``."""
 
@@ -64,6 +68,8 @@ class Loop:
 
     context: Any
     """The engine's workflow context (durable.engine.context)."""
+    watch_idle: bool
+    """Whether ``Hook.on_idle`` is called; False at first. Set while a condition is waited for."""
 
     def __new__(cls, run_id: bytes, hook: Any) -> Loop: ...
 

@@ -88,6 +88,9 @@ class Store(Protocol):
     async def send(self, messages: Sequence[Message], conn: Any = None) -> list[str | None]:
         """Deliver messages; return the run id each went to, or None where no open run has it."""
 
+    async def unpark(self, run_ids: Sequence[str]) -> int:
+        """Make parked runs claimable again; return how many were parked."""
+
     async def view(
         self, *, workflow_id: str | None = None, run_id: str | None = None
     ) -> RunView | None:
@@ -120,6 +123,19 @@ class Store(Protocol):
         Returns the runs newly owned, the ids of runs already owned by this session that have
         mail, and the store's time. Tokens of runs that another session owns are routed to it.
         Only runs whose type is in ``types`` are taken.
+        """
+
+    async def owned(self, session: int) -> tuple[list[ClaimedRun], list[ClaimedActivity]]:
+        """All runs and claimed attempts of a session, without claiming anything.
+
+        For a session whose claim had an unknown outcome: what it took without knowing is in here.
+        """
+
+    async def waiting(self, run_ids: Sequence[str]) -> dict[str, set[int]]:
+        """Refs of the activities that have a row: queued, claimed, or before their next attempt.
+
+        An activity that is pending in a history but not in here, nor answered in the inbox when
+        that is read after this, was with a worker that is gone: its next owner starts it again.
         """
 
     async def load(self, runs: Mapping[str, int]) -> dict[str, list[bytes]]:

@@ -1,0 +1,119 @@
+"""App: from the name a user gives on the command line to the definitions in it.
+
+A name is ``package.module``, ``package.module:attribute`` or a path such as ``subscription.py``
+(whose folder is put on the import path, as Python does for a script). Without an attribute every
+workflow and activity that the module holds, defined there or imported, is taken.
+"""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import sys
+import traceback
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from durable.activity import ActivityDefinition
+from durable.errors import ConfigurationError
+from durable.workflow import WorkflowDefinition
+
+
+class AppError(ConfigurationError):
+    """The app cannot be imported, or there is nothing in it to run. One readable line."""
+
+
+@dataclass(frozen=True)
+class App:
+    """What a worker serves, and where it came from."""
+
+    name: str
+    workflows: tuple[WorkflowDefinition[Any, Any], ...]
+    activities: tuple[ActivityDefinition[Any, Any], ...]
+
+    def workflow(self, name: str) -> WorkflowDefinition[Any, Any] | None:
+        """The workflow of that name, or None."""
+        return next((each for each in self.workflows if each.name == name), None)
+
+
+def load_app(spec: str) -> App:
+    """Import ``spec`` and collect its definitions; raise AppError when that cannot be done."""
+    module_name, _, attribute = spec.partition(":")
+    if not module_name.strip():
+        raise AppError("the app has no name; give a module (shop.flows) or a file (flows.py)")
+    module = import_module(module_name)
+    if attribute:
+        if not hasattr(module, attribute):
+            raise AppError(f"{module_name} has no attribute {attribute!r}")
+        found = list(definitions_in(getattr(module, attribute)))
+    else:
+        found = list(definitions_in(module))
+    if not found:
+        raise AppError(
+            f"{spec} has no workflows and no activities; "
+            "put @workflow.defn or @activity.defn on the functions it should serve"
+        )
+    return App(
+        name=spec,
+        workflows=tuple(each for each in found if isinstance(each, WorkflowDefinition)),
+        activities=tuple(each for each in found if isinstance(each, ActivityDefinition)),
+    )
+
+
+def import_module(name: str) -> ModuleType:
+    """Import a module by its name or path; raise AppError with the line that is at fault."""
+    if name.endswith(".py") or "/" in name:
+        path = Path(name).resolve()
+        if not path.is_file():
+            raise AppError(f"there is no file {name}")
+        folder, module_name = str(path.parent), path.stem
+    else:
+        folder, module_name = str(Path.cwd()), name
+    if folder not in sys.path:
+        sys.path.insert(0, folder)
+    try:
+        return importlib.import_module(module_name)
+    except ModuleNotFoundError as error:
+        if error.name == module_name:
+            raise AppError(f"there is no module {module_name!r} in {folder}") from error
+        raise AppError(f"cannot import {name}: {describe(error)}") from error
+    except Exception as error:
+        raise AppError(f"cannot import {name}: {describe(error)}") from error
+
+
+def describe(error: BaseException) -> str:
+    """An exception and where in the user's code it was raised, on one line."""
+    text = " ".join(str(error).split()) or "no message"
+    if isinstance(error, SyntaxError):
+        return f"{type(error).__name__}: {text}"
+    frames = [
+        frame
+        for frame in traceback.extract_tb(error.__traceback__)
+        if "importlib" not in frame.filename and frame.filename != __file__
+    ]
+    where = f" ({frames[-1].filename}:{frames[-1].lineno})" if frames else ""
+    return f"{type(error).__name__}: {text}{where}"
+
+
+def definitions_in(
+    value: object,
+) -> Iterable[WorkflowDefinition[Any, Any] | ActivityDefinition[Any, Any]]:
+    """The definitions a module, a collection or a single name holds, each once, in order."""
+    if isinstance(value, WorkflowDefinition | ActivityDefinition):
+        members: list[object] = [value]
+    elif isinstance(value, ModuleType):
+        members = list(vars(value).values())
+    elif isinstance(value, Iterable) and not isinstance(value, str | bytes):
+        members = list(value)
+    else:
+        members = [member for _, member in inspect.getmembers(value)]
+    seen: set[int] = set()
+    for member in members:
+        if id(member) in seen:
+            continue
+        seen.add(id(member))
+        if isinstance(member, WorkflowDefinition | ActivityDefinition):
+            yield member

@@ -1,0 +1,188 @@
+"""Process: the entry of a worker process that a supervisor started.
+
+It reads its orders from the socket it inherited, imports the user's app, builds a `Worker` and runs
+it. It ends when it is told to, when the socket closes, and (on Linux, by the kernel) when its
+supervisor dies: a worker that nobody keeps alive must not go on claiming.
+
+SIGINT is ignored (a terminal's Ctrl-C reaches the supervisor too, which then drains its workers);
+SIGTERM drains this worker.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import ctypes
+import faulthandler
+import json
+import logging
+import os
+import signal
+import socket
+import sys
+from typing import Any, NoReturn
+
+from durable.errors import DurableError
+from durable.runtime.app import App, describe, load_app
+from durable.runtime.metrics import Metrics
+from durable.runtime.spawn import BOOT_FAILURE_CODE, LINE_BYTES_MAX, Orders
+from durable.runtime.worker import Worker
+from durable.store.postgres import PostgresStore
+
+BEAT_SECONDS = 0.5
+PR_SET_PDEATHSIG = 1
+LOG_FORMAT = "%(asctime)s %(levelname)s %(name)s [%(process)d]: %(message)s"
+
+log = logging.getLogger("durable.worker")
+
+
+def main(fd: int | None) -> NoReturn:
+    """Run one worker over the inherited socket; leave with its exit code."""
+    link = take_socket(fd)
+    parent = os.getppid()
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    if hasattr(signal, "pthread_sigmask"):
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
+    die_with(parent)
+    faulthandler.enable()
+    code = asyncio.run(serve(link))
+    logging.shutdown()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    # Threads of user activities that outlived the drain must not hold the process up.
+    os._exit(code)
+
+
+def take_socket(fd: int | None) -> socket.socket:
+    """Our end of the socket pair."""
+    if fd is not None:
+        os.set_inheritable(fd, False)
+        return socket.socket(fileno=fd)
+    if sys.platform == "win32":
+        return socket.fromshare(sys.stdin.buffer.read())
+    raise SystemExit("a worker process is started by a supervisor; use `durable worker`")
+
+
+def die_with(parent: int) -> None:
+    """Ask the kernel to kill this process when its parent dies (Linux)."""
+    if sys.platform != "linux":
+        return
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != parent:
+        # It died between our start and the call.
+        os._exit(BOOT_FAILURE_CODE)
+
+
+async def serve(link: socket.socket) -> int:
+    """Take the orders, start, serve until told to stop; return the exit code."""
+    reader, writer = await asyncio.open_connection(sock=link, limit=LINE_BYTES_MAX)
+    first = await reader.readline()
+    if not first:
+        return BOOT_FAILURE_CODE
+    orders = Orders.from_line(first)
+    logging.basicConfig(level=orders.log_level, format=LOG_FORMAT)
+    try:
+        worker, metrics = build(orders, load_app(orders.app))
+        running = asyncio.create_task(worker.run())
+        await first_of(running, worker.started())
+    except DurableError as error:
+        return await give_up(writer, str(error))
+    except Exception as error:
+        log.exception("the worker cannot start")
+        return await give_up(writer, describe(error))
+    return await run(worker, running, metrics, reader, writer)
+
+
+def build(orders: Orders, app: App) -> tuple[Worker, Metrics]:
+    """The worker of this process."""
+    metrics = Metrics()
+    store = PostgresStore(orders.dsn, schema=orders.schema)
+    worker = Worker(
+        store,
+        workflows=app.workflows,
+        activities=app.activities,
+        options=orders.options,
+        metrics=metrics,
+        keep_session=False,
+        build_id=orders.build_id,
+    )
+    return worker, metrics
+
+
+async def first_of(running: asyncio.Task[None], started: Any) -> None:
+    """Wait until the worker serves; raise what ended it before that."""
+    starting = asyncio.ensure_future(started)
+    await asyncio.wait({running, starting}, return_when=asyncio.FIRST_COMPLETED)
+    if not starting.done():
+        starting.cancel()
+        running.result()
+        raise RuntimeError("the worker ended before it served")
+
+
+async def run(
+    worker: Worker,
+    running: asyncio.Task[None],
+    metrics: Metrics,
+    reader: asyncio.StreamReader,
+    writer: asyncio.StreamWriter,
+) -> int:
+    """Beat, listen and serve until the worker ends."""
+    loop = asyncio.get_running_loop()
+    if sys.platform != "win32":
+        loop.add_signal_handler(signal.SIGTERM, worker.request_stop)
+    beating = asyncio.create_task(beat(worker, metrics, writer))
+    listening = asyncio.create_task(listen(worker, reader))
+    await asyncio.wait({running, listening}, return_when=asyncio.FIRST_COMPLETED)
+    if listening.done() and not running.done():
+        # Told to stop, or the supervisor is gone: either way drain; it ends in bounded time.
+        worker.request_stop()
+        await asyncio.wait({running})
+    beating.cancel()
+    listening.cancel()
+    if running.exception() is not None:
+        log.error("the worker ended", exc_info=running.exception())
+        return 1
+    send(writer, "beat", worker, metrics)
+    writer.close()
+    return 0
+
+
+async def listen(worker: Worker, reader: asyncio.StreamReader) -> None:
+    """Act on the supervisor's lines; end when it says stop, or is gone."""
+    while True:
+        try:
+            line = await reader.readline()
+        except OSError:
+            return
+        if not line or b"stop" in line:
+            return
+        worker.hint()
+
+
+async def beat(worker: Worker, metrics: Metrics, writer: asyncio.StreamWriter) -> None:
+    """Say hello, then tell session, progress and metrics twice a second."""
+    send(writer, "hello", worker, metrics)
+    while True:
+        await asyncio.sleep(BEAT_SECONDS)
+        send(writer, "beat", worker, metrics)
+
+
+def send(writer: asyncio.StreamWriter, word: str, worker: Worker, metrics: Metrics) -> None:
+    """One line up; left out while the supervisor has not read the last ones."""
+    if writer.is_closing() or writer.transport.get_write_buffer_size() > LINE_BYTES_MAX:
+        return
+    message = {
+        word: {
+            "session": worker.session_id,
+            "progress": worker.progress,
+            "metrics": metrics.snapshot(),
+        }
+    }
+    writer.write(json.dumps(message).encode() + b"\n")
+
+
+async def give_up(writer: asyncio.StreamWriter, reason: str) -> int:
+    """Say why this worker cannot start."""
+    writer.write(json.dumps({"fail": reason}).encode() + b"\n")
+    await writer.drain()
+    writer.close()
+    return BOOT_FAILURE_CODE

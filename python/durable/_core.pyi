@@ -138,6 +138,9 @@ class Loop:
     def patched(self, name: str) -> bool:
         """Whether this run takes the new path of patch ``name`` (records a marker the first time)."""
 
+    def skip_marker(self, name: str) -> bool:
+        """Step over the marker of a patch that the code no longer asks about, if it is next."""
+
     # -- facts ----------------------------------------------------------------------------------
     @property
     def now_us(self) -> int: ...
@@ -150,6 +153,8 @@ class Loop:
     @property
     def is_finished(self) -> bool:
         """The ending command is made."""
+    @property
+    def _tasks(self) -> list[Any]: ...
     @property
     def is_dead(self) -> bool:
         """Evicted, or parted from its history."""
@@ -172,6 +177,7 @@ class Loop:
     def get_debug(self) -> bool: ...
     def is_running(self) -> bool: ...
     def is_closed(self) -> bool: ...
+    def call_exception_handler(self, context: dict[str, Any]) -> None: ...
 
 @final
 class Handle:
@@ -226,10 +232,13 @@ class ActivityBase:
         arity: tuple[int, int],
         encode: Callable[[tuple[Any, ...], dict[str, Any]], bytes],
         decode: Callable[[bytes], Any] | None,
+        plain: int | None = None,
         wait_cancel: bool = False,
     ) -> ActivityBase:
         """``options`` is recorded with each call (compact JSON, or ``""``). ``arity`` is the least and
         most number of positional arguments that need no binding. ``encode(args, kwargs)`` binds and
         encodes what the core does not encode itself (it does None, bool, int and plain str).
-        ``decode`` turns a result into what the annotation says; None means plain JSON."""
+        ``decode`` turns a result into what the annotation says; None means plain JSON. ``plain`` says
+        which JSON scalars the annotation takes as they are, so that the core may decode them itself:
+        the sum of 1 (null), 2 (bool), 4 (int), 8 (str); by default all without a decoder, else none."""
     def __call__(self, *args: Any, **kwargs: Any) -> Any: ...

@@ -30,6 +30,7 @@
     │   └── RetryAfter
     ├── GuardError                    workflow code called what cannot be replayed
     ├── HistoryCorruptError           recorded bytes fail their checks
+    ├── HistoryUnsupportedError       recorded by a newer build
     └── NonDeterminismError           the code no longer makes the commands its history has
 """
 
@@ -237,6 +238,21 @@ class HistoryCorruptError(DurableError):
         self.run_id = run_id
 
 
+class HistoryUnsupportedError(DurableError):
+    """Recorded history uses something that only a newer build knows; ``what`` names it."""
+
+    def __init__(self, what: str, seq: int = 0, offset: int = 0, run_id: str = "") -> None:
+        where = f"run {run_id}, " if run_id else ""
+        super().__init__(
+            f"history of {where}batch {seq} has {what}, which this build does not know; "
+            "run it with the newer build that wrote it"
+        )
+        self.what = what
+        self.seq = seq
+        self.offset = offset
+        self.run_id = run_id
+
+
 class NonDeterminismError(DurableError):
     """The code asks for something else than its history recorded.
 
@@ -265,7 +281,10 @@ class NonDeterminismError(DurableError):
         self.time_us = time_us
         self.hint = hint
         self.run_id = run_id
-        super().__init__(self.render())
+        super().__init__(event_id, expected, found)
+
+    def __str__(self) -> str:
+        return self.render()
 
     def render(self) -> str:
         """The mismatch as a diff a person can act on."""

@@ -1,0 +1,454 @@
+//! The outcome of a command, as a future that asyncio takes for its own.
+
+use pyo3::PyTraverseError;
+use pyo3::exceptions::PyStopIteration;
+use pyo3::ffi;
+use pyo3::gc::PyVisit;
+use pyo3::prelude::*;
+use pyo3::sync::PyOnceLock;
+use pyo3::types::PyTuple;
+
+use super::EventLoop;
+use super::event_loop::Ready;
+use crate::event::Kind;
+
+pyo3::import_exception!(asyncio.exceptions, CancelledError);
+pyo3::import_exception!(asyncio.exceptions, InvalidStateError);
+
+enum State {
+    Pending,
+    Value(Py<PyAny>),
+    Failed(Py<PyAny>),
+    Cancelled(Option<Py<PyAny>>),
+}
+
+/// The outcome of a command.
+///
+/// It has no `send`, `throw` and `close`, so nothing takes it for a coroutine. Its hash is the
+/// command's event id: sets of futures iterate in the same order in every process.
+#[pyclass(module = "durable._core", freelist = 256, weakref)]
+pub struct CommandFuture {
+    event_loop: Option<Py<EventLoop>>,
+    id: u32,
+    kind: Kind,
+    state: State,
+    blocking: bool,
+    wait_cancel: bool,
+    cancel_requested: bool,
+    plain: u8,
+    decoder: Option<Py<PyAny>>,
+    callbacks: Vec<(Py<PyAny>, Py<PyAny>)>,
+}
+
+/// What a step of an awaiting coroutine meets.
+enum Poll {
+    Value(Py<PyAny>),
+    Raise(PyErr),
+    Suspend,
+}
+
+impl CommandFuture {
+    pub(super) fn new(
+        event_loop: Py<EventLoop>,
+        kind: Kind,
+        plain: u8,
+        decoder: Option<Py<PyAny>>,
+        wait_cancel: bool,
+    ) -> Self {
+        Self {
+            event_loop: Some(event_loop),
+            id: 0,
+            kind,
+            state: State::Pending,
+            blocking: false,
+            wait_cancel,
+            cancel_requested: false,
+            plain,
+            decoder,
+            callbacks: Vec::new(),
+        }
+    }
+
+    pub(super) fn set_id(&mut self, id: u32) {
+        self.id = id;
+    }
+
+    /// How its result is decoded: which plain scalars are taken as they are, and the decoder.
+    pub(super) fn decoding(&self, py: Python<'_>) -> (u8, Option<Py<PyAny>>) {
+        (
+            self.plain,
+            self.decoder.as_ref().map(|decoder| decoder.clone_ref(py)),
+        )
+    }
+
+    pub(super) fn is_pending(&self) -> bool {
+        matches!(self.state, State::Pending)
+    }
+
+    /// Set the outcome and wake who waits. A no-op when it is done already.
+    pub(super) fn settle(slf: &Bound<'_, Self>, outcome: PyResult<Py<PyAny>>) {
+        let py = slf.py();
+        let state = match outcome {
+            Ok(value) => State::Value(value),
+            Err(error) if error.is_instance_of::<CancelledError>(py) => State::Cancelled(None),
+            Err(error) => State::Failed(error.into_value(py).into_any()),
+        };
+        let old = {
+            let mut this = slf.borrow_mut();
+            if !this.is_pending() {
+                return;
+            }
+            std::mem::replace(&mut this.state, state)
+        };
+        drop(old);
+        Self::wake(slf);
+    }
+
+    /// Queue the callbacks.
+    fn wake(slf: &Bound<'_, Self>) {
+        let (event_loop, callbacks) = {
+            let mut this = slf.borrow_mut();
+            if this.callbacks.is_empty() {
+                return;
+            }
+            let event_loop = this.event_loop.as_ref().map(|it| it.clone_ref(slf.py()));
+            (event_loop, std::mem::take(&mut this.callbacks))
+        };
+        let Some(event_loop) = event_loop else { return };
+        let mut queue = event_loop.bind(slf.py()).borrow_mut();
+        for (callback, context) in callbacks {
+            let future = slf.clone().unbind();
+            queue.push_ready(Ready::Wake {
+                callback,
+                future,
+                context,
+            });
+        }
+    }
+
+    /// Let go of everything that could keep a cycle alive.
+    pub(super) fn abandon(slf: &Bound<'_, Self>) {
+        let callbacks = std::mem::take(&mut slf.borrow_mut().callbacks);
+        drop(callbacks);
+    }
+
+    fn cancelled_error(py: Python<'_>, message: &Option<Py<PyAny>>) -> PyErr {
+        match message {
+            Some(message) => CancelledError::new_err((message.clone_ref(py),)),
+            None => CancelledError::new_err(()),
+        }
+    }
+
+    fn outcome(&self, py: Python<'_>) -> Option<PyResult<Py<PyAny>>> {
+        match &self.state {
+            State::Pending => None,
+            State::Value(value) => Some(Ok(value.clone_ref(py))),
+            State::Failed(error) => Some(Err(PyErr::from_value(error.bind(py).clone()))),
+            State::Cancelled(message) => Some(Err(Self::cancelled_error(py, message))),
+        }
+    }
+
+    fn poll(slf: &Bound<'_, Self>) -> Poll {
+        let py = slf.py();
+        let event_loop = {
+            let this = slf.borrow();
+            match this.outcome(py) {
+                Some(Ok(value)) => return Poll::Value(value),
+                Some(Err(error)) => return Poll::Raise(error),
+                None => this.event_loop.as_ref().map(|it| it.clone_ref(py)),
+            }
+        };
+        if let Some(event_loop) = event_loop
+            && let Some(outcome) = EventLoop::outcome_at_hand(event_loop.bind(py), slf)
+        {
+            // Nothing else could run before this outcome: the code goes on without suspending.
+            // The state is kept for those who ask again.
+            let mut this = slf.borrow_mut();
+            return match outcome {
+                Ok(value) => {
+                    this.state = State::Value(value.clone_ref(py));
+                    Poll::Value(value)
+                }
+                Err(error) => {
+                    let value = error.value(py).clone().into_any().unbind();
+                    this.state = State::Failed(value);
+                    Poll::Raise(error)
+                }
+            };
+        }
+        slf.borrow_mut().blocking = true;
+        Poll::Suspend
+    }
+
+    pub(super) fn id_and_kind(&self) -> (u32, Kind) {
+        (self.id, self.kind)
+    }
+}
+
+#[pymethods]
+impl CommandFuture {
+    #[getter]
+    fn event_id(&self) -> u32 {
+        self.id
+    }
+
+    #[getter(_asyncio_future_blocking)]
+    fn get_blocking(&self) -> bool {
+        self.blocking
+    }
+
+    #[setter(_asyncio_future_blocking)]
+    fn set_blocking(&mut self, blocking: bool) {
+        self.blocking = blocking;
+    }
+
+    #[getter]
+    fn _loop(&self, py: Python<'_>) -> Option<Py<EventLoop>> {
+        self.event_loop.as_ref().map(|it| it.clone_ref(py))
+    }
+
+    fn get_loop(&self, py: Python<'_>) -> PyResult<Py<EventLoop>> {
+        self._loop(py)
+            .ok_or_else(|| InvalidStateError::new_err("the run was evicted"))
+    }
+
+    fn done(&self) -> bool {
+        !self.is_pending()
+    }
+
+    fn cancelled(&self) -> bool {
+        matches!(self.state, State::Cancelled(_))
+    }
+
+    fn result(&self, py: Python<'_>) -> PyResult<Py<PyAny>> {
+        self.outcome(py)
+            .unwrap_or_else(|| Err(InvalidStateError::new_err("Result is not set.")))
+    }
+
+    fn exception(&self, py: Python<'_>) -> PyResult<Option<Py<PyAny>>> {
+        match &self.state {
+            State::Pending => Err(InvalidStateError::new_err("Exception is not set.")),
+            State::Value(_) => Ok(None),
+            State::Failed(error) => Ok(Some(error.clone_ref(py))),
+            State::Cancelled(message) => Err(Self::cancelled_error(py, message)),
+        }
+    }
+
+    fn _make_cancelled_error(&self, py: Python<'_>) -> Py<PyAny> {
+        let message = match &self.state {
+            State::Cancelled(message) => message,
+            _ => &None,
+        };
+        Self::cancelled_error(py, message).into_value(py).into_any()
+    }
+
+    #[pyo3(signature = (msg=None))]
+    fn cancel(slf: &Bound<'_, Self>, msg: Option<Py<PyAny>>) -> PyResult<bool> {
+        let (event_loop, id, kind, wait, again) = {
+            let this = slf.borrow();
+            if !this.is_pending() {
+                return Ok(false);
+            }
+            let event_loop = this.event_loop.as_ref().map(|it| it.clone_ref(slf.py()));
+            (
+                event_loop,
+                this.id,
+                this.kind,
+                this.wait_cancel,
+                this.cancel_requested,
+            )
+        };
+        if let Some(event_loop) = event_loop
+            && !again
+        {
+            EventLoop::cancel_command(event_loop.bind(slf.py()), id, kind, wait)?;
+        }
+        if wait {
+            slf.borrow_mut().cancel_requested = true;
+            return Ok(true);
+        }
+        slf.borrow_mut().state = State::Cancelled(msg);
+        Self::wake(slf);
+        Ok(true)
+    }
+
+    #[pyo3(signature = (callback, *, context=None))]
+    fn add_done_callback(
+        slf: &Bound<'_, Self>,
+        callback: Py<PyAny>,
+        context: Option<Py<PyAny>>,
+    ) -> PyResult<()> {
+        let py = slf.py();
+        let context = match context {
+            Some(context) => context,
+            None => copy_context(py)?,
+        };
+        slf.borrow_mut().callbacks.push((callback, context));
+        if !slf.borrow().is_pending() {
+            Self::wake(slf);
+        }
+        Ok(())
+    }
+
+    fn remove_done_callback(slf: &Bound<'_, Self>, callback: &Bound<'_, PyAny>) -> PyResult<usize> {
+        let callbacks = std::mem::take(&mut slf.borrow_mut().callbacks);
+        let before = callbacks.len();
+        let mut kept = Vec::with_capacity(before);
+        for (registered, context) in callbacks {
+            if !registered.bind(slf.py()).eq(callback)? {
+                kept.push((registered, context));
+            }
+        }
+        let removed = before - kept.len();
+        slf.borrow_mut().callbacks = kept;
+        Ok(removed)
+    }
+
+    fn __await__(slf: Bound<'_, Self>) -> Bound<'_, Self> {
+        slf
+    }
+
+    fn __iter__(slf: Bound<'_, Self>) -> Bound<'_, Self> {
+        slf
+    }
+
+    fn __next__(slf: Bound<'_, Self>) -> PyResult<Option<Bound<'_, Self>>> {
+        match Self::poll(&slf) {
+            Poll::Suspend => Ok(Some(slf)),
+            Poll::Raise(error) => Err(error),
+            Poll::Value(value) => {
+                // A tuple as the argument would be taken apart into several.
+                let stop = slf.py().get_type::<PyStopIteration>().call1((value,))?;
+                Err(PyErr::from_value(stop))
+            }
+        }
+    }
+
+    fn __hash__(&self) -> isize {
+        self.id as isize
+    }
+
+    fn __repr__(&self) -> String {
+        let state = match self.state {
+            State::Pending => "pending",
+            State::Value(_) => "finished",
+            State::Failed(_) => "failed",
+            State::Cancelled(_) => "cancelled",
+        };
+        format!(
+            "<CommandFuture {} of event {} {state}>",
+            self.kind.name(),
+            self.id
+        )
+    }
+
+    fn __traverse__(&self, visit: PyVisit<'_>) -> Result<(), PyTraverseError> {
+        visit.call(&self.event_loop)?;
+        visit.call(&self.decoder)?;
+        for (callback, context) in &self.callbacks {
+            visit.call(callback)?;
+            visit.call(context)?;
+        }
+        match &self.state {
+            State::Value(object) | State::Failed(object) => visit.call(object),
+            State::Cancelled(Some(message)) => visit.call(message),
+            _ => Ok(()),
+        }
+    }
+
+    fn __clear__(&mut self) {
+        self.event_loop = None;
+        self.decoder = None;
+        self.callbacks.clear();
+        if let State::Value(_) | State::Failed(_) = self.state {
+            self.state = State::Cancelled(None);
+        }
+    }
+}
+
+pub(super) fn copy_context(py: Python<'_>) -> PyResult<Py<PyAny>> {
+    static COPY: PyOnceLock<Py<PyAny>> = PyOnceLock::new();
+    Ok(COPY
+        .import(py, "contextvars", "copy_context")?
+        .call0()?
+        .unbind())
+}
+
+/// Give the type the `am_send` slot, by which an `await` takes a result without a StopIteration.
+///
+/// PyO3 has no method for that slot; without it everything works the same through `__next__`.
+#[allow(unsafe_code)]
+pub(super) fn install_send(py: Python<'_>) {
+    let type_object = py.get_type::<CommandFuture>();
+    let type_pointer = type_object.as_type_ptr();
+    // SAFETY: the type was made from a spec with `am_await`, so it is a heap type whose
+    // `tp_as_async` points into itself; nobody uses it yet while its module is being built.
+    unsafe {
+        let slots = (*type_pointer).tp_as_async;
+        if !slots.is_null() {
+            (*slots).am_send = Some(send_slot);
+        }
+    }
+}
+
+#[allow(unsafe_code)]
+unsafe extern "C" fn send_slot(
+    slf: *mut ffi::PyObject,
+    _value: *mut ffi::PyObject,
+    result: *mut *mut ffi::PyObject,
+) -> ffi::PySendResult {
+    // SAFETY: the interpreter calls a slot attached, with an instance of the type (or a subclass)
+    // and room for one result, of which it takes ownership.
+    unsafe {
+        let py = Python::assume_attached();
+        let any = Bound::from_borrowed_ptr(py, slf);
+        let future = any.cast_unchecked::<CommandFuture>();
+        let outcome =
+            std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| CommandFuture::poll(future)));
+        match outcome {
+            Ok(Poll::Value(value)) => {
+                *result = value.into_ptr();
+                ffi::PySendResult::PYGEN_RETURN
+            }
+            Ok(Poll::Suspend) => {
+                *result = future.clone().into_ptr();
+                ffi::PySendResult::PYGEN_NEXT
+            }
+            Ok(Poll::Raise(error)) => {
+                error.restore(py);
+                *result = std::ptr::null_mut();
+                ffi::PySendResult::PYGEN_ERROR
+            }
+            Err(_) => {
+                pyo3::panic::PanicException::new_err("the core panicked").restore(py);
+                *result = std::ptr::null_mut();
+                ffi::PySendResult::PYGEN_ERROR
+            }
+        }
+    }
+}
+
+/// Call `callback(*args)` inside `context`, as `Context.run` does.
+#[allow(unsafe_code)]
+pub(super) fn run_in_context(
+    context: &Bound<'_, PyAny>,
+    callback: &Bound<'_, PyAny>,
+    args: &Bound<'_, PyTuple>,
+) -> PyResult<()> {
+    let py = context.py();
+    // SAFETY: attached; entering fails cleanly on anything that is not a context, and what was
+    // entered is left again on the same thread.
+    unsafe {
+        if ffi::PyContext_Enter(context.as_ptr()) != 0 {
+            return Err(PyErr::fetch(py));
+        }
+    }
+    let outcome = callback.call1(args.clone());
+    // SAFETY: as above.
+    unsafe {
+        if ffi::PyContext_Exit(context.as_ptr()) != 0 {
+            return Err(PyErr::fetch(py));
+        }
+    }
+    outcome.map(drop)
+}

@@ -61,6 +61,9 @@ pub struct EventLoop {
     main: Option<Py<PyAny>>,
     main_done: bool,
     finishing: bool,
+    /// Ask the hook before each fact, once nothing is ready.
+    #[pyo3(get, set)]
+    watch_idle: bool,
     entered: bool,
     dead: bool,
     failure: Option<PyErr>,
@@ -175,7 +178,8 @@ impl EventLoop {
         let (id, command_kind) = future.borrow().id_and_kind();
         let (event, slot) = {
             let mut this = slf.borrow_mut();
-            if !this.replay.is_replaying() || !this.entered || this.dead || !this.ready.is_empty() {
+            let alone = this.entered && !this.dead && this.ready.is_empty() && !this.watch_idle;
+            if !alone || !this.replay.is_replaying() {
                 return None;
             }
             let event = this.replay.peek().ok().flatten()?;
@@ -328,6 +332,14 @@ impl EventLoop {
     /// Run until nothing is ready; when the main task is done, let the engine end the run.
     fn settle(slf: &Bound<'_, Self>) -> PyResult<()> {
         Self::run_queue(slf)?;
+        while slf.borrow().watch_idle && !slf.borrow().dead {
+            let hook = slf.borrow().hook.clone_ref(slf.py());
+            hook.bind(slf.py()).call_method0("on_idle")?;
+            if slf.borrow().ready.is_empty() {
+                break;
+            }
+            Self::run_queue(slf)?;
+        }
         let finish = {
             let mut this = slf.borrow_mut();
             let finish = this.main_done && !this.finishing && !this.dead;
@@ -495,6 +507,7 @@ impl EventLoop {
             main: None,
             main_done: false,
             finishing: false,
+            watch_idle: false,
             entered: false,
             dead: false,
             failure: None,

@@ -17,9 +17,8 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from durable.activity import ActivityDefinition
+from durable.engine.definition import ActivityDefinition, WorkflowDefinition
 from durable.errors import ConfigurationError
-from durable.workflow import WorkflowDefinition
 
 
 class AppError(ConfigurationError):
@@ -39,12 +38,15 @@ class App:
         return next((each for each in self.workflows if each.name == name), None)
 
 
-def load_app(spec: str) -> App:
-    """Import ``spec`` and collect its definitions; raise AppError when that cannot be done."""
+def load_app(spec: str, folder: Path | None = None) -> App:
+    """Import ``spec`` and collect its definitions; raise AppError when that cannot be done.
+
+    ``folder`` is where paths and modules are looked for; None is the current folder.
+    """
     module_name, _, attribute = spec.partition(":")
     if not module_name.strip():
         raise AppError("the app has no name; give a module (shop.flows) or a file (flows.py)")
-    module = import_module(module_name)
+    module = import_module(module_name, folder or Path.cwd())
     if attribute:
         if not hasattr(module, attribute):
             raise AppError(f"{module_name} has no attribute {attribute!r}")
@@ -63,15 +65,15 @@ def load_app(spec: str) -> App:
     )
 
 
-def import_module(name: str) -> ModuleType:
+def import_module(name: str, root: Path) -> ModuleType:
     """Import a module by its name or path; raise AppError with the line that is at fault."""
     if name.endswith(".py") or "/" in name:
-        path = Path(name).resolve()
+        path = (root / name).resolve()
         if not path.is_file():
-            raise AppError(f"there is no file {name}")
+            raise AppError(f"there is no file {name} in {root}")
         folder, module_name = str(path.parent), path.stem
     else:
-        folder, module_name = str(Path.cwd()), name
+        folder, module_name = str(root), name
     if folder not in sys.path:
         sys.path.insert(0, folder)
     try:

@@ -11,7 +11,7 @@ import json
 import logging
 import os
 from collections.abc import AsyncIterator, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
 from durable.errors import ConfigurationError
@@ -33,6 +33,8 @@ class DevNotes:
 
     dsn: str
     app: str
+    folder: str
+    """Where the app is looked for."""
     metrics_url: str | None
     pid: int
 
@@ -59,12 +61,7 @@ class DevNotes:
                 continue
             try:
                 data = json.loads(path.read_text())
-                return cls(
-                    dsn=data["dsn"],
-                    app=data["app"],
-                    metrics_url=data.get("metrics_url"),
-                    pid=data["pid"],
-                )
+                return cls(**{each.name: data[each.name] for each in fields(cls)})
             except (OSError, ValueError, KeyError, TypeError) as error:
                 raise ConfigurationError(
                     f"cannot read {path} ({error}); delete it, or give --dsn"

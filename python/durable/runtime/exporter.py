@@ -2,8 +2,8 @@
 
 `Fleet` holds the last snapshot of each worker and adds up what dead workers counted, so that a
 counter never goes back when a worker dies. `Exporter` serves it as ``/metrics``, and two answers
-for an orchestrator: ``/healthz`` (the supervisor's loop turns) and ``/readyz`` (the database answered
-a heartbeat not long ago, and a worker is up).
+for an orchestrator: ``/healthz`` (the supervisor's loop turns) and ``/readyz`` (the database
+answered a heartbeat not long ago, and a worker is up).
 
 The server runs in threads of its own, at most `CONNECTIONS_MAX` at once and none longer than
 `CONNECTION_SECONDS_MAX`, so that neither a slow scraper nor a thousand of them reach the loop.

@@ -44,7 +44,10 @@ def main(fd: int | None) -> NoReturn:
         signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
     die_with(parent)
     faulthandler.enable()
-    code = asyncio.run(serve(link))
+    # psycopg cannot use the default loop of Windows.
+    factory = asyncio.SelectorEventLoop if sys.platform == "win32" else None
+    with asyncio.Runner(loop_factory=factory) as runner:
+        code = runner.run(serve(link))
     logging.shutdown()
     sys.stdout.flush()
     sys.stderr.flush()

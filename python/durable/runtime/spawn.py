@@ -30,6 +30,7 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from durable.errors import ConfigurationError
 from durable.options import WorkerOptions
 from durable.runtime.metrics import Snapshot
 
@@ -42,6 +43,10 @@ BOOT_FAILURE_CODE = 78
 BOOT = "import sys; sys.path[:] = {path!r}; from durable.runtime.process import main; main({fd})"
 
 log = logging.getLogger("durable.supervisor")
+
+
+class BootError(ConfigurationError):
+    """The workers cannot start; the message is what the first one said."""
 
 
 @dataclass(frozen=True)

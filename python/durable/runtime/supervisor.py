@@ -32,7 +32,7 @@ from durable.errors import ConfigurationError, StoreError
 from durable.options import SupervisorOptions, WorkerOptions
 from durable.runtime.exporter import Exporter, Fleet, Health
 from durable.runtime.metrics import Metrics, Snapshot
-from durable.runtime.spawn import BOOT_FAILURE_CODE, Orders, WorkerProcess
+from durable.runtime.spawn import BOOT_FAILURE_CODE, BootError, Orders, WorkerProcess
 from durable.store.base import Store
 from durable.store.postgres import PostgresStore
 
@@ -72,7 +72,12 @@ class Supervisor:
         self._options = options or SupervisorOptions()
         self._worker_options = worker_options or WorkerOptions()
         self._orders = Orders(
-            app=app, dsn=dsn, schema=schema, options=self._worker_options, build_id=build_id
+            app=app,
+            dsn=dsn,
+            schema=schema,
+            options=self._worker_options,
+            build_id=build_id,
+            log_level=log.getEffectiveLevel(),
         )
         self._store = store or PostgresStore(dsn, schema=schema)
         self._metrics = Metrics()
@@ -155,8 +160,8 @@ class Supervisor:
     async def run(self, *, handle_signals: bool = False) -> None:
         """Serve until stopped.
 
-        Raise ConfigurationError when the workers cannot start, StoreUnavailableError or
-        SchemaVersionError when the database does not answer or has other tables.
+        Raise BootError when the workers cannot start, StoreUnavailableError or SchemaVersionError
+        when the database does not answer or has other tables.
         """
         await self._store.open()
         try:
@@ -306,7 +311,7 @@ class Supervisor:
             if self._stop.is_set():
                 return
             if worker.failure is not None and not self._ever_up:
-                raise ConfigurationError(worker.failure)
+                raise BootError(worker.failure)
             reason = reason_of(worker)
             self._metrics.inc("durable_worker_restarts_total", reason=reason)
             deaths = deaths + 1 if time.monotonic() - worker.started_at < YOUNG_SECONDS else 0

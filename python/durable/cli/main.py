@@ -1,0 +1,25 @@
+"""Main: the command ``durable`` and what hangs on it."""
+
+from __future__ import annotations
+
+from importlib import metadata
+
+import click
+
+from durable.cli.report import Commands
+from durable.cli.runs import COMMANDS
+from durable.cli.serve import dev, migrate, worker
+
+
+@click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(metadata.version("durable-fleet"), prog_name="durable")
+def main() -> None:
+    """Durable workflows on PostgreSQL.
+
+    Try it: `durable dev subscription.py` in one terminal, `durable start ...` in another. Each
+    command has an example in its --help. Exit codes: 0 done, 1 it failed, 2 asked wrongly.
+    """
+
+
+for command in (dev, worker, migrate, *COMMANDS):
+    main.add_command(command)

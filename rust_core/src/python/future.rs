@@ -2,6 +2,7 @@
 
 use pyo3::PyTraverseError;
 use pyo3::exceptions::PyStopIteration;
+#[cfg(not(feature = "abi3"))]
 use pyo3::ffi;
 use pyo3::gc::PyVisit;
 use pyo3::prelude::*;
@@ -377,6 +378,7 @@ pub(super) fn copy_context(py: Python<'_>) -> PyResult<Py<PyAny>> {
 /// Give the type the `am_send` slot, by which an `await` takes a result without a StopIteration.
 ///
 /// PyO3 has no method for that slot; without it everything works the same through `__next__`.
+#[cfg(not(feature = "abi3"))]
 #[allow(unsafe_code)]
 pub(super) fn install_send(py: Python<'_>) {
     let type_object = py.get_type::<CommandFuture>();
@@ -391,6 +393,10 @@ pub(super) fn install_send(py: Python<'_>) {
     }
 }
 
+#[cfg(feature = "abi3")]
+pub(super) fn install_send(_py: Python<'_>) {}
+
+#[cfg(not(feature = "abi3"))]
 #[allow(unsafe_code)]
 unsafe extern "C" fn send_slot(
     slf: *mut ffi::PyObject,
@@ -429,6 +435,7 @@ unsafe extern "C" fn send_slot(
 }
 
 /// Call `callback(*args)` inside `context`, as `Context.run` does.
+#[cfg(not(feature = "abi3"))]
 #[allow(unsafe_code)]
 pub(super) fn run_in_context(
     context: &Bound<'_, PyAny>,
@@ -451,4 +458,19 @@ pub(super) fn run_in_context(
         }
     }
     outcome.map(drop)
+}
+
+/// The same through the stable ABI.
+#[cfg(feature = "abi3")]
+pub(super) fn run_in_context(
+    context: &Bound<'_, PyAny>,
+    callback: &Bound<'_, PyAny>,
+    args: &Bound<'_, PyTuple>,
+) -> PyResult<()> {
+    let mut all = vec![callback.clone()];
+    all.extend(args.iter());
+    let all = PyTuple::new(context.py(), all)?;
+    context
+        .call_method1(pyo3::intern!(context.py(), "run"), all)
+        .map(drop)
 }

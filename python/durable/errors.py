@@ -28,6 +28,7 @@
     ├── ApplicationError              raised by user code to say more than an exception can
     │   ├── NonRetryable
     │   └── RetryAfter
+    ├── ContextError                  called where no workflow or activity runs
     ├── GuardError                    workflow code called what cannot be replayed
     ├── HistoryCorruptError           recorded bytes fail their checks
     ├── HistoryUnsupportedError       recorded by a newer build
@@ -217,6 +218,10 @@ class RetryAfter(ApplicationError):
     def __init__(self, delay_seconds: float, message: str = "", *details: Any) -> None:
         super().__init__(message or f"retry after {delay_seconds:g} s", *details)
         self.delay_seconds = delay_seconds
+
+
+class ContextError(DurableError):
+    """Something of `durable.workflow` or `durable.activity` was called where none runs."""
 
 
 class GuardError(DurableError):

@@ -1,0 +1,131 @@
+"""Durable workflows for Python teams on PostgreSQL: plain async functions that survive anything.
+
+    from durable import Client, RetryPolicy, activity, workflow
+
+`workflow` and `activity` are the modules workflow code is written with, `Client` starts runs and
+asks about them, `Worker` and `Supervisor` run them. Everything else is internal and may change.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from durable import activity, workflow
+from durable.errors import (
+    ActivityError,
+    ApplicationError,
+    ChildWorkflowError,
+    ConfigurationError,
+    ContextError,
+    DecodeError,
+    DefinitionError,
+    DurableError,
+    EncodeError,
+    GuardError,
+    HistoryCorruptError,
+    HistoryUnsupportedError,
+    InvalidArgumentError,
+    NonDeterminismError,
+    NonRetryable,
+    PayloadError,
+    PayloadTooLargeError,
+    RemoteError,
+    RequestError,
+    RetryAfter,
+    SchemaVersionError,
+    StoreError,
+    StoreUnavailableError,
+    UnknownWorkflowError,
+    UpdateRejectedError,
+    WorkflowAlreadyStartedError,
+    WorkflowCancelledError,
+    WorkflowError,
+    WorkflowFailedError,
+    WorkflowNotFoundError,
+    WorkflowParkedError,
+    WorkflowTerminatedError,
+    WorkflowTimedOutError,
+)
+from durable.events import IdReuse, RunState
+from durable.options import ActivityOptions, RetryPolicy, SupervisorOptions, WorkerOptions
+
+if TYPE_CHECKING:
+    from durable.client import Client, WorkflowHandle
+    from durable.runtime.supervisor import Supervisor
+    from durable.runtime.worker import Worker
+
+__all__ = [
+    # writing
+    "activity",
+    "workflow",
+    "ActivityOptions",
+    "RetryPolicy",
+    # starting and asking
+    "Client",
+    "IdReuse",
+    "RunState",
+    "WorkflowHandle",
+    # running
+    "Supervisor",
+    "SupervisorOptions",
+    "Worker",
+    "WorkerOptions",
+    # raised by your code
+    "ApplicationError",
+    "NonRetryable",
+    "RetryAfter",
+    # raised in your workflows
+    "ActivityError",
+    "ChildWorkflowError",
+    "ContextError",
+    "GuardError",
+    "NonDeterminismError",
+    "RemoteError",
+    # raised to your clients
+    "InvalidArgumentError",
+    "RequestError",
+    "UnknownWorkflowError",
+    "UpdateRejectedError",
+    "WorkflowAlreadyStartedError",
+    "WorkflowCancelledError",
+    "WorkflowError",
+    "WorkflowFailedError",
+    "WorkflowNotFoundError",
+    "WorkflowParkedError",
+    "WorkflowTerminatedError",
+    "WorkflowTimedOutError",
+    # raised everywhere
+    "ConfigurationError",
+    "DecodeError",
+    "DefinitionError",
+    "DurableError",
+    "EncodeError",
+    "HistoryCorruptError",
+    "HistoryUnsupportedError",
+    "PayloadError",
+    "PayloadTooLargeError",
+    "SchemaVersionError",
+    "StoreError",
+    "StoreUnavailableError",
+]
+
+# What needs a database driver is imported when it is first asked for: a module with workflows is
+# imported by every worker process, by tests and by tools that never connect.
+LATE = {
+    "Client": "durable.client",
+    "WorkflowHandle": "durable.client",
+    "Supervisor": "durable.runtime.supervisor",
+    "Worker": "durable.runtime.worker",
+}
+
+
+def __getattr__(name: str) -> Any:
+    module = LATE.get(name)
+    if module is None:
+        raise AttributeError(f"module 'durable' has no attribute {name!r}")
+    value = getattr(import_module(module), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

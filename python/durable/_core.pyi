@@ -8,7 +8,7 @@ inbound fact or the due time of a timer (0: none); ``name`` and ``options`` are 
 
 from collections.abc import Callable, Generator, Sequence
 from contextvars import Context
-from typing import Any, Protocol, final
+from typing import Any, Protocol, Self, final
 
 Event = tuple[int, int, int, int, str | None, str | None, bytes | None, bytes | None]
 
@@ -234,7 +234,7 @@ class ActivityBase:
         decode: Callable[[bytes], Any] | None,
         plain: int | None = None,
         wait_cancel: bool = False,
-    ) -> ActivityBase:
+    ) -> Self:
         """``options`` is recorded with each call (compact JSON, or ``""``). ``arity`` is the least and
         most number of positional arguments that need no binding. ``encode(args, kwargs)`` binds and
         encodes what the core does not encode itself (it does None, bool, int and plain str).

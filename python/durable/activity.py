@@ -1,0 +1,166 @@
+"""For authors of activities: define them, and ask about the attempt that runs.
+
+    @activity.defn(retry=RetryPolicy(max_attempts=5), start_to_close_timeout=30)
+    async def charge(card: str, cents: int) -> str:
+        return await payments.charge(card, cents, key=activity.info().idempotency_key)
+
+An activity may do anything: it is where the world is. It runs at least once per call; what it
+returns is recorded once, and replayed runs get the recorded value. An exception is tried again as
+the retry policy says; raise `durable.NonRetryable` for one that trying again cannot help.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Awaitable, Callable, MutableMapping
+from datetime import datetime, timedelta
+from typing import Any, ParamSpec, Protocol, TypeVar, overload
+
+from durable.engine.definition import ActivityDefinition
+from durable.engine.info import ACTIVITY_CONTEXT, ActivityContext, ActivityInfo, to_us
+from durable.errors import ConfigurationError, ContextError, DefinitionError
+from durable.options import ActivityOptions, RetryPolicy, seconds
+
+__all__ = [
+    "ActivityDefinition",
+    "ActivityInfo",
+    "defn",
+    "heartbeat",
+    "in_activity",
+    "info",
+    "is_cancelled",
+    "logger",
+    "override_next_retry",
+]
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+class Decorator(Protocol):
+    """What ``defn(...)`` with options returns."""
+
+    @overload
+    def __call__(self, fn: Callable[P, Awaitable[R]], /) -> ActivityDefinition[P, R]: ...
+    @overload
+    def __call__(self, fn: Callable[P, R], /) -> ActivityDefinition[P, R]: ...
+
+
+@overload
+def defn(fn: Callable[P, Awaitable[R]], /) -> ActivityDefinition[P, R]: ...
+@overload
+def defn(fn: Callable[P, R], /) -> ActivityDefinition[P, R]: ...
+@overload
+def defn(
+    *,
+    name: str | None = None,
+    options: ActivityOptions | None = None,
+    queue: str | None = None,
+    priority: int = 0,
+    retry: RetryPolicy | None = None,
+    start_to_close_timeout: timedelta | float | None = None,
+    schedule_to_start_timeout: timedelta | float | None = None,
+    schedule_to_close_timeout: timedelta | float | None = None,
+    heartbeat_timeout: timedelta | float | None = None,
+    wait_cancel: bool = False,
+) -> Decorator: ...
+
+
+def defn(
+    fn: Callable[..., Any] | None = None,
+    /,
+    *,
+    name: str | None = None,
+    options: ActivityOptions | None = None,
+    **fields: Any,
+) -> Any:
+    """Make a function an activity; bare, or with options.
+
+    ``name`` is what history records (default: the function's own). Options are the fields of
+    `durable.ActivityOptions`, one by one or as ``options=``; times are timedeltas or seconds.
+    Raises DefinitionError when the function cannot be an activity: a parameter or a result whose
+    type cannot travel, or no function at all.
+    """
+    given = {key: value for key, value in fields.items() if value is not None}
+    made = (options or ActivityOptions()).replace(**given)
+
+    def decorate(function: Callable[..., Any]) -> ActivityDefinition[Any, Any]:
+        if isinstance(function, ActivityDefinition):
+            raise DefinitionError(f"{function.name} is an activity already")
+        if not callable(function) or isinstance(function, type):
+            raise DefinitionError(f"@activity.defn goes on a function, not on {function!r}")
+        return ActivityDefinition(name or function.__name__, function, made)
+
+    return decorate if fn is None else decorate(fn)
+
+
+def current_attempt(what: str) -> ActivityContext:
+    """The attempt that runs here; raise ContextError when there is none."""
+    found = ACTIVITY_CONTEXT.get()
+    if found is None:
+        raise ContextError(f"activity.{what} works only while an activity runs")
+    return found
+
+
+def in_activity() -> bool:
+    """Whether an activity's attempt runs here, as opposed to a plain call of its function."""
+    return ACTIVITY_CONTEXT.get() is not None
+
+
+def info() -> ActivityInfo:
+    """The facts of this attempt: its number, its run, its idempotency key, heartbeat details."""
+    return current_attempt("info()").info
+
+
+def is_cancelled() -> bool:
+    """Whether nobody wants the result any more; a sync activity should look now and then."""
+    return current_attempt("is_cancelled()").is_cancelled
+
+
+def heartbeat(*details: Any) -> None:
+    """Say that this attempt makes progress.
+
+    ``details`` are kept for the next attempt (`ActivityInfo.heartbeat_details`). Raises
+    asyncio.CancelledError in a sync activity that nobody wants any more.
+    """
+    context = current_attempt("heartbeat()")
+    if context.on_heartbeat is not None:
+        context.on_heartbeat(details)
+
+
+def override_next_retry(
+    *, delay: timedelta | float | None = None, at: datetime | None = None
+) -> None:
+    """If this attempt fails, make the next one after ``delay`` or at time ``at``.
+
+    It counts once, for this attempt, and instead of the policy's back-off; whether there is a next
+    attempt is still the policy's to say. A naive ``at`` is UTC.
+    """
+    context = current_attempt("override_next_retry()")
+    if (delay is None) == (at is None):
+        raise ConfigurationError("override_next_retry() takes either delay= or at=")
+    context.retry_delay_seconds = None if delay is None else seconds(delay, "delay")
+    context.retry_at_us = None if at is None else to_us(at)
+
+
+class AttemptLogger(logging.LoggerAdapter[logging.Logger]):
+    """Puts the run and the attempt with each message."""
+
+    def process(
+        self, msg: Any, kwargs: MutableMapping[str, Any]
+    ) -> tuple[Any, MutableMapping[str, Any]]:
+        context = ACTIVITY_CONTEXT.get()
+        if context is not None:
+            extra = dict(kwargs.get("extra") or {})
+            extra.update(
+                activity=context.name,
+                attempt=context.attempt,
+                workflow_id=context.workflow_id,
+                run_id=context.run_id,
+            )
+            kwargs["extra"] = extra
+        return msg, kwargs
+
+
+logger = AttemptLogger(logging.getLogger("durable.activity"), {})
+"""A logger whose records carry ``activity``, ``attempt``, ``workflow_id`` and ``run_id``."""

@@ -1,0 +1,148 @@
+"""What `durable.workflow` needs beside the running context: decorators, logger, bounded map."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable, Iterator, MutableMapping, Sequence
+from typing import Any, Generic, ParamSpec, Protocol, TypeVar, overload
+
+from durable._core import current
+from durable.engine.definition import (
+    HANDLER_MARK,
+    HandlerMark,
+    WorkflowDefinition,
+    WorkflowOptions,
+)
+from durable.errors import ConfigurationError, DefinitionError
+
+P = ParamSpec("P")
+R = TypeVar("R")
+T = TypeVar("T")
+C = TypeVar("C", bound=type)
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+class WorkflowDecorator(Protocol):
+    """What ``workflow.defn(...)`` with options returns."""
+
+    @overload
+    def __call__(self, cls: C, /) -> C: ...
+    @overload
+    def __call__(self, fn: Callable[P, Awaitable[R]], /) -> WorkflowDefinition[P, R]: ...
+
+
+def make_definition(
+    target: Any, name: str | None, options: WorkflowOptions
+) -> WorkflowDefinition[Any, Any]:
+    """A definition for an async function, or for a class with one ``@workflow.run`` method."""
+    if isinstance(target, WorkflowDefinition):
+        raise DefinitionError(f"{target.name} is a workflow already")
+    if not isinstance(target, type):
+        if not callable(target):
+            raise DefinitionError(f"@workflow.defn goes on an async function, not on {target!r}")
+        return WorkflowDefinition(name or target.__name__, target, options)
+    runs = [
+        getattr(target, attribute)
+        for attribute in dir(target)
+        if getattr(getattr(target, attribute, None), HANDLER_MARK, NO_MARK).kind == "run"
+    ]
+    if len(runs) != 1:
+        raise DefinitionError(
+            f"workflow class {target.__name__} has {len(runs)} methods with @workflow.run; "
+            "it needs exactly one"
+        )
+    return WorkflowDefinition(name or target.__name__, runs[0], options, cls=target)
+
+
+NO_MARK = HandlerMark("", "")
+
+
+def mark(fn: F, kind: str, name: str | None) -> F:
+    """Leave on a method what it is for."""
+    setattr(fn, HANDLER_MARK, HandlerMark(kind, name or fn.__name__))
+    return fn
+
+
+class UpdateMethod(Generic[P, R]):
+    """An update handler of a workflow class, callable as the method that it is."""
+
+    def __init__(self, fn: Callable[P, R], name: str | None) -> None:
+        self.fn = fn
+        self.__name__ = fn.__name__
+        self.__doc__ = fn.__doc__
+        setattr(self, HANDLER_MARK, HandlerMark("update", name or fn.__name__))
+
+    def validator(self, fn: F) -> F:
+        """Mark the method that judges the arguments first; it refuses by raising."""
+        known: HandlerMark = getattr(self, HANDLER_MARK)
+        setattr(self, HANDLER_MARK, HandlerMark("update", known.name, fn))
+        return fn
+
+    def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R:
+        return self.fn(*args, **kwargs)
+
+    def __get__(self, instance: object, owner: type | None = None) -> Any:
+        return self if instance is None else self.fn.__get__(instance)
+
+
+class WorkflowLogger(logging.LoggerAdapter[logging.Logger]):
+    """Logs each thing once: silent while the code runs through its history again."""
+
+    def isEnabledFor(self, level: int) -> bool:
+        loop = current()
+        if loop is not None and loop.is_replaying:
+            return False
+        return super().isEnabledFor(level)
+
+    def process(
+        self, msg: Any, kwargs: MutableMapping[str, Any]
+    ) -> tuple[Any, MutableMapping[str, Any]]:
+        loop = current()
+        if loop is not None:
+            info = loop.context.info
+            extra = dict(kwargs.get("extra") or {})
+            extra.update(workflow=info.name, workflow_id=info.workflow_id, run_id=info.run_id)
+            kwargs["extra"] = extra
+        return msg, kwargs
+
+
+logger = WorkflowLogger(logging.getLogger("durable.workflow"), {})
+"""A logger whose records carry ``workflow``, ``workflow_id`` and ``run_id``."""
+
+
+async def map_activity(
+    call: Callable[[T], Awaitable[R]],
+    items: Sequence[T],
+    max_concurrency: int,
+    tolerate: int | float,
+) -> list[R | BaseException]:
+    """Call for each item with bounded concurrency; see `durable.workflow.map`."""
+    if max_concurrency < 1:
+        raise ConfigurationError(f"max_concurrency must be 1 or more, not {max_concurrency}")
+    share = isinstance(tolerate, float) and 0 < tolerate < 1
+    failures_max = int(len(items) * tolerate) if share else int(tolerate)
+    results: list[Any] = [None] * len(items)
+    numbered: Iterator[tuple[int, T]] = iter(enumerate(items))
+    failures = 0
+
+    async def work() -> None:
+        nonlocal failures
+        for index, item in numbered:
+            try:
+                results[index] = await call(item)
+            except Exception as error:
+                failures += 1
+                if failures > failures_max:
+                    raise
+                results[index] = error
+
+    workers = [asyncio.create_task(work()) for _ in range(min(max_concurrency, len(items)))]
+    try:
+        await asyncio.gather(*workers)
+    except BaseException:
+        for worker in workers:
+            worker.cancel()
+        await asyncio.gather(*workers, return_exceptions=True)
+        raise
+    return results

@@ -1,0 +1,234 @@
+"""The running workflow: what `durable.workflow` works on.
+
+One `WorkflowContext` per run in memory, reached from workflow code through the core's current loop.
+It holds what the code made of its history so far: its variables, mailboxes, handlers, conditions
+and children. All of it is rebuilt by replay, so nothing here is ever stored.
+"""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Callable, Generator, Mapping
+from random import Random
+from typing import Any, Generic, TypeVar
+
+from durable._core import CommandFuture, current
+from durable.codec import Codec
+from durable.engine.definition import WorkflowDefinition, handler_name
+from durable.engine.handlers import Mailbox
+from durable.engine.info import WorkflowInfo
+from durable.engine.requests import Requests
+from durable.engine.tasks import WorkflowLoop
+from durable.errors import ContextError, GuardError
+from durable.events import EventKind
+
+__all__ = [
+    "ChildHandle",
+    "ContinueAsNew",
+    "Random",
+    "WorkflowContext",
+    "child_run_id",
+    "child_workflow_id",
+    "context",
+]
+
+R = TypeVar("R")
+
+
+class ContinueAsNew(BaseException):
+    """Unwinds the workflow to its end, where the next run of the chain begins.
+
+    Not an Exception, so that ``except Exception`` in user code does not stop it.
+    """
+
+    def __init__(self, name: str, payload: bytes, options: Mapping[str, Any]) -> None:
+        super().__init__(f"continue as new {name}")
+        self.name = name
+        self.payload = payload
+        self.options = options
+
+
+def child_run_id(run_id: str, event_id: int) -> str:
+    """The run id of what a run starts with its event ``event_id``: always the same."""
+    return str(uuid.uuid5(uuid.UUID(run_id), str(event_id)))
+
+
+class WorkflowContext:
+    """The state of one run that its code can see."""
+
+    def __init__(
+        self,
+        loop: WorkflowLoop,
+        info: WorkflowInfo,
+        start_us: int,
+        codec: Codec,
+        definition: WorkflowDefinition[Any, Any],
+        fail: Callable[[BaseException], None],
+    ) -> None:
+        self.loop = loop
+        self.info = info
+        self.start_us = start_us
+        self.codec = codec
+        self.definition = definition
+        self.input: bytes | None = None
+        """The argument list it was started with, as recorded."""
+        self.vars: dict[str, Any] = {}
+        self.search: dict[str, Any] = {}
+        self.mailboxes: dict[str, Mailbox] = {}
+        self.conditions: dict[Any, Callable[[], object]] = {}
+        self.children: dict[int, Any] = {}
+        """By event id: the future of the child's start."""
+        self.cancel_requested = False
+        self.cancel_reason: str | None = None
+        self.is_read_only = False
+        """A query or a validator runs: it may look at everything and change nothing."""
+        self.is_spoilt = False
+        """It made a command all the same: what is in memory must never be recorded."""
+        self.running_handlers = 0
+        self.requests = Requests(self, fail)
+        self._random: Random | None = None
+
+    def check_writable(self, what: str) -> None:
+        """Raise GuardError when a query or validator tries to do ``what``."""
+        if self.is_read_only:
+            raise GuardError(
+                f"a query or validator must not use {what}: it may only look; "
+                "do it in a signal or update handler"
+            )
+
+    @property
+    def random(self) -> Random:
+        """The run's own random numbers: the same in every replay."""
+        if self._random is None:
+            self._random = Random(uuid.UUID(self.info.run_id).int)
+        return self._random
+
+    def mailbox(self, name: str) -> Mailbox:
+        """The signals of that name."""
+        found = self.mailboxes.get(name)
+        if found is None:
+            found = self.mailboxes[name] = Mailbox(self.loop)
+        return found
+
+    def unread_signals(self) -> list[tuple[str, bytes | None]]:
+        """Signals nobody took, oldest first within each name."""
+        return [
+            (name, payload)
+            for name, mailbox in self.mailboxes.items()
+            for payload in mailbox.unread()
+        ]
+
+    def wait_for(self, predicate: Callable[[], object]) -> Any:
+        """A future that is set when ``predicate`` is true; give it back to `stop_waiting`."""
+        self.check_writable("wait_condition()")
+        waiter = self.loop.create_future()
+        self.conditions[waiter] = predicate
+        self.loop.watch_idle = True
+        return waiter
+
+    def stop_waiting(self, waiter: Any) -> None:
+        """Forget a condition."""
+        self.conditions.pop(waiter, None)
+        self.loop.watch_idle = bool(self.conditions)
+
+    def check_conditions(self) -> None:
+        """Look at every condition, oldest first, and wake those who wait for a true one."""
+        for waiter, predicate in list(self.conditions.items()):
+            if waiter.done():
+                continue
+            try:
+                if predicate():
+                    waiter.set_result(None)
+            except Exception as error:
+                waiter.set_exception(error)
+
+    def call_child(
+        self, workflow: WorkflowDefinition[Any, Any], args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> CommandFuture:
+        """What calling a workflow in a workflow does."""
+        payload = workflow.signature.encode_args(args, kwargs)
+        return self.start_child(
+            workflow.name, payload, workflow.signature.result_decoder, {}
+        ).future
+
+    def start_child(
+        self,
+        name: str,
+        payload: bytes,
+        decoder: Callable[[bytes], Any] | None,
+        options: Mapping[str, Any],
+    ) -> ChildHandle[Any]:
+        """Start a child run; ``options`` is recorded with it."""
+        self.check_writable("child workflows")
+        recorded = {key: value for key, value in options.items() if value is not None}
+        future = self.loop.command(
+            EventKind.CHILD_INITIATED,
+            name=name,
+            options=self.codec.encode(recorded).decode() if recorded else None,
+            payload=payload,
+            decoder=decoder,
+        )
+        self.children[future.event_id] = self.loop.create_future()
+        return ChildHandle(self, future, recorded.get("id"))
+
+    def send_external(
+        self,
+        kind: EventKind,
+        workflow_id: str,
+        run_id: str | None,
+        name: str | None,
+        payload: bytes | None,
+    ) -> CommandFuture:
+        """Signal or cancel another run; the future is set when it was delivered."""
+        self.check_writable("messages to other workflows")
+        target = {"workflow_id": workflow_id} if run_id is None else {"run_id": run_id}
+        return self.loop.command(
+            kind, name=name, options=self.codec.encode(target).decode(), payload=payload
+        )
+
+
+class ChildHandle(Generic[R]):
+    """A child workflow. Await it for its result; cancel the wait and the child is cancelled."""
+
+    def __init__(self, context: WorkflowContext, future: CommandFuture, given_id: str | None):
+        self._context = context
+        self.future = future
+        """The result, as a future for asyncio."""
+        self.run_id = child_run_id(context.info.run_id, future.event_id)
+        self.workflow_id = given_id or child_workflow_id(context.info.workflow_id, future.event_id)
+
+    def __await__(self) -> Generator[Any, None, R]:
+        return self.future.__await__()
+
+    async def started(self) -> ChildHandle[R]:
+        """Wait until the child exists; raise ChildWorkflowError when it cannot be started."""
+        await self._context.children[self.future.event_id]
+        return self
+
+    def cancel(self) -> bool:
+        """Ask the child to cancel itself and stop waiting for it."""
+        return self.future.cancel()
+
+    async def signal(self, name: str | Callable[..., Any], *args: Any) -> None:
+        """Send the child a signal."""
+        await self._context.send_external(
+            EventKind.EXTERNAL_SIGNAL,
+            self.workflow_id,
+            self.run_id,
+            handler_name(name),
+            self._context.codec.encode(list(args)),
+        )
+
+
+def child_workflow_id(workflow_id: str, event_id: int) -> str:
+    """The id of a child that was not given one."""
+    return f"{workflow_id}/{event_id}"
+
+
+def context(what: str) -> WorkflowContext:
+    """The context of the workflow that runs here; raise ContextError outside of workflow code."""
+    loop = current()
+    if loop is None:
+        raise ContextError(f"{what} works only in workflow code, and none is running here")
+    found: WorkflowContext = loop.context
+    return found

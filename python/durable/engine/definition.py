@@ -1,0 +1,221 @@
+"""What `@workflow.defn` and `@activity.defn` make: a function with a name, a signature and options.
+
+A definition is called like the function it stands for. Inside a workflow the call is recorded: an
+activity is scheduled, a workflow is started as a child. Anywhere else it is the plain function, so
+that unit tests need nothing.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+import re
+from collections.abc import Callable, Coroutine, Mapping
+from typing import TYPE_CHECKING, Any, Generic, ParamSpec, Self, TypeVar
+
+from durable._core import ActivityBase, CommandFuture, current
+from durable.codec import DEFAULT_CODEC, Codec, Signature
+from durable.engine.retry import options_to_json
+from durable.errors import ContextError, DefinitionError
+from durable.options import ID_LENGTH_MAX, ActivityOptions, RetryPolicy
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+HANDLER_MARK = "__durable_handler__"
+UNPRINTABLE = re.compile(r"[\x00-\x1f\x7f]")
+
+
+def check_name(name: str, what: str) -> str:
+    """Return ``name``; raise DefinitionError when it cannot be a name."""
+    if not isinstance(name, str) or not name or len(name) > ID_LENGTH_MAX:
+        raise DefinitionError(f"a {what} name has 1 to {ID_LENGTH_MAX} characters, not {name!r}")
+    if UNPRINTABLE.search(name):
+        raise DefinitionError(f"a {what} name has no control characters: {name!r}")
+    return name
+
+
+class ActivityDefinition(ActivityBase, Generic[P, R]):
+    """An activity: call it in a workflow to have it done, anywhere else to do it."""
+
+    signature: Signature
+    options: ActivityOptions
+    codec: Codec
+    is_async: bool
+
+    def __new__(
+        cls,
+        name: str,
+        fn: Callable[P, Any],
+        options: ActivityOptions,
+        *,
+        signature: Signature | None = None,
+        codec: Codec = DEFAULT_CODEC,
+    ) -> Self:
+        check_name(name, "activity")
+        signature = Signature.of(fn, codec) if signature is None else signature
+        self = super().__new__(
+            cls,
+            name,
+            fn,
+            options_to_json(options),
+            arity=signature.arity,
+            encode=signature.encode_args,
+            decode=signature.result_decoder,
+            wait_cancel=options.wait_cancel,
+        )
+        self.signature = signature
+        self.options = options
+        self.codec = codec
+        self.is_async = inspect.iscoroutinefunction(fn)
+        self.__doc__ = fn.__doc__
+        self.__wrapped__ = fn
+        return self
+
+    if TYPE_CHECKING:
+
+        def __call__(self, *args: P.args, **kwargs: P.kwargs) -> Coroutine[Any, Any, R]: ...
+
+    def with_options(self, **options: Any) -> ActivityDefinition[P, R]:
+        """The same activity with some of its options changed, for one call or many."""
+        return ActivityDefinition(
+            self.name,
+            self.fn,
+            self.options.replace(**options),
+            signature=self.signature,
+            codec=self.codec,
+        )
+
+    def start(self, *args: P.args, **kwargs: P.kwargs) -> CommandFuture:
+        """Schedule it and return its handle: a future to await, cancel or pass to asyncio."""
+        if current() is None:
+            raise ContextError(f"{self.name}.start() works only in a workflow; call {self.name}()")
+        handle: CommandFuture = ActivityBase.__call__(self, *args, **kwargs)
+        return handle
+
+    def __repr__(self) -> str:
+        return f"<activity {self.signature.describe()}>"
+
+
+@dataclasses.dataclass(frozen=True)
+class HandlerMark:
+    """What `@workflow.signal`, ``query`` and ``update`` leave on a method."""
+
+    kind: str
+    name: str
+    validator: Callable[..., Any] | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class HandlerSpec:
+    """A handler of a workflow class."""
+
+    kind: str
+    name: str
+    fn: Callable[..., Any]
+    validator: Callable[..., Any] | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class WorkflowOptions:
+    """How the runs of one workflow type are started, unless the starter says otherwise."""
+
+    queue: str | None = None
+    version: str | None = None
+    retry: RetryPolicy | None = None
+    """Start the whole workflow again when it fails. None: it fails at once."""
+
+
+class WorkflowDefinition(Generic[P, R]):
+    """A workflow: what a worker registers, a client starts, and a parent calls."""
+
+    def __init__(
+        self,
+        name: str,
+        fn: Callable[..., Any],
+        options: WorkflowOptions,
+        *,
+        cls: type | None = None,
+        codec: Codec = DEFAULT_CODEC,
+    ) -> None:
+        self.name = check_name(name, "workflow")
+        self.fn = fn
+        self.cls = cls
+        self.options = options
+        self.codec = codec
+        if not inspect.iscoroutinefunction(fn):
+            raise DefinitionError(f"workflow {name} must be an async function: write async def")
+        self.signature = Signature.of(fn, codec, skip_first=cls is not None)
+        self.handlers = handlers_of(cls)
+        self.__doc__ = (cls or fn).__doc__
+        self.__wrapped__ = fn
+
+    @property
+    def version(self) -> str | None:
+        """The version its runs are started with."""
+        return self.options.version
+
+    @property
+    def queue(self) -> str | None:
+        """The queue its runs are started on; None is the default queue."""
+        return self.options.queue
+
+    def __getattr__(self, attribute: str) -> Any:
+        # A workflow class is replaced by its definition; its methods are reached through it.
+        cls = self.__dict__.get("cls")
+        if cls is None or attribute.startswith("__"):
+            raise AttributeError(f"{type(self).__name__} has no attribute {attribute!r}")
+        found = getattr(cls, attribute)
+        return self if found is self.fn else found
+
+    def __call__(self, *args: P.args, **kwargs: P.kwargs) -> Coroutine[Any, Any, R]:
+        """In a workflow: start it as a child and await its result. Elsewhere: the plain function.
+
+        Outside, a workflow class makes an instance, as it would without its decorator.
+        """
+        loop = current()
+        if loop is not None:
+            child: Coroutine[Any, Any, R] = loop.context.call_child(self, args, kwargs)
+            return child
+        plain: Coroutine[Any, Any, R] = (self.cls or self.fn)(*args, **kwargs)
+        return plain
+
+    def instantiate(self) -> tuple[Callable[..., Any], object | None]:
+        """The coroutine function of one run, and the object its handlers are bound to."""
+        if self.cls is None:
+            return self.fn, None
+        instance = self.cls()
+        return self.fn.__get__(instance), instance
+
+    def __repr__(self) -> str:
+        return f"<workflow {self.signature.describe()}>"
+
+
+def handlers_of(cls: type | None) -> tuple[HandlerSpec, ...]:
+    """The marked methods of a workflow class, bases first; an override replaces."""
+    found: dict[str, HandlerSpec] = {}
+    for base in reversed(cls.__mro__) if cls is not None else ():
+        for attribute, value in vars(base).items():
+            mark: HandlerMark | None = getattr(value, HANDLER_MARK, None)
+            if mark is not None:
+                check_name(mark.name, mark.kind)
+                found[attribute] = HandlerSpec(mark.kind, mark.name, value, mark.validator)
+    names: set[tuple[str, str]] = set()
+    for handler in found.values():
+        if (handler.kind, handler.name) in names:
+            raise DefinitionError(f"two {handler.kind} handlers are called {handler.name!r}")
+        names.add((handler.kind, handler.name))
+    return tuple(found.values())
+
+
+def handler_name(handler: str | Callable[..., Any]) -> str:
+    """The name of a signal, query or update, given by name or by its decorated method."""
+    if isinstance(handler, str):
+        return handler
+    mark: HandlerMark | None = getattr(handler, HANDLER_MARK, None)
+    name = mark.name if mark is not None else getattr(handler, "__name__", "")
+    return check_name(name, "handler")
+
+
+Named = WorkflowDefinition[Any, Any] | ActivityDefinition[Any, Any]
+Definitions = Mapping[str, Named]

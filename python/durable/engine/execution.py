@@ -1,0 +1,532 @@
+"""Execution: one run in memory.
+
+It joins a definition, the core's loop and the run's history. Facts go in one at a time; what the
+code asked for because of them comes out as a `Turn`. No I/O, no clock, no randomness: time comes
+with the facts, ids come from history.
+
+    load(batches)            decode, check and replay what is recorded
+    deliver(fact)            run the code on one new fact (or answer a query, or judge an update)
+    take()                   what is new since the last take, to be committed as one
+    evict()                  let go of it; nothing is lost that a load does not bring back
+
+The other half of the contract with the core (`_core.Hook`) are the methods ``on_event``,
+``failure``, ``on_idle``, ``on_finish`` and ``make_task``.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import uuid
+from collections.abc import Sequence
+from contextvars import Context
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from durable.codec import DEFAULT_CODEC, Codec, failure_from_payload, failure_to_payload
+from durable.engine import guard, tasks
+from durable.engine.context import ContinueAsNew, WorkflowContext
+from durable.engine.definition import WorkflowDefinition
+from durable.engine.info import WorkflowInfo
+from durable.engine.registry import Registry
+from durable.engine.requests import QUERY_VARS, QUERY_WHERE, request_id_of
+from durable.engine.retry import next_delay_seconds
+from durable.engine.start import StartMeta, decode_json
+from durable.engine.turn import ScheduledActivity, Turn, TurnBuilder, scheduled_activity
+from durable.errors import (
+    ActivityError,
+    ChildWorkflowError,
+    DurableError,
+    HistoryCorruptError,
+    NonDeterminismError,
+    PayloadError,
+    UpdateRejectedError,
+    WorkflowNotFoundError,
+)
+from durable.events import Closing, EventKind, MessageKind, NewTimer, Response, RunState
+
+if TYPE_CHECKING:
+    from durable._core import Event
+
+__all__ = ["Execution", "ScheduledActivity", "Turn"]
+
+IDLE_RUN_BYTES = 6 * 1024
+"""What a warm run takes in memory beside its history: the coroutine, the loop, the context."""
+
+OUTCOMES = frozenset(
+    {
+        EventKind.ACTIVITY_COMPLETED,
+        EventKind.ACTIVITY_FAILED,
+        EventKind.TIMER_FIRED,
+        EventKind.CHILD_STARTED,
+        EventKind.CHILD_COMPLETED,
+        EventKind.CHILD_FAILED,
+        EventKind.EXTERNAL_DONE,
+        EventKind.EXTERNAL_FAILED,
+    }
+)
+"""Facts that answer a command: void when it does not wait any more."""
+
+ENDED_FROM_OUTSIDE = {
+    EventKind.RUN_TERMINATED: RunState.TERMINATED,
+    EventKind.RUN_TIMED_OUT: RunState.TIMED_OUT,
+}
+
+OWN_CODE = (str(Path(__file__).parents[1]), str(Path(asyncio.__file__).parent))
+
+
+class Execution:
+    """One warm run. Not thread-safe; used from one thread at a time."""
+
+    def __init__(
+        self,
+        definition: WorkflowDefinition[Any, Any],
+        run_id: str,
+        workflow_id: str,
+        *,
+        queue: str = "default",
+        codec: Codec = DEFAULT_CODEC,
+        registry: Registry | None = None,
+    ) -> None:
+        guard.install()
+        tasks.install()
+        self.definition = definition
+        self.run_id = run_id
+        self.workflow_id = workflow_id
+        self._queue = queue
+        self._codec = codec
+        self._registry = registry or Registry()
+        self._seed = hash_seed(run_id)
+        self._task_count = 0
+        self._loop = tasks.WorkflowLoop(uuid.UUID(run_id).bytes, self)
+        self._meta = StartMeta(workflow_id=workflow_id, queue=queue)
+        self._context = self._new_context()
+        self._loop.context = self._context
+        self._main: asyncio.Task[Any] | None = None
+        self._handler_error: BaseException | None = None
+        self._ended: Closing | None = None
+        self._responses: list[Response] = []
+        self._dead = False
+
+    # -- what the runtime does with it --------------------------------------------------------
+
+    def load(self, batches: Sequence[bytes], head_hash: int | None = None) -> None:
+        """Take the recorded history and run the code against it, up to what it now waits for.
+
+        Raises HistoryCorruptError when the bytes fail their checks, NonDeterminismError when the
+        code parts from its history, PayloadError when the input does not fit the workflow. Any of
+        them leaves the execution dead.
+        """
+        try:
+            self._loop.load(list(batches), head_hash)
+            self._loop.replay()
+        except BaseException as error:
+            raise self._died(error) from None
+
+    def deliver(
+        self,
+        kind: int,
+        ref: int,
+        time_us: int,
+        name: str | None = None,
+        meta: bytes | None = None,
+        payload: bytes | None = None,
+    ) -> Response | None:
+        """Give it one new fact, or one request, and run the code until it waits again.
+
+        ``kind`` is an EventKind below 64 or a MessageKind. Facts that answer nothing any more, and
+        facts for a run that has ended, change nothing. Returns the answer when there is one at
+        once: to a query, or to an update that is refused.
+        """
+        if kind == MessageKind.QUERY:
+            return self._answer_query(name or "", meta, payload)
+        if kind == MessageKind.UPDATE_REQUESTED:
+            return self._judge_update(time_us, name or "", meta, payload)
+        if self.is_dead or self._is_void(kind, ref):
+            return None
+        self._deliver(kind, ref, time_us, name, meta, payload)
+        return None
+
+    def take(self) -> Turn | None:
+        """What is new since the last take; None when there is nothing to write or to answer."""
+        taken = self._loop.take()
+        responses, self._responses = self._responses, []
+        if taken is None:
+            if not responses:
+                return None
+            return Turn(None, 0, 0, 0, responses=responses)
+        turn = Turn(taken[0], taken[1], taken[2], taken[3])
+        builder = TurnBuilder(self._context, self._meta, self._loop.now_us)
+        builder.build(taken, turn)
+        if self._ended is not None:
+            turn.closing = self._ended
+        turn.responses[:0] = responses
+        if turn.closing is not None:
+            self._close(turn, builder)
+        for response in turn.responses:
+            self._context.requests.open.pop(response.request_id, None)
+        return turn
+
+    def pending_activities(self) -> list[ScheduledActivity]:
+        """Activities without an outcome, oldest first: what a cold start must see to."""
+        queue, now_us = self._context.info.queue, self._loop.now_us
+        return [
+            scheduled_activity(event, queue, now_us)
+            for event in self._pending(EventKind.ACTIVITY_SCHEDULED)
+        ]
+
+    def pending_timers(self) -> list[NewTimer]:
+        """Timers that have not fired, oldest first."""
+        return [NewTimer(event[0], event[3]) for event in self._pending(EventKind.TIMER_STARTED)]
+
+    def query(self, name: str, payload: bytes | None = None) -> bytes:
+        """The encoded answer to a query; raises what the handler raises.
+
+        Two queries exist without a handler: ``__vars__`` and ``__where__``.
+        """
+        if name == QUERY_VARS:
+            return self._codec.encode(self.vars)
+        if name == QUERY_WHERE:
+            return self._codec.encode(self.where())
+        return self._codec.encode(self._context.requests.answer(name, payload))
+
+    def evict(self) -> None:
+        """Close every coroutine. What their ``finally`` blocks ask for goes nowhere."""
+        self._dead = True
+        self._loop.evict()
+
+    @property
+    def vars(self) -> dict[str, Any]:
+        """The variables that the code set, as they are now."""
+        return dict(self._context.vars)
+
+    @property
+    def info(self) -> WorkflowInfo:
+        """The facts of the run."""
+        return self._context.info
+
+    @property
+    def status(self) -> str | None:
+        """What the code said it is doing (`workflow.set_status`)."""
+        found = self._context.search.get("status")
+        return None if found is None else str(found)
+
+    @property
+    def is_finished(self) -> bool:
+        """Whether the run has ended, by its code or from outside."""
+        return self._ended is not None or self._loop.is_finished
+
+    @property
+    def is_dead(self) -> bool:
+        """Whether it was evicted, or parted from its history: of no more use."""
+        return self._dead or self._context.is_spoilt or self._loop.is_dead
+
+    @property
+    def bytes_estimate(self) -> int:
+        """About how much memory it holds."""
+        return IDLE_RUN_BYTES + 2 * self._loop.history_bytes + 1024 * len(self._loop.pending())
+
+    @property
+    def now_us(self) -> int:
+        """The run's own time: that of its last fact."""
+        return self._loop.now_us
+
+    def where(self) -> list[str]:
+        """Where each unfinished task waits: ``task: file:line function``, innermost last."""
+        lines = []
+        for task in self._loop._tasks:
+            if not task.done():
+                frames = user_frames(task.get_coro())
+                place = " > ".join(frames) or "not started"
+                lines.append(f"{task.get_name()}: {place}")
+        return lines
+
+    # -- what the core asks of it -------------------------------------------------------------
+
+    def on_event(
+        self, kind: int, ref: int, name: str | None, meta: bytes | None, payload: bytes | None
+    ) -> None:
+        """An inbound fact that is no outcome of a command."""
+        if kind == EventKind.SIGNAL_RECEIVED:
+            self._context.mailbox(name or "").put(payload)
+        elif kind == EventKind.CHILD_STARTED:
+            started = self._context.children.get(ref)
+            if started is not None and not started.done():
+                started.set_result(None)
+        elif kind == EventKind.RUN_STARTED:
+            self._start(meta, payload)
+        elif kind == EventKind.UPDATE_ACCEPTED:
+            self._context.requests.accept(name or "", meta, payload)
+        elif kind == EventKind.CANCEL_REQUESTED:
+            self._cancel(payload)
+        elif kind in ENDED_FROM_OUTSIDE:
+            state = ENDED_FROM_OUTSIDE[EventKind(kind)]
+            self._ended = Closing(state, failure=payload)
+
+    def failure(
+        self, kind: int, ref: int, name: str | None, payload: bytes | None
+    ) -> BaseException:
+        """The exception that the future of command ``ref`` raises."""
+        data = decode_json(payload) if payload else {}
+        if not isinstance(data, dict):
+            data = {"type": "Exception", "message": str(data)}
+        said = data.get("message") or data.get("type") or "no message"
+        if data.get("type") == "CancelledError":
+            return asyncio.CancelledError(said)
+        if kind == EventKind.EXTERNAL_FAILED:
+            return WorkflowNotFoundError(f"the other workflow could not be reached: {said}")
+        called = name or data.get("activity") or data.get("workflow") or self._name_of(ref)
+        attempt = data.get("attempt", 0)
+        cause = failure_from_payload(payload, None) if payload else None
+        if kind == EventKind.CHILD_FAILED:
+            started = self._context.children.get(ref)
+            error: DurableError = ChildWorkflowError(
+                f"child workflow {called} failed: {said}", name=called, failure=data
+            )
+            if started is not None and not started.done():
+                started.set_exception(error)
+                started.exception()
+        else:
+            error = ActivityError(
+                f"activity {called} failed after {attempt or 1} "
+                f"attempt{'s' if attempt > 1 else ''}: {said}",
+                name=called,
+                attempt=attempt,
+                failure=data,
+            )
+        error.__cause__ = cause
+        return error
+
+    def on_idle(self) -> None:
+        """Nothing is ready and conditions are waited for."""
+        self._context.check_conditions()
+
+    def on_finish(self) -> None:
+        """The main task is done and nothing is ready: make the ending command."""
+        main = self._main
+        assert main is not None
+        error = self._handler_error
+        if error is None and main.cancelled():
+            if self._context.cancel_requested:
+                reason = self._context.cancel_reason or "cancel requested"
+                payload = failure_to_payload(asyncio.CancelledError(reason))
+                self._loop.emit(EventKind.RUN_CANCELLED, payload=payload)
+                return
+            error = asyncio.CancelledError("the workflow cancelled itself")
+        if error is None:
+            error = main.exception()
+        if error is None:
+            try:
+                result = self.definition.signature.check_result(main.result())
+            except PayloadError as misfit:
+                error = misfit
+            else:
+                self._loop.emit(EventKind.RUN_COMPLETED, payload=result)
+                return
+        self._end_with(error)
+
+    def make_task(self, coro: Any, name: str | None, context: Context | None) -> Any:
+        """Build the task of ``loop.create_task``, numbered within the run."""
+        self._context.check_writable("asyncio tasks")
+        self._task_count += 1
+        if not inspect.iscoroutine(coro):
+            coro = as_coroutine(coro)
+        return tasks.WorkflowTask(
+            coro,
+            loop=self._loop,
+            serial=tasks.task_hash(self._seed, self._task_count),
+            name=name or f"Task-{self._task_count}",
+            context=context,
+        )
+
+    # -- how it does it -----------------------------------------------------------------------
+
+    def _new_context(self) -> WorkflowContext:
+        meta = self._meta
+        info = WorkflowInfo(
+            workflow_id=meta.workflow_id or self.workflow_id,
+            run_id=self.run_id,
+            name=self.definition.name,
+            queue=meta.queue,
+            version=meta.version,
+            attempt=meta.attempt,
+            parent=meta.parent,
+            continued_from=meta.continued_from,
+            memo=meta.memo,
+            headers=meta.headers,
+        )
+        start_us = self._loop.now_us if meta.start_us is None else meta.start_us
+        return WorkflowContext(self._loop, info, start_us, self._codec, self.definition, self._fail)
+
+    def _fail(self, error: BaseException) -> None:
+        """An exception that a signal handler let through fails the run, as one of the code does."""
+        if self._handler_error is None:
+            self._handler_error = error
+            if self._main is not None:
+                self._main.cancel("a signal handler failed")
+
+    def _start(self, meta: bytes | None, payload: bytes | None) -> None:
+        self._meta = StartMeta.from_json(meta)
+        context = self._context = self._loop.context = self._new_context()
+        context.input = payload
+        context.search.update(self._meta.search)
+        requests = context.requests
+        args, kwargs = self.definition.signature.decode_args(payload or b"[]")
+        fn, instance = self.definition.instantiate()
+        for handler in self.definition.handlers:
+            bound = handler.fn.__get__(instance)
+            validator = handler.validator.__get__(instance) if handler.validator else None
+            if handler.kind == "signal":
+                requests.handle_signal(handler.name, bound)
+            elif handler.kind == "query":
+                requests.add(requests.queries, handler.name, bound)
+            elif handler.kind == "update":
+                requests.add(requests.updates, handler.name, bound, validator)
+        for name, signal in self._meta.signals:
+            context.mailbox(name).put(signal)
+        self._main = self._loop.create_task(fn(*args, **kwargs), name="main")
+        self._loop.set_main(self._main)
+
+    def _cancel(self, payload: bytes | None) -> None:
+        context = self._context
+        context.cancel_requested = True
+        reason = decode_json(payload) if payload else None
+        if isinstance(reason, list):
+            reason = reason[0] if reason else None
+        if isinstance(reason, dict):
+            reason = reason.get("reason")
+        context.cancel_reason = None if reason is None else str(reason)
+        if self._main is not None:
+            self._main.cancel(context.cancel_reason or "cancel requested")
+
+    def _end_with(self, error: BaseException) -> None:
+        """Make the ending command for a main task that raised."""
+        if isinstance(error, SystemExit | KeyboardInterrupt | NonDeterminismError):
+            raise error
+        if isinstance(error, ContinueAsNew):
+            options = {key: value for key, value in error.options.items() if value is not None}
+            self._loop.emit(
+                EventKind.RUN_CONTINUED_AS_NEW,
+                name=error.name,
+                options=self._codec.encode(options).decode() if options else None,
+                payload=error.payload,
+            )
+            return
+        options_text = None
+        policy = self.definition.options.retry
+        if policy is not None and not isinstance(error, asyncio.CancelledError):
+            names = tuple(kind.__name__ for kind in type(error).__mro__)
+            delay = next_delay_seconds(
+                policy, self._meta.attempt, names, self._context.random.random()
+            )
+            if delay is not None and not getattr(error, "non_retryable", False):
+                options = {"delay_us": round(delay * 1e6)}
+                options_text = self._codec.encode(options).decode()
+        payload = failure_to_payload(error)
+        self._loop.emit(EventKind.RUN_FAILED, options=options_text, payload=payload)
+
+    def _deliver(
+        self,
+        kind: int,
+        ref: int,
+        time_us: int,
+        name: str | None,
+        meta: bytes | None,
+        payload: bytes | None,
+    ) -> None:
+        try:
+            self._loop.deliver(kind, ref, time_us, name, meta, payload)
+        except BaseException as error:
+            raise self._died(error) from None
+
+    def _died(self, error: BaseException) -> BaseException:
+        """After an error out of the core nothing in here can be relied on."""
+        self._dead = True
+        if isinstance(error, NonDeterminismError | HistoryCorruptError):
+            error.run_id = self.run_id
+        return error
+
+    def _is_void(self, kind: int, ref: int) -> bool:
+        if self.is_finished:
+            return True
+        if kind in OUTCOMES:
+            return not self._loop.is_pending(ref)
+        return kind == EventKind.CANCEL_REQUESTED and self._context.cancel_requested
+
+    def _pending(self, kind: EventKind) -> list[Event]:
+        if self.is_finished:
+            return []
+        return [event for event in self._loop.pending() if event[1] == kind]
+
+    def _name_of(self, ref: int) -> str:
+        for event in self._loop.pending():
+            if event[0] == ref:
+                return event[4] or ""
+        return ""
+
+    def _close(self, turn: Turn, builder: TurnBuilder) -> None:
+        """The run is over with this turn: void what is left of it, answer who still waits."""
+        pending = self._loop.pending()
+        builder.leave_children(pending, turn)
+        turn.cancelled_activities += [
+            event[0]
+            for event in pending
+            if event[1] == EventKind.ACTIVITY_SCHEDULED and event[0] < turn.first_event_id
+        ]
+        answered = {response.request_id for response in turn.responses}
+        closed = failure_to_payload(UpdateRejectedError("the run ended before the update did"))
+        turn.responses += [
+            Response(request_id, failure=closed)
+            for request_id in self._context.requests.open
+            if request_id not in answered
+        ]
+
+    def _answer_query(self, name: str, meta: bytes | None, payload: bytes | None) -> Response:
+        request_id = request_id_of(meta)
+        try:
+            return Response(request_id, payload=self.query(name, payload))
+        except Exception as error:
+            return Response(request_id, failure=failure_to_payload(error))
+
+    def _judge_update(
+        self, time_us: int, name: str, meta: bytes | None, payload: bytes | None
+    ) -> Response | None:
+        request_id = request_id_of(meta)
+        requests = self._context.requests
+        if request_id in requests.seen or self.is_dead:
+            return None
+        try:
+            if self.is_finished:
+                raise UpdateRejectedError("the run has ended")
+            requests.judge(name, payload)
+        except Exception as error:
+            if self.is_dead:
+                raise
+            return Response(request_id, failure=failure_to_payload(error))
+        self._deliver(EventKind.UPDATE_ACCEPTED, 0, time_us, name, meta, payload)
+        return None
+
+
+async def as_coroutine(awaitable: Any) -> Any:
+    """``create_task`` wants a coroutine; an activity call is a future."""
+    return await awaitable
+
+
+def hash_seed(run_id: str) -> int:
+    """Where the hashes of a run's tasks begin: differs between runs, never between processes."""
+    return uuid.UUID(run_id).int & tasks.HASH_MASK
+
+
+def user_frames(coro: Any) -> list[str]:
+    """``file:line function`` of each frame of a suspended coroutine that is the user's own."""
+    frames = []
+    for _ in range(100):
+        frame = getattr(coro, "cr_frame", None) or getattr(coro, "gi_frame", None)
+        if frame is None:
+            break
+        code = frame.f_code
+        if not code.co_filename.startswith(OWN_CODE):
+            name = Path(code.co_filename).name
+            frames.append(f"{name}:{frame.f_lineno} {code.co_qualname}")
+        coro = getattr(coro, "cr_await", None) or getattr(coro, "gi_yieldfrom", None)
+    return frames

@@ -1,0 +1,66 @@
+"""Name to definition: what one worker, or one replay, knows."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from types import ModuleType
+from typing import Any
+
+from durable.engine.definition import ActivityDefinition, WorkflowDefinition
+from durable.errors import DefinitionError, UnknownWorkflowError
+
+
+class Registry:
+    """The workflows and activities of a process, by name.
+
+    Two different functions under one name are a `DefinitionError`; the same one twice is not.
+    """
+
+    def __init__(self, workflows: Iterable[object] = (), activities: Iterable[object] = ()) -> None:
+        self.workflows: dict[str, WorkflowDefinition[Any, Any]] = {}
+        self.activities: dict[str, ActivityDefinition[Any, Any]] = {}
+        for each in (*workflows, *activities):
+            self.add(each)
+
+    def add(self, definition: object) -> None:
+        """Register one workflow or activity."""
+        if isinstance(definition, WorkflowDefinition):
+            put(self.workflows, definition.name, definition, "workflow")
+        elif isinstance(definition, ActivityDefinition):
+            put(self.activities, definition.name, definition, "activity")
+        else:
+            name = getattr(definition, "__name__", None) or repr(definition)
+            raise DefinitionError(
+                f"{name} is neither a workflow nor an activity; "
+                "put @workflow.defn or @activity.defn on it"
+            )
+
+    def collect(self, module: ModuleType) -> None:
+        """Register every workflow and activity that a module holds at its top level."""
+        for value in list(vars(module).values()):
+            if isinstance(value, WorkflowDefinition | ActivityDefinition):
+                self.add(value)
+
+    def workflow(self, name: str) -> WorkflowDefinition[Any, Any]:
+        """The workflow of that name; raise UnknownWorkflowError with those there are."""
+        found = self.workflows.get(name)
+        if found is None:
+            known = ", ".join(sorted(self.workflows)) or "none"
+            raise UnknownWorkflowError(f"no workflow is called {name!r}; registered: {known}")
+        return found
+
+
+def put(table: dict[str, Any], name: str, definition: Any, what: str) -> None:
+    """Add a definition to a table of them, if its name is not another function's."""
+    known = table.get(name)
+    if known is not None and known.fn is not definition.fn:
+        raise DefinitionError(
+            f"two functions are registered as {what} {name!r}: {describe(known.fn)} and "
+            f"{describe(definition.fn)}; give one of them another name="
+        )
+    table.setdefault(name, definition)
+
+
+def describe(fn: Any) -> str:
+    """``module.function``, for messages."""
+    return f"{getattr(fn, '__module__', '?')}.{getattr(fn, '__qualname__', fn)}"

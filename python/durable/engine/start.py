@@ -1,0 +1,126 @@
+"""The first event of a run, from both ends: how a run is made, and what its first event says.
+
+`new_run` is used by clients, for children, and for the next run of a chain. The circumstances of
+the run (its id, queue, parent, attempt, ...) travel as JSON in the event's meta.
+"""
+
+from __future__ import annotations
+
+import base64
+import uuid
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from durable._core import start_batch
+from durable.codec import DEFAULT_CODEC
+from durable.engine.definition import WorkflowDefinition
+from durable.engine.info import ParentInfo
+from durable.events import IdReuse, NewRun
+from durable.options import DEFAULT_QUEUE
+
+decode_json = DEFAULT_CODEC.decoder(Any)
+
+
+@dataclass
+class StartMeta:
+    """The circumstances of a run, as recorded with its start."""
+
+    workflow_id: str = ""
+    version: str | None = None
+    queue: str = DEFAULT_QUEUE
+    parent: ParentInfo | None = None
+    attempt: int = 1
+    memo: Mapping[str, Any] = field(default_factory=dict)
+    headers: Mapping[str, Any] = field(default_factory=dict)
+    search: Mapping[str, Any] = field(default_factory=dict)
+    start_us: int | None = None
+    """When the run was meant to begin; None is when it was recorded."""
+    continued_from: str | None = None
+    signals: Sequence[tuple[str, bytes | None]] = ()
+    """Signals that the run before this one in a chain got and did not take."""
+
+    def to_json(self) -> bytes:
+        """Compact JSON without what is at its default."""
+        meta: dict[str, Any] = {"workflow_id": self.workflow_id, "queue": self.queue}
+        for name in ("version", "start_us", "continued_from"):
+            if getattr(self, name) is not None:
+                meta[name] = getattr(self, name)
+        for name in ("memo", "headers", "search"):
+            if getattr(self, name):
+                meta[name] = dict(getattr(self, name))
+        if self.parent is not None:
+            meta["parent"] = vars(self.parent)
+        if self.attempt != 1:
+            meta["attempt"] = self.attempt
+        if self.signals:
+            meta["signals"] = [
+                [name, None if payload is None else base64.b64encode(payload).decode()]
+                for name, payload in self.signals
+            ]
+        return DEFAULT_CODEC.encode(meta)
+
+    @classmethod
+    def from_json(cls, data: bytes | None) -> StartMeta:
+        """Read what `to_json` wrote; unknown keys are ignored."""
+        meta = decode_json(data) if data else {}
+        parent = meta.get("parent")
+        return cls(
+            workflow_id=meta.get("workflow_id", ""),
+            version=meta.get("version"),
+            queue=meta.get("queue") or DEFAULT_QUEUE,
+            parent=None if parent is None else ParentInfo(**parent),
+            attempt=meta.get("attempt", 1),
+            memo=meta.get("memo", {}),
+            headers=meta.get("headers", {}),
+            search=meta.get("search", {}),
+            start_us=meta.get("start_us"),
+            continued_from=meta.get("continued_from"),
+            signals=[
+                (name, None if payload is None else base64.b64decode(payload))
+                for name, payload in meta.get("signals", ())
+            ],
+        )
+
+
+def new_run(
+    workflow: WorkflowDefinition[Any, Any] | str,
+    payload: bytes | None,
+    meta: StartMeta,
+    *,
+    run_id: str,
+    now_us: int,
+    priority: int = 0,
+    start_delay_us: int = 0,
+    start_at_us: int | None = None,
+    run_timeout_us: int | None = None,
+    id_reuse: IdReuse = IdReuse.REJECT,
+) -> NewRun:
+    """Make a run that is ready to be stored.
+
+    ``payload`` is the encoded argument list, ``run_id`` a UUID, ``now_us`` the time of the start
+    as the caller knows it: the database decides when the run begins, the code sees this time as
+    its first now.
+    """
+    name = workflow if isinstance(workflow, str) else workflow.name
+    begin_us = max(now_us + start_delay_us, start_at_us or 0)
+    if meta.start_us is None and begin_us != now_us:
+        meta.start_us = begin_us
+    batch, head_hash = start_batch(uuid.UUID(run_id).bytes, name, begin_us, meta.to_json(), payload)
+    return NewRun(
+        run_id=run_id,
+        workflow_id=meta.workflow_id,
+        workflow_type=name,
+        queue=meta.queue,
+        batch=batch,
+        head_hash=head_hash,
+        priority=priority,
+        version=meta.version,
+        start_delay_us=start_delay_us,
+        start_at_us=start_at_us,
+        run_timeout_us=run_timeout_us,
+        id_reuse=id_reuse,
+        parent_run_id=meta.parent.run_id if meta.parent else None,
+        parent_ref=meta.parent.ref if meta.parent else None,
+        search=DEFAULT_CODEC.encode(dict(meta.search)) if meta.search else None,
+    )

@@ -1,0 +1,255 @@
+"""Turn: what one step of a run changed, as the store is to be told.
+
+`TurnBuilder` reads the commands the core recorded since the last take and sorts them by what has to
+be done about each. Nothing is decided here that history does not already say.
+"""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any
+
+from durable.codec import DEFAULT_CODEC
+from durable.engine.context import WorkflowContext, child_run_id, child_workflow_id
+from durable.engine.info import ParentInfo
+from durable.engine.retry import options_from_json
+from durable.engine.start import StartMeta, decode_json, new_run
+from durable.events import Closing, EventKind, Message, NewRun, NewTimer, Response, RunState
+from durable.options import ActivityOptions
+
+if TYPE_CHECKING:
+    from durable._core import Event
+
+PARENT_CLOSE_POLICIES = ("terminate", "cancel", "abandon")
+
+
+@dataclass(slots=True)
+class ScheduledActivity:
+    """An activity that the code asked for and that has no outcome yet."""
+
+    ref: int
+    name: str
+    queue: str
+    priority: int
+    options: ActivityOptions
+    options_json: str
+    input: bytes
+    scheduled_us: int
+
+
+@dataclass(slots=True)
+class Turn:
+    """Everything new since the last one, to be committed as one."""
+
+    batch: bytes | None
+    """The history batch, or None when there are only responses."""
+    head_hash: int
+    first_event_id: int
+    event_count: int
+    scheduled: list[ScheduledActivity] = field(default_factory=list)
+    cancelled_activities: list[int] = field(default_factory=list)
+    timers: list[NewTimer] = field(default_factory=list)
+    timers_done: list[int] = field(default_factory=list)
+    """Refs of timers that the code cancelled. (What fired is known to whoever delivered it.)"""
+    children: list[NewRun] = field(default_factory=list)
+    messages: list[Message] = field(default_factory=list)
+    responses: list[Response] = field(default_factory=list)
+    closing: Closing | None = None
+    successor: NewRun | None = None
+    search: bytes | None = None
+
+
+@lru_cache(maxsize=4096)
+def activity_options(text: str) -> ActivityOptions:
+    """Recorded options, parsed once per distinct text."""
+    return options_from_json(text) if text else ActivityOptions()
+
+
+def scheduled_activity(event: Event, queue: str, now_us: int) -> ScheduledActivity:
+    """An ACTIVITY_SCHEDULED event as something to be done."""
+    text = event[5] or ""
+    options = activity_options(text)
+    return ScheduledActivity(
+        ref=event[0],
+        name=event[4] or "",
+        queue=options.queue or queue,
+        priority=options.priority,
+        options=options,
+        options_json=text,
+        input=event[7] or b"[]",
+        scheduled_us=now_us,
+    )
+
+
+def recorded_options(event: Event) -> Mapping[str, Any]:
+    """The options of a command as a dict."""
+    found: Mapping[str, Any] = decode_json(event[5].encode()) if event[5] else {}
+    return found
+
+
+class TurnBuilder:
+    """Sorts the commands of one turn."""
+
+    def __init__(self, context: WorkflowContext, meta: StartMeta, now_us: int) -> None:
+        self.context = context
+        self.meta = meta
+        self.now_us = now_us
+        self.activities: dict[int, ScheduledActivity] = {}
+        self.timers: dict[int, NewTimer] = {}
+        self.children: dict[int, NewRun] = {}
+        self.ending: Event | None = None
+
+    def build(self, taken: tuple[bytes, int, int, int, Sequence[Event]], turn: Turn) -> None:
+        """Fill ``turn`` from what the core gave."""
+        for event in taken[4]:
+            kind = event[1]
+            if kind == EventKind.ACTIVITY_SCHEDULED:
+                self.activities[event[0]] = scheduled_activity(
+                    event, self.context.info.queue, self.now_us
+                )
+            elif kind == EventKind.TIMER_STARTED:
+                self.timers[event[0]] = NewTimer(event[0], event[3])
+            elif kind >= EventKind.RUN_COMPLETED:
+                self.ending = event
+            else:
+                self.add_other(event, turn)
+        if self.ending is not None:
+            self.close(self.ending, turn)
+        turn.scheduled = list(self.activities.values())
+        turn.timers = list(self.timers.values())
+        turn.children = list(self.children.values())
+
+    def add_other(self, event: Event, turn: Turn) -> None:
+        """A command that is neither an activity, nor a timer, nor the end."""
+        kind, ref = event[1], event[2]
+        if kind == EventKind.ACTIVITY_CANCEL_REQUESTED:
+            # Started and cancelled in one turn: nobody needs to know of it.
+            if self.activities.pop(ref, None) is None:
+                turn.cancelled_activities.append(ref)
+        elif kind == EventKind.TIMER_CANCELLED:
+            if self.timers.pop(ref, None) is None:
+                turn.timers_done.append(ref)
+        elif kind == EventKind.CHILD_INITIATED:
+            self.children[event[0]] = self.child(event)
+        elif kind == EventKind.CHILD_CANCEL_REQUESTED:
+            if self.children.pop(ref, None) is None:
+                turn.messages.append(self.to_child(ref, EventKind.CANCEL_REQUESTED))
+        elif kind in (EventKind.EXTERNAL_SIGNAL, EventKind.EXTERNAL_CANCEL):
+            turn.messages.append(self.message(event))
+        elif kind in (EventKind.UPDATE_COMPLETED, EventKind.UPDATE_FAILED):
+            done = kind == EventKind.UPDATE_COMPLETED
+            turn.responses.append(
+                Response(
+                    request_id=event[4] or "",
+                    payload=event[7] if done else None,
+                    failure=None if done else event[7],
+                )
+            )
+        elif kind == EventKind.ATTRIBUTES_SET:
+            turn.search = DEFAULT_CODEC.encode(self.context.search)
+
+    def child(self, event: Event) -> NewRun:
+        """The run that a CHILD_INITIATED asks for."""
+        info, options = self.context.info, recorded_options(event)
+        given_id = options.get("id")
+        meta = StartMeta(
+            workflow_id=given_id or child_workflow_id(info.workflow_id, event[0]),
+            version=options.get("version"),
+            queue=options.get("queue") or info.queue,
+            parent=ParentInfo(info.run_id, info.workflow_id, event[0]),
+            memo=options.get("memo", {}),
+            headers=info.headers,
+        )
+        return new_run(
+            event[4] or "",
+            event[7],
+            meta,
+            run_id=child_run_id(info.run_id, event[0]),
+            now_us=self.now_us,
+            priority=options.get("priority", 0),
+            run_timeout_us=options.get("run_timeout_us"),
+        )
+
+    def to_child(self, ref: int, kind: EventKind) -> Message:
+        """A request to the child that event ``ref`` started."""
+        run_id = self.context.info.run_id
+        return Message(
+            kind=kind,
+            run_id=child_run_id(run_id, ref),
+            request_id=f"{run_id}:{ref}:{kind.name}",
+        )
+
+    def message(self, event: Event) -> Message:
+        """The message that an EXTERNAL_SIGNAL or EXTERNAL_CANCEL asks for."""
+        options = recorded_options(event)
+        is_signal = event[1] == EventKind.EXTERNAL_SIGNAL
+        return Message(
+            kind=EventKind.SIGNAL_RECEIVED if is_signal else EventKind.CANCEL_REQUESTED,
+            workflow_id=options.get("workflow_id"),
+            run_id=options.get("run_id"),
+            name=event[4],
+            payload=event[7],
+            ref=event[0],
+            request_id=f"{self.context.info.run_id}:{event[0]}",
+        )
+
+    def close(self, event: Event, turn: Turn) -> None:
+        """The code ended: nothing that it asked for last is to be started any more."""
+        kind, payload = event[1], event[7]
+        self.activities.clear()
+        self.timers.clear()
+        if kind == EventKind.RUN_COMPLETED:
+            turn.closing = Closing(RunState.COMPLETED, result=payload)
+        elif kind == EventKind.RUN_FAILED:
+            turn.closing = Closing(RunState.FAILED, failure=payload)
+            if event[5]:
+                turn.successor = self.successor(event, self.meta.attempt + 1)
+        elif kind == EventKind.RUN_CANCELLED:
+            turn.closing = Closing(RunState.CANCELLED, failure=payload)
+        else:
+            turn.closing = Closing(RunState.CONTINUED_AS_NEW)
+            turn.successor = self.successor(event, 1)
+
+    def successor(self, event: Event, attempt: int) -> NewRun:
+        """The next run of the chain: after continue-as-new, or for the next attempt."""
+        info, options = self.context.info, recorded_options(event)
+        again = event[1] == EventKind.RUN_FAILED
+        meta = StartMeta(
+            workflow_id=info.workflow_id,
+            version=options.get("version", info.version),
+            queue=options.get("queue") or info.queue,
+            parent=info.parent,
+            attempt=attempt,
+            memo=options.get("memo", info.memo),
+            headers=info.headers,
+            search=self.context.search,
+            continued_from=info.run_id,
+            signals=self.context.unread_signals(),
+        )
+        return new_run(
+            info.name if again else event[4] or info.name,
+            self.context.input if again else event[7],
+            meta,
+            run_id=str(uuid.uuid5(uuid.UUID(info.run_id), f"next {event[0]}")),
+            now_us=self.now_us,
+            priority=options.get("priority", 0),
+            start_delay_us=options.get("delay_us", 0),
+            run_timeout_us=options.get("run_timeout_us"),
+        )
+
+    def leave_children(self, pending: Iterable[Event], turn: Turn) -> None:
+        """Do to the children what their parent-close policy says, now that the run is over."""
+        for event in pending:
+            if event[1] != EventKind.CHILD_INITIATED:
+                continue
+            policy = recorded_options(event).get("parent_close", "terminate")
+            if policy == "abandon":
+                continue
+            if self.children.pop(event[0], None) is None:
+                cancel = policy == "cancel"
+                kind = EventKind.CANCEL_REQUESTED if cancel else EventKind.RUN_TERMINATED
+                turn.messages.append(self.to_child(event[0], kind))
+        turn.children = list(self.children.values())

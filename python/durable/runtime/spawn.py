@@ -37,6 +37,7 @@ from durable.runtime.metrics import Snapshot
 LINE_BYTES_MAX = 4 * 1024 * 1024
 PENDING_BYTES_MAX = 4096
 """Unread bytes to a worker above which hints are dropped: it has one to read anyway."""
+LAST_WORDS_SECONDS = 0.25
 BOOT_FAILURE_CODE = 78
 """Exit code of a worker that could not start (EX_CONFIG)."""
 
@@ -152,6 +153,8 @@ class WorkerProcess:
     async def close(self) -> None:
         """Give back the socket of a process that has exited."""
         if self._reading is not None:
+            # Its last words may still be in the socket. A grandchild may hold the socket open.
+            await asyncio.wait({self._reading}, timeout=LAST_WORDS_SECONDS)
             self._reading.cancel()
             with contextlib.suppress(asyncio.CancelledError):
                 await self._reading

@@ -197,11 +197,13 @@ class Supervisor:
             for task in done:
                 task.result()
         finally:
-            for worker in self._processes:
-                worker.kill()
             for task in (*slots, *background, stopping):
                 task.cancel()
             await asyncio.gather(*slots, *background, stopping, return_exceptions=True)
+            for worker in list(self._processes):
+                worker.kill()
+                await worker.exited.wait()
+                await self._bury(worker)
             await self._hand_over()
 
     async def _every(self, seconds: float, action: Callable[[], Awaitable[None]]) -> None:

@@ -134,11 +134,7 @@ async def run(
         loop.add_signal_handler(signal.SIGTERM, worker.request_stop)
     beating = asyncio.create_task(beat(worker, metrics, writer))
     listening = asyncio.create_task(listen(worker, reader))
-    await asyncio.wait({running, listening}, return_when=asyncio.FIRST_COMPLETED)
-    if listening.done() and not running.done():
-        # Told to stop, or the supervisor is gone: either way drain; it ends in bounded time.
-        worker.request_stop()
-        await asyncio.wait({running})
+    await asyncio.wait({running})
     beating.cancel()
     listening.cancel()
     if running.exception() is not None:
@@ -150,13 +146,15 @@ async def run(
 
 
 async def listen(worker: Worker, reader: asyncio.StreamReader) -> None:
-    """Act on the supervisor's lines; end when it says stop, or is gone."""
+    """Act on the supervisor's lines; drain when it says stop, or is gone."""
     while True:
         try:
             line = await reader.readline()
         except OSError:
-            return
+            line = b""
         if not line or b"stop" in line:
+            worker.request_stop()
+        if not line:
             return
         worker.hint()
 

@@ -133,7 +133,7 @@ class WorkerProcess:
     def hint(self) -> None:
         """Tell it to look for work now. Never blocks; dropped while others are unread."""
         writer = self._writer
-        if writer is None or writer.is_closing() or not self.up.is_set():
+        if writer is None or writer.is_closing() or self.stop_sent or not self.up.is_set():
             return
         if writer.transport.get_write_buffer_size() < PENDING_BYTES_MAX:
             writer.write(b'{"hint": 1}\n')
@@ -175,8 +175,11 @@ class WorkerProcess:
         while True:
             try:
                 line = await reader.readline()
-            except (OSError, ValueError):
-                log.warning("worker %s (pid %s) sent what cannot be read", self.number, self.pid)
+            except OSError:
+                # It ended before it had read our last words.
+                return
+            except ValueError:
+                log.error("worker %s (pid %s) sent too long a line", self.number, self.pid)
                 self.kill()
                 return
             if not line:

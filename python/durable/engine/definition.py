@@ -42,6 +42,7 @@ class ActivityDefinition(ActivityBase, Generic[P, R]):
     options: ActivityOptions
     codec: Codec
     is_async: bool
+    __wrapped__: Callable[..., Any]
 
     def __new__(
         cls,

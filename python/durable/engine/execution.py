@@ -23,7 +23,14 @@ from contextvars import Context
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from durable.codec import DEFAULT_CODEC, Codec, failure_from_payload, failure_to_payload
+from durable.codec import (
+    DEFAULT_CODEC,
+    Codec,
+    failure_from_payload,
+    failure_to_payload,
+    is_final,
+    type_names,
+)
 from durable.engine import guard, tasks
 from durable.engine.context import ContinueAsNew, WorkflowContext
 from durable.engine.definition import WorkflowDefinition
@@ -36,6 +43,7 @@ from durable.engine.turn import ScheduledActivity, Turn, TurnBuilder, scheduled_
 from durable.errors import (
     ActivityError,
     ChildWorkflowError,
+    DecodeError,
     DurableError,
     HistoryCorruptError,
     NonDeterminismError,
@@ -72,6 +80,7 @@ ENDED_FROM_OUTSIDE = {
     EventKind.RUN_TIMED_OUT: RunState.TIMED_OUT,
 }
 
+FRAMES_MAX = 100
 OWN_CODE = (str(Path(__file__).parents[1]), str(Path(asyncio.__file__).parent))
 
 
@@ -236,9 +245,7 @@ class Execution:
         lines = []
         for task in self._loop._tasks:
             if not task.done():
-                frames = user_frames(task.get_coro())
-                place = " > ".join(frames) or "not started"
-                lines.append(f"{task.get_name()}: {place}")
+                lines.append(f"{task.get_name()}: {waiting_place(task.get_coro())}")
         return lines
 
     # -- what the core asks of it -------------------------------------------------------------
@@ -267,9 +274,7 @@ class Execution:
         self, kind: int, ref: int, name: str | None, payload: bytes | None
     ) -> BaseException:
         """The exception that the future of command ``ref`` raises."""
-        data = decode_json(payload) if payload else {}
-        if not isinstance(data, dict):
-            data = {"type": "Exception", "message": str(data)}
+        data = failure_data(payload)
         said = data.get("message") or data.get("type") or "no message"
         if data.get("type") == "CancelledError":
             return asyncio.CancelledError(said)
@@ -277,7 +282,7 @@ class Execution:
             return WorkflowNotFoundError(f"the other workflow could not be reached: {said}")
         called = name or data.get("activity") or data.get("workflow") or self._name_of(ref)
         attempt = data.get("attempt", 0)
-        cause = failure_from_payload(payload, None) if payload else None
+        cause = self._cause(payload)
         if kind == EventKind.CHILD_FAILED:
             started = self._context.children.get(ref)
             error: DurableError = ChildWorkflowError(
@@ -415,11 +420,14 @@ class Execution:
         options_text = None
         policy = self.definition.options.retry
         if policy is not None and not isinstance(error, asyncio.CancelledError):
-            names = tuple(kind.__name__ for kind in type(error).__mro__)
             delay = next_delay_seconds(
-                policy, self._meta.attempt, names, self._context.random.random()
+                policy,
+                self._meta.attempt,
+                type_names(error),
+                self._context.random.random(),
+                is_final=is_final(error),
             )
-            if delay is not None and not getattr(error, "non_retryable", False):
+            if delay is not None:
                 options = {"delay_us": round(delay * 1e6)}
                 options_text = self._codec.encode(options).decode()
         payload = failure_to_payload(error)
@@ -457,6 +465,15 @@ class Execution:
         if self.is_finished:
             return []
         return [event for event in self._loop.pending() if event[1] == kind]
+
+    def _cause(self, payload: bytes | None) -> BaseException | None:
+        """What was raised elsewhere, rebuilt where its class is known here."""
+        if not payload:
+            return None
+        try:
+            return failure_from_payload(payload, self._registry.errors)
+        except DecodeError as unreadable:
+            return unreadable
 
     def _name_of(self, ref: int) -> str:
         for event in self._loop.pending():
@@ -512,21 +529,32 @@ async def as_coroutine(awaitable: Any) -> Any:
     return await awaitable
 
 
+def failure_data(payload: bytes | None) -> dict[str, Any]:
+    """A recorded failure as plain data, whatever its bytes are."""
+    try:
+        data = decode_json(payload) if payload else {}
+    except DecodeError as unreadable:
+        data = str(unreadable)
+    return data if isinstance(data, dict) else {"type": "Exception", "message": str(data)}
+
+
 def hash_seed(run_id: str) -> int:
     """Where the hashes of a run's tasks begin: differs between runs, never between processes."""
     return uuid.UUID(run_id).int & tasks.HASH_MASK
 
 
-def user_frames(coro: Any) -> list[str]:
-    """``file:line function`` of each frame of a suspended coroutine that is the user's own."""
+def waiting_place(coro: Any) -> str:
+    """Where a suspended coroutine waits, in frames that are the user's own; what it awaits if none.
+
+    Written ``file:line function``, outermost first.
+    """
     frames = []
-    for _ in range(100):
+    for _ in range(FRAMES_MAX):
         frame = getattr(coro, "cr_frame", None) or getattr(coro, "gi_frame", None)
         if frame is None:
             break
         code = frame.f_code
         if not code.co_filename.startswith(OWN_CODE):
-            name = Path(code.co_filename).name
-            frames.append(f"{name}:{frame.f_lineno} {code.co_qualname}")
+            frames.append(f"{Path(code.co_filename).name}:{frame.f_lineno} {code.co_qualname}")
         coro = getattr(coro, "cr_await", None) or getattr(coro, "gi_yieldfrom", None)
-    return frames
+    return " > ".join(frames) or ("not started" if coro is None else repr(coro))

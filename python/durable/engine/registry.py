@@ -16,9 +16,16 @@ class Registry:
     Two different functions under one name are a `DefinitionError`; the same one twice is not.
     """
 
-    def __init__(self, workflows: Iterable[object] = (), activities: Iterable[object] = ()) -> None:
+    def __init__(
+        self,
+        workflows: Iterable[object] = (),
+        activities: Iterable[object] = (),
+        errors: Iterable[type[BaseException]] = (),
+    ) -> None:
         self.workflows: dict[str, WorkflowDefinition[Any, Any]] = {}
         self.activities: dict[str, ActivityDefinition[Any, Any]] = {}
+        self.errors = {f"{each.__module__}.{each.__qualname__}": each for each in errors}
+        """Exception classes that failures from elsewhere become again, by qualified name."""
         for each in (*workflows, *activities):
             self.add(each)
 

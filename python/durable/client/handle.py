@@ -1,0 +1,359 @@
+"""Handle: one workflow from outside: wait for it, talk to it, look into it."""
+
+from __future__ import annotations
+
+import asyncio
+import uuid
+from collections.abc import Callable, Mapping
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
+
+from durable.client.replica import HistoryEvent, events_of, read_moment, rebuild
+from durable.codec import Signature, check_size, failure_from_payload
+from durable.engine.definition import WorkflowDefinition, handler_name
+from durable.engine.execution import Execution
+from durable.engine.start import decode_json
+from durable.errors import (
+    InvalidArgumentError,
+    PayloadError,
+    UnknownWorkflowError,
+    WorkflowCancelledError,
+    WorkflowError,
+    WorkflowFailedError,
+    WorkflowNotFoundError,
+    WorkflowParkedError,
+    WorkflowTerminatedError,
+    WorkflowTimedOutError,
+)
+from durable.events import EventKind, Message, MessageKind, Response, RunState, RunView
+from durable.options import seconds
+
+if TYPE_CHECKING:
+    from durable.client.client import Client
+
+R = TypeVar("R")
+
+ANSWER_SECONDS = 10.0
+"""How long a query or an update is waited for, unless the caller says otherwise."""
+
+ENDINGS: Mapping[RunState, type[WorkflowError]] = {
+    RunState.FAILED: WorkflowFailedError,
+    RunState.CANCELLED: WorkflowCancelledError,
+    RunState.TERMINATED: WorkflowTerminatedError,
+    RunState.TIMED_OUT: WorkflowTimedOutError,
+}
+
+
+class WorkflowHandle(Generic[R]):
+    """One workflow by its id, or one of its runs by ``run_id``. Made by a client; holds nothing."""
+
+    def __init__(
+        self,
+        client: Client,
+        workflow_id: str,
+        run_id: str | None = None,
+        definition: WorkflowDefinition[Any, R] | None = None,
+    ) -> None:
+        self._client = client
+        self._definition = definition
+        self.workflow_id = workflow_id
+        self.run_id = run_id
+        """The run this handle is about; None: the open or latest one."""
+
+    def __repr__(self) -> str:
+        return f"<workflow handle {self.workflow_id!r} run {self.run_id or '(latest)'}>"
+
+    # -- its end -----------------------------------------------------------------------------
+
+    async def result(self, timeout: timedelta | float | None = None) -> R:  # noqa: ASYNC109
+        """Wait for the result, as the workflow's annotation says where its code is known.
+
+        A run that continued as new, or was started again by its retry policy, is followed to the
+        end. Raises WorkflowFailedError (with the exception as ``__cause__``),
+        WorkflowCancelledError, WorkflowTerminatedError or WorkflowTimedOutError for a run that
+        ended so; after ``timeout`` (seconds or timedelta) WorkflowParkedError for a run that is
+        parked, TimeoutError for one that is not.
+        """
+        view = await self.describe()
+        limit = None if timeout is None else seconds(timeout, "timeout")
+        try:
+            async with asyncio.timeout(limit):
+                while True:
+                    if view.state < RunState.COMPLETED:
+                        view = await self._client.waiter.closed(view.run_id)
+                    successor = await self._successor(view)
+                    if successor is None:
+                        break
+                    view = successor
+        except TimeoutError:
+            raise await self._late(limit or 0.0) from None
+        return self._outcome(view)
+
+    async def _successor(self, view: RunView) -> RunView | None:
+        """The next run of the chain, if this one did not end it."""
+        if view.state not in (RunState.CONTINUED_AS_NEW, RunState.FAILED):
+            return None
+        latest = await self._client.store.view(workflow_id=self.workflow_id)
+        if latest is None or latest.run_id == view.run_id:
+            return None
+        if view.state == RunState.CONTINUED_AS_NEW:
+            return latest
+        # The id may also have been used again by a start that has nothing to do with this run.
+        histories = await self._client.store.load({latest.run_id: latest.part})
+        events = events_of(latest.run_id, histories[latest.run_id][:1])
+        is_next = (events[0].meta or {}).get("continued_from") is not None
+        return latest if is_next else None
+
+    async def _late(self, limit: float) -> BaseException:
+        view = await self.describe()
+        if view.state == RunState.PARKED:
+            failure = plain_failure(view.failure)
+            return WorkflowParkedError(
+                f"workflow {self.workflow_id} is parked ({failure.get('reason', 'no reason')}): "
+                f"{failure.get('message', '')}",
+                workflow_id=self.workflow_id,
+                run_id=view.run_id,
+                failure=failure,
+            )
+        return TimeoutError(
+            f"workflow {self.workflow_id} has no result after {limit:g} s; it is still "
+            f"{view.state.name.lower()}"
+        )
+
+    def _outcome(self, view: RunView) -> R:
+        if view.state == RunState.COMPLETED:
+            definition = self._definition or self._client.known(view.workflow_type)
+            if definition is not None:
+                value: R = definition.signature.decode_result(view.result)
+            else:
+                value = None if view.result is None else decode_json(view.result)  # type: ignore[assignment]
+            return value
+        failure = plain_failure(view.failure)
+        kind = ENDINGS.get(view.state, WorkflowFailedError)
+        said = failure.get("message") or failure.get("type") or ""
+        if view.state == RunState.FAILED and failure.get("type"):
+            said = f"{failure['type']}: {failure.get('message', '')}"
+        ended = view.state.name.lower().replace("_", " ")
+        error = kind(
+            f"workflow {self.workflow_id} {ended}" + (f": {said}" if said else ""),
+            workflow_id=self.workflow_id,
+            run_id=view.run_id,
+            failure=failure,
+        )
+        if view.state == RunState.FAILED and view.failure is not None:
+            error.__cause__ = failure_from_payload(view.failure)
+        raise error
+
+    # -- talking to it -----------------------------------------------------------------------
+
+    async def signal(
+        self,
+        signal: str | Callable[..., Any],
+        *args: Any,
+        request_id: str | None = None,
+        conn: Any = None,
+    ) -> None:
+        """Send a signal, by name or by its ``@workflow.signal`` method; it is never lost.
+
+        A repeated send with the same ``request_id`` is a no-op. With ``conn`` (a psycopg async
+        connection) it belongs to the caller's transaction. Raises WorkflowNotFoundError when no run
+        with the id is open.
+        """
+        await self._send(
+            EventKind.SIGNAL_RECEIVED,
+            name=handler_name(signal),
+            payload=self._encode(signal, args),
+            request_id=request_id,
+            conn=conn,
+        )
+
+    async def cancel(self, reason: str = "") -> None:
+        """Ask it to end: its code gets a CancelledError and may clean up."""
+        payload = self._client.codec.encode([reason]) if reason else None
+        await self._send(EventKind.CANCEL_REQUESTED, payload=payload)
+
+    async def terminate(self, reason: str = "") -> None:
+        """End it without running its code; also when it is parked."""
+        failure = {"type": "Terminated", "message": reason or "terminated"}
+        run_id = await self._send(
+            EventKind.RUN_TERMINATED, payload=self._client.codec.encode(failure)
+        )
+        await self._client.store.unpark([run_id])
+        self._client.hinter.hint()
+
+    async def unpark(self) -> bool:
+        """Have a parked run tried again now; False when it was not parked."""
+        view = await self.describe()
+        count = await self._client.store.unpark([view.run_id])
+        self._client.hinter.hint()
+        return count > 0
+
+    async def query(
+        self,
+        query: str | Callable[..., Any],
+        *args: Any,
+        result_type: Any = Any,
+        timeout: timedelta | float = ANSWER_SECONDS,  # noqa: ASYNC109
+    ) -> Any:
+        """Ask the run itself: its worker answers, or this process when the run is closed.
+
+        Raises what the handler raised, UpdateRejectedError when there is no such query, and
+        TimeoutError when no worker answers in time.
+        """
+        name, payload = handler_name(query), self._encode(query, args)
+        view = await self.describe()
+        if view.state >= RunState.COMPLETED:
+            execution = await self._replay(view)
+            try:
+                answer = execution.query(name, payload)
+            finally:
+                execution.evict()
+            return self._client.codec.decode(answer, result_type)
+        response = await self._ask(MessageKind.QUERY, name, payload, seconds(timeout, "timeout"))
+        return self._read(response, result_type)
+
+    async def update(
+        self,
+        update: str | Callable[..., Any],
+        *args: Any,
+        result_type: Any = Any,
+        request_id: str | None = None,
+        timeout: timedelta | float = ANSWER_SECONDS,  # noqa: ASYNC109
+    ) -> Any:
+        """Change the run and wait for the answer of its update handler.
+
+        Raises UpdateRejectedError when its validator refused (nothing is recorded then), what the
+        handler raised, and TimeoutError when there is no answer in time: it may still be done, and
+        asking again with the same ``request_id`` does it no second time.
+        """
+        name, payload = handler_name(update), self._encode(update, args)
+        limit = seconds(timeout, "timeout")
+        response = await self._ask(MessageKind.UPDATE_REQUESTED, name, payload, limit, request_id)
+        return self._read(response, result_type)
+
+    async def _ask(
+        self,
+        kind: MessageKind,
+        name: str,
+        payload: bytes,
+        limit: float,
+        request_id: str | None = None,
+    ) -> Response:
+        request_id = request_id or str(uuid.uuid4())
+        meta = self._client.codec.encode({"request_id": request_id})
+        await self._send(kind, name=name, payload=payload, meta=meta, request_id=request_id)
+        try:
+            async with asyncio.timeout(limit):
+                return await self._client.waiter.answer(request_id)
+        except TimeoutError:
+            raise TimeoutError(
+                f"workflow {self.workflow_id} did not answer {name!r} in {limit:g} s; "
+                "is a worker with its code running?"
+            ) from None
+
+    def _read(self, response: Response, result_type: Any) -> Any:
+        if response.failure is not None:
+            raise failure_from_payload(response.failure)
+        if response.payload is None:
+            return None
+        return self._client.codec.decode(response.payload, result_type)
+
+    async def _send(
+        self,
+        kind: EventKind | MessageKind,
+        *,
+        name: str | None = None,
+        payload: bytes | None = None,
+        meta: bytes | None = None,
+        request_id: str | None = None,
+        conn: Any = None,
+    ) -> str:
+        message = Message(
+            kind=kind,
+            workflow_id=None if self.run_id else self.workflow_id,
+            run_id=self.run_id,
+            name=name,
+            meta=meta,
+            payload=payload,
+            request_id=request_id or str(uuid.uuid4()),
+        )
+        run_id = (await self._client.store.send([message], conn))[0]
+        if run_id is None:
+            view = await self.describe()
+            raise WorkflowNotFoundError(
+                f"no run of workflow {self.workflow_id} is open; "
+                f"run {view.run_id} is {view.state.name.lower()}"
+            )
+        if conn is None:
+            self._client.hinter.hint()
+        return run_id
+
+    def _encode(self, handler: str | Callable[..., Any], args: tuple[Any, ...]) -> bytes:
+        codec = self._client.codec
+        if isinstance(handler, str):
+            payload = codec.encode(list(args))
+            check_size(payload, f"the arguments of {handler!r}")
+            return payload
+        signature = Signature.of(handler, codec, skip_first=True)
+        payload = signature.encode_args(args, {})
+        try:
+            signature.decode_args(payload)
+        except PayloadError as error:
+            raise InvalidArgumentError(str(error)) from error
+        return payload
+
+    # -- looking into it ---------------------------------------------------------------------
+
+    async def describe(self) -> RunView:
+        """Where it stands; raise WorkflowNotFoundError when there is no such run."""
+        view = await self._client.store.view(
+            workflow_id=None if self.run_id else self.workflow_id, run_id=self.run_id
+        )
+        if view is None:
+            which = f" and run id {self.run_id}" if self.run_id else ""
+            raise WorkflowNotFoundError(f"there is no workflow with id {self.workflow_id!r}{which}")
+        return view
+
+    async def history(self) -> list[HistoryEvent]:
+        """What happened in it, event by event."""
+        view = await self.describe()
+        histories = await self._client.store.load({view.run_id: view.part})
+        return events_of(view.run_id, histories.get(view.run_id, []))
+
+    async def vars(self) -> dict[str, Any]:
+        """Its variables (`workflow.set_vars`), rebuilt by replay in this process.
+
+        Asks no worker and changes nothing; signals it has not read yet are taken into account.
+        Needs the workflow's code: raises UnknownWorkflowError without. Raises NonDeterminismError
+        when that code is not the run's.
+        """
+        execution = await self._replay(await self.describe())
+        try:
+            return execution.vars
+        finally:
+            execution.evict()
+
+    async def where(self) -> list[str]:
+        """Where its code waits, one line per task: ``task: file:line function``. By replay."""
+        execution = await self._replay(await self.describe())
+        try:
+            return execution.where()
+        finally:
+            execution.evict()
+
+    async def _replay(self, view: RunView) -> Execution:
+        definition = self._definition or self._client.known(view.workflow_type)
+        if definition is None or definition.name != view.workflow_type:
+            raise UnknownWorkflowError(
+                f"workflow {self.workflow_id} is a {view.workflow_type!r}, whose code this client "
+                "does not have; pass workflow= to get_handle(), or workflows= to Client.connect()"
+            )
+        batches, items = await read_moment(self._client.store, view)
+        registry = self._client.registry
+        return rebuild(view, definition, registry, batches, items)
+
+
+def plain_failure(payload: bytes | None) -> dict[str, Any]:
+    """A recorded failure as a dict; empty when there is none."""
+    data = decode_json(payload) if payload else None
+    return data if isinstance(data, dict) else {}

@@ -1,0 +1,134 @@
+"""Attempt: one try of one activity, and how it ended. Plain data."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from enum import Enum
+from typing import Any, NamedTuple, Protocol
+
+from durable.engine.definition import ActivityDefinition
+from durable.engine.info import ActivityContext
+from durable.events import EventKind
+from durable.options import ActivityOptions
+
+RETRY = 0
+"""The kind of an ending that asks for another attempt (as in `ActivityOutcome.kind`)."""
+
+
+class Stop(Enum):
+    """Why an attempt was told to stop before its end."""
+
+    CANCELLED = "cancelled"
+    """The workflow asked for it, and hears what became of it."""
+    TIMED_OUT = "timed_out"
+    VOID = "void"
+    """Nobody wants its outcome any more."""
+    DRAINED = "drained"
+    """This worker ends; another one tries again."""
+
+
+class Ending(NamedTuple):
+    """How an attempt ended. ``kind``: ACTIVITY_COMPLETED, ACTIVITY_FAILED, or RETRY."""
+
+    kind: int
+    payload: bytes | None
+    delay_us: int = 0
+    count_attempt: bool = True
+
+    @property
+    def is_retry(self) -> bool:
+        """Whether another attempt follows."""
+        return self.kind == RETRY
+
+
+class Source(Protocol):
+    """Who started the attempt and records how it ended."""
+
+    def ended(self, attempt: Attempt, ending: Ending) -> None:
+        """Called once, on the loop thread; never for a void attempt."""
+
+    def released(self, attempt: Attempt) -> None:
+        """Called once, after `ended` or without it: its code has returned and its slot is free."""
+
+
+class Attempt:
+    """One try. ``token`` is 0 for an eager one, which only this worker knows of."""
+
+    __slots__ = (
+        "beat_timer",
+        "beaten_at",
+        "context",
+        "definition",
+        "details",
+        "input",
+        "is_concluded",
+        "name",
+        "number",
+        "options",
+        "options_json",
+        "ref",
+        "run_id",
+        "source",
+        "started_at",
+        "stop",
+        "task",
+        "timers",
+        "token",
+    )
+
+    def __init__(
+        self,
+        source: Source,
+        definition: ActivityDefinition[Any, Any],
+        context: ActivityContext,
+        *,
+        input: bytes,
+        options: ActivityOptions,
+        options_json: bytes,
+        token: int = 0,
+    ) -> None:
+        self.source = source
+        self.definition = definition
+        self.context = context
+        self.run_id = context.run_id
+        self.ref = context.ref
+        self.name = context.name
+        self.number = context.attempt
+        self.input = input
+        self.options = options
+        self.options_json = options_json
+        self.token = token
+        self.details: bytes | None = None
+        """What its last heartbeat reported (a JSON array), for the next attempt."""
+        self.stop: Stop | None = None
+        self.is_concluded = False
+        """Its outcome was reported or is void; its code may still be running."""
+        self.task: asyncio.Task[None] | None = None
+        self.timers: list[asyncio.TimerHandle] = []
+        self.beat_timer: asyncio.TimerHandle | None = None
+        self.started_at = 0.0
+        self.beaten_at = 0.0
+
+    def beat(self, details: tuple[Any, ...]) -> None:
+        """Its code says that it makes progress. Called on whatever thread the code runs on.
+
+        Raises CancelledError on a thread whose attempt was told to stop: it cannot be interrupted
+        in any other way.
+        """
+        if details:
+            self.details = self.definition.codec.encode(list(details))
+        self.beaten_at = time.monotonic()
+        if self.context.is_cancelled and self.task is None:
+            raise asyncio.CancelledError(f"activity {self.name} was told to stop")
+
+    def cancel_timers(self) -> None:
+        """Its time limits no longer matter."""
+        for timer in self.timers:
+            timer.cancel()
+        if self.beat_timer is not None:
+            self.beat_timer.cancel()
+
+
+COMPLETED = int(EventKind.ACTIVITY_COMPLETED)
+FAILED = int(EventKind.ACTIVITY_FAILED)

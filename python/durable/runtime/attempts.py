@@ -1,0 +1,318 @@
+"""Attempts from the queue: claimed by free slots, run here, answered in batches.
+
+An activity that no owner of its run could start at once is a row that any worker with the right
+queue and code may claim. Slots are taken before the claim, so what is claimed starts at once. Its
+outcome goes back through the store to whoever owns the run. An attempt's token becomes void when
+its workflow cancels it, its run ends, or its time is over; long ones are asked after now and then.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from durable.codec import DEFAULT_CODEC
+from durable.engine.info import ActivityContext
+from durable.engine.retry import options_from_json
+from durable.errors import StoreError, StoreUnavailableError
+from durable.events import ActivityOutcome, ClaimedActivity
+from durable.runtime.attempt import RETRY, Attempt, Ending
+from durable.runtime.executor import Executor
+from durable.runtime.metrics import Metrics
+from durable.runtime.service import Service
+from durable.runtime.sessions import Session
+from durable.runtime.wakeup import Backoff, Wakeup
+from durable.store.base import Store
+
+CLAIM_MAX = 64
+OUTCOMES_MAX = 500
+BEAT_SECONDS = 1.0
+"""How often new heartbeat details are written."""
+CHECK_SECONDS = 5.0
+"""How often an attempt without news is asked after: this bounds how late a cancellation arrives."""
+
+log = logging.getLogger("durable.worker")
+decode_list = DEFAULT_CODEC.decoder(list[Any])
+
+
+class AttemptPoller(Service):
+    """Claims attempts while there are free slots; the `Source` of what it claimed."""
+
+    name = "attempt-poller"
+
+    def __init__(
+        self,
+        store: Store,
+        session: Session,
+        executor: Executor,
+        metrics: Metrics,
+        *,
+        queues: Sequence[str],
+        poll_max_seconds: float,
+        is_stalled: Callable[[], bool],
+        on_outcomes: Callable[[], None],
+    ) -> None:
+        super().__init__()
+        self._store = store
+        self._session = session
+        self._executor = executor
+        self._metrics = metrics
+        self._queues = list(queues)
+        self._is_stalled = is_stalled
+        self._wakeup = Wakeup(poll_max_seconds)
+        self._backoff = Backoff()
+        self._is_hungry = False
+        self._must_recover = False
+        self._claimed: dict[tuple[str, int], Attempt] = {}
+        self.answers = Answers(store, metrics, on_outcomes)
+        self.beats = Beats(store, self)
+
+    def wake(self) -> None:
+        self._wakeup.hint()
+
+    def hint(self) -> None:
+        """There may be something to claim."""
+        self._wakeup.hint()
+
+    def slot_freed(self) -> None:
+        """A slot became free: claim again, if the last claim wanted more than there were."""
+        if self._is_hungry:
+            self._is_hungry = False
+            self._wakeup.hint()
+
+    @property
+    def attempts(self) -> list[Attempt]:
+        """Those whose outcome is open."""
+        return list(self._claimed.values())
+
+    def cancel(self, run_id: str, ref: int) -> None:
+        """The attempt's run cancelled it; its token is void."""
+        attempt = self._claimed.pop((run_id, ref), None)
+        if attempt is not None:
+            self._executor.void(attempt)
+
+    def drop_all(self) -> None:
+        """The session is dead: so is every token."""
+        for attempt in self.attempts:
+            self._executor.void(attempt)
+        self._claimed.clear()
+        self.answers.forget()
+
+    async def run(self) -> None:
+        self.ready()
+        while not self.stopping:
+            limit = min(self._executor.free, CLAIM_MAX)
+            names = self._executor.startable()
+            if limit <= 0 or not names or self._is_stalled():
+                self._is_hungry = True
+                await self._wakeup.wait_hint(0.5)
+                continue
+            self._executor.hold(limit)
+            try:
+                claimed = await self._claim(names, limit)
+            except StoreError as error:
+                self._executor.let_go(limit)
+                self._metrics.inc("durable_store_errors_total")
+                if self._backoff.failures == 0:
+                    log.warning("cannot claim activities, will go on trying: %s", error)
+                self._must_recover |= isinstance(error, StoreUnavailableError)
+                await self._wakeup.wait_hint(self._backoff.next_seconds())
+                continue
+            except BaseException:
+                self._executor.let_go(limit)
+                raise
+            self._backoff.reset()
+            self._executor.let_go(limit - len(claimed))
+            for each in claimed:
+                self._begin(each)
+            if len(claimed) >= limit:
+                continue
+            await self._wakeup.wait(found=bool(claimed))
+
+    async def _claim(self, names: list[str], limit: int) -> list[ClaimedActivity]:
+        session = self._session.id
+        if self._must_recover:
+            # A claim whose outcome is not known may have taken attempts: they are ours to run.
+            _, owned = await self._store.owned(session)
+            self._must_recover = False
+            lost = [
+                each
+                for each in owned
+                if (each.run_id, each.ref) not in self._claimed
+                and each.name in self._executor.definitions
+            ]
+            if lost:
+                self._must_recover = len(lost) > limit
+                return lost[:limit]
+        claimed = await self._store.claim_activities(session, self._queues, names, limit)
+        return claimed if session == self._session.id else []
+
+    def _begin(self, each: ClaimedActivity) -> None:
+        key = (each.run_id, each.ref)
+        if not self._executor.use_held(each.name):
+            self.answers.put(answer(each, Ending(RETRY, None, count_attempt=False)))
+            return
+        context = ActivityContext(
+            name=each.name,
+            attempt=each.attempt,
+            workflow_id=each.workflow_id,
+            run_id=each.run_id,
+            workflow_type=each.workflow_type,
+            queue=each.queue,
+            ref=each.ref,
+            details=tuple(decode_list(each.details)) if each.details else (),
+            scheduled_us=each.scheduled_us,
+        )
+        attempt = Attempt(
+            self,
+            self._executor.definitions[each.name],
+            context,
+            input=each.input,
+            options=options_from_json(each.options.decode()),
+            options_json=each.options,
+            token=each.token,
+        )
+        attempt.details = each.details
+        context.on_heartbeat = attempt.beat
+        self._claimed[key] = attempt
+        self._executor.start(attempt)
+
+    def ended(self, attempt: Attempt, ending: Ending) -> None:
+        """See `Source`."""
+        key = (attempt.run_id, attempt.ref)
+        if self._claimed.get(key) is attempt:
+            del self._claimed[key]
+            self.answers.put(answer(attempt, ending))
+
+    def released(self, attempt: Attempt) -> None:
+        """See `Source`."""
+        self.slot_freed()
+
+
+def answer(attempt: Attempt | ClaimedActivity, ending: Ending) -> ActivityOutcome:
+    """The ending of a claimed attempt as the store takes it."""
+    number = attempt.number if isinstance(attempt, Attempt) else attempt.attempt
+    return ActivityOutcome(
+        run_id=attempt.run_id,
+        ref=attempt.ref,
+        attempt=number,
+        token=attempt.token,
+        kind=ending.kind,
+        payload=ending.payload,
+        delay_us=ending.delay_us,
+        details=attempt.details,
+        count_attempt=ending.count_attempt,
+    )
+
+
+class Answers(Service):
+    """Writes outcomes of claimed attempts, many at a time, until the store has them."""
+
+    name = "answers"
+
+    def __init__(self, store: Store, metrics: Metrics, written: Callable[[], None]) -> None:
+        super().__init__()
+        self._store = store
+        self._metrics = metrics
+        self._written = written
+        self._outcomes: list[ActivityOutcome] = []
+        self._wake = asyncio.Event()
+
+    def put(self, outcome: ActivityOutcome) -> None:
+        """Write this one soon."""
+        self._outcomes.append(outcome)
+        self._wake.set()
+
+    def forget(self) -> None:
+        """Drop what is not written: its tokens are void."""
+        self._outcomes.clear()
+
+    def wake(self) -> None:
+        self._wake.set()
+
+    async def run(self) -> None:
+        self.ready()
+        backoff = Backoff()
+        while not self.stopping or self._outcomes:
+            if not self._outcomes:
+                self._wake.clear()
+                await self._wake.wait()
+                await asyncio.sleep(0)
+                continue
+            batch = self._outcomes[:OUTCOMES_MAX]
+            try:
+                await self._write(batch)
+            except StoreUnavailableError as error:
+                self._metrics.inc("durable_store_errors_total")
+                if backoff.failures == 0:
+                    log.warning("cannot record results, will go on trying: %s", error)
+                await asyncio.sleep(backoff.next_seconds())
+                continue
+            backoff.reset()
+            # `forget` may have emptied the list meanwhile.
+            if self._outcomes[: len(batch)] == batch:
+                del self._outcomes[: len(batch)]
+            self._written()
+
+    async def _write(self, batch: list[ActivityOutcome]) -> None:
+        try:
+            await self._store.finish_activities(batch)
+        except StoreUnavailableError:
+            raise
+        except StoreError as error:
+            if len(batch) > 1:
+                middle = len(batch) // 2
+                await self._write(batch[:middle])
+                await self._write(batch[middle:])
+                return
+            # Its token runs out with the session or its time limit, and it is tried again.
+            log.error("the outcome of activity %s of run %s cannot be recorded: %s",
+                      batch[0].ref, batch[0].run_id, error)  # fmt: skip
+
+
+class Beats(Service):
+    """Writes heartbeat details of claimed attempts, and learns which of them are void."""
+
+    name = "beats"
+
+    def __init__(self, store: Store, poller: AttemptPoller) -> None:
+        super().__init__()
+        self._store = store
+        self._poller = poller
+        self._wakeup = Wakeup(BEAT_SECONDS)
+        self._written: dict[Attempt, tuple[float, bytes | None]] = {}
+
+    def wake(self) -> None:
+        self._wakeup.hint()
+
+    async def run(self) -> None:
+        self.ready()
+        while not self.stopping:
+            await self._wakeup.wait_hint(BEAT_SECONDS)
+            open_attempts = self._poller.attempts
+            kept = set(open_attempts)
+            self._written = {each: mark for each, mark in self._written.items() if each in kept}
+            for attempt in open_attempts:
+                if self.stopping:
+                    return
+                await self._beat(attempt)
+
+    async def _beat(self, attempt: Attempt) -> None:
+        now = time.monotonic()
+        details = attempt.details
+        written_at, written = self._written.get(attempt, (attempt.started_at, None))
+        is_news = details is not None and details != written
+        if not is_news and now - written_at < CHECK_SECONDS:
+            return
+        try:
+            is_valid = await self._store.heartbeat_activity(
+                attempt.run_id, attempt.ref, attempt.token, details or b"[]"
+            )
+        except StoreError:
+            return
+        self._written[attempt] = (now, details)
+        if not is_valid:
+            self._poller.cancel(attempt.run_id, attempt.ref)

@@ -1,0 +1,340 @@
+"""Executor: runs activity attempts in this process, within its slots.
+
+Async activities are tasks on the worker's loop, sync ones run in a pool of threads with the context
+variables of their start. Every attempt reports its ending exactly once to the `Source` that started
+it. Time limits are enforced here: an attempt over its time is reported as failed at once and then
+told to stop, and it holds its slot until its code returns, because a thread cannot be killed.
+
+Whether a failed attempt is tried again is decided by `durable.engine.retry`; this file adds only
+the clock and the dice.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+import random
+import time
+from collections.abc import Collection, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from typing import Any
+
+import orjson
+
+from durable.codec import failure_to_payload, is_final, type_names
+from durable.engine.definition import ActivityDefinition
+from durable.engine.info import ACTIVITY_CONTEXT
+from durable.engine.retry import next_delay_seconds
+from durable.errors import PayloadError, RetryAfter
+from durable.options import seconds
+from durable.runtime.attempt import COMPLETED, FAILED, RETRY, Attempt, Ending, Stop
+from durable.runtime.metrics import Metrics
+from durable.store.clock import StoreClock
+
+Outcome = tuple[bytes | None, BaseException | None, bool]
+"""Result payload, or the error and whether it is final."""
+
+
+def failure_payload(error: BaseException, attempt: int) -> bytes:
+    """A failure as it is recorded for an activity: with the attempt that gave up."""
+    failure = orjson.loads(failure_to_payload(error))
+    failure["attempt"] = attempt
+    return orjson.dumps(failure)
+
+
+def cancelled_payload(name: str, attempt: int) -> bytes:
+    """The failure of an activity that was cancelled by its workflow."""
+    message = f"activity {name} was cancelled"
+    return orjson.dumps({"type": "CancelledError", "message": message, "attempt": attempt})
+
+
+class Executor:
+    """The activity slots of one worker."""
+
+    def __init__(
+        self,
+        definitions: Mapping[str, ActivityDefinition[Any, Any]],
+        *,
+        queues: Collection[str],
+        slots: int,
+        thread_slots: int,
+        clock: StoreClock,
+        metrics: Metrics,
+    ) -> None:
+        self.definitions = definitions
+        self._queues = frozenset(queues)
+        self._slots = slots
+        self._thread_slots = thread_slots
+        self._clock = clock
+        self._metrics = metrics
+        self._pool = ThreadPoolExecutor(thread_slots, thread_name_prefix="durable-activity")
+        self._attempts: set[Attempt] = set()
+        self._reserved = 0
+        self._threads = 0
+        self._idle = asyncio.Event()
+        self._idle.set()
+        metrics.set("durable_slots", slots)
+
+    # -- slots -------------------------------------------------------------------------------
+
+    @property
+    def free(self) -> int:
+        """Slots that are neither in use nor promised."""
+        return self._slots - self._reserved
+
+    @property
+    def attempts(self) -> Collection[Attempt]:
+        """Those whose code has not returned."""
+        return self._attempts
+
+    def startable(self) -> list[str]:
+        """Names of the activities that could start now."""
+        if self.free <= 0:
+            return []
+        no_thread = self._threads >= self._thread_slots
+        return [
+            name
+            for name, definition in self.definitions.items()
+            if definition.is_async or not no_thread
+        ]
+
+    def reserve(self, name: str, queue: str) -> bool:
+        """Take a slot for an activity of that name and queue, if this worker can run it now."""
+        definition = self.definitions.get(name)
+        if definition is None or self._reserved >= self._slots or queue not in self._queues:
+            return False
+        if not definition.is_async:
+            if self._threads >= self._thread_slots:
+                return False
+            self._threads += 1
+        self._reserved += 1
+        return True
+
+    def hold(self, count: int) -> None:
+        """Take slots for attempts that are about to be claimed; see `use_held`."""
+        self._reserved += count
+
+    def let_go(self, count: int) -> None:
+        """Return held slots that nothing was claimed for."""
+        self._reserved -= count
+
+    def use_held(self, name: str) -> bool:
+        """Use one held slot; False (and the slot is free again) when there is no thread for it."""
+        if not self.definitions[name].is_async:
+            if self._threads >= self._thread_slots:
+                self._reserved -= 1
+                return False
+            self._threads += 1
+        return True
+
+    def give_back(self, name: str) -> None:
+        """Return a slot that was taken."""
+        self._reserved -= 1
+        if not self.definitions[name].is_async:
+            self._threads -= 1
+
+    # -- running -----------------------------------------------------------------------------
+
+    def start(self, attempt: Attempt) -> None:
+        """Run an attempt in a slot that was reserved for it."""
+        loop = asyncio.get_running_loop()
+        self._attempts.add(attempt)
+        self._idle.clear()
+        attempt.started_at = attempt.beaten_at = time.monotonic()
+        self._limit(loop, attempt)
+        if attempt.definition.is_async:
+            attempt.task = loop.create_task(self._run_async(attempt))
+            return
+        context = contextvars.copy_context()
+        context.run(ACTIVITY_CONTEXT.set, attempt.context)
+        future = loop.run_in_executor(self._pool, context.run, self._run_sync, attempt)
+        future.add_done_callback(partial(self._thread_ended, attempt))
+
+    async def _run_async(self, attempt: Attempt) -> None:
+        ACTIVITY_CONTEXT.set(attempt.context)
+        definition = attempt.definition
+        signature = definition.signature
+        is_ours = True
+        try:
+            args, kwargs = signature.decode_args(attempt.input)
+            is_ours = False
+            value = await definition.fn(*args, **kwargs)
+            is_ours = True
+            payload = signature.check_result(value)
+        except BaseException as error:
+            # Whatever it is (SystemExit too): one attempt failed, the worker goes on.
+            self._failed(attempt, error, is_ours and isinstance(error, PayloadError))
+        else:
+            self._conclude(attempt, Ending(COMPLETED, payload), "completed")
+        finally:
+            self._release(attempt)
+
+    def _run_sync(self, attempt: Attempt) -> Outcome:
+        """On a thread of the pool."""
+        definition = attempt.definition
+        signature = definition.signature
+        is_ours = True
+        try:
+            args, kwargs = signature.decode_args(attempt.input)
+            is_ours = False
+            value = definition.fn(*args, **kwargs)
+            is_ours = True
+            return signature.check_result(value), None, False
+        except BaseException as error:
+            return None, error, is_ours and isinstance(error, PayloadError)
+
+    def _thread_ended(self, attempt: Attempt, future: asyncio.Future[Outcome]) -> None:
+        if future.cancelled():
+            self._conclude(attempt, Ending(RETRY, None, count_attempt=False), "void")
+        elif (error := future.exception()) is not None:
+            self._failed(attempt, error, False)
+        else:
+            payload, failure, gives_up = future.result()
+            if failure is None:
+                self._conclude(attempt, Ending(COMPLETED, payload), "completed")
+            else:
+                self._failed(attempt, failure, gives_up)
+        self._release(attempt)
+
+    # -- ending ------------------------------------------------------------------------------
+
+    def _failed(self, attempt: Attempt, error: BaseException, gives_up: bool) -> None:
+        if attempt.is_concluded:
+            return
+        if attempt.stop is Stop.CANCELLED:
+            ending = Ending(FAILED, cancelled_payload(attempt.name, attempt.number))
+            self._conclude(attempt, ending, "cancelled")
+            return
+        delay = None if gives_up else self._next_delay(attempt, error)
+        failure = failure_payload(error, attempt.number)
+        timed_out = isinstance(error, TimeoutError) and attempt.stop is Stop.TIMED_OUT
+        if delay is None:
+            ending = Ending(FAILED, failure)
+            self._conclude(attempt, ending, "timed_out" if timed_out else "failed")
+        else:
+            self._metrics.observe("durable_activity_backoff_seconds", delay)
+            ending = Ending(RETRY, failure, round(delay * 1e6))
+            self._conclude(attempt, ending, "timed_out" if timed_out else "retried")
+
+    def _next_delay(self, attempt: Attempt, error: BaseException) -> float | None:
+        """Seconds to the next attempt, or None to give up."""
+        context = attempt.context
+        explicit = context.retry_delay_seconds
+        if context.retry_at_us is not None:
+            explicit = self._clock.seconds_until(context.retry_at_us)
+        if isinstance(error, RetryAfter):
+            explicit = error.delay_seconds
+        options = attempt.options
+        delay = next_delay_seconds(
+            options.retry,
+            attempt.number,
+            type_names(error),
+            random.random(),
+            explicit,
+            is_final=is_final(error),
+        )
+        if delay is None:
+            return None
+        if options.schedule_to_close_timeout is not None:
+            limit = seconds(options.schedule_to_close_timeout, "schedule_to_close_timeout")
+            due_us = context.scheduled_us + round(limit * 1e6)
+            if delay >= self._clock.seconds_until(due_us):
+                return None
+        return delay
+
+    def _conclude(self, attempt: Attempt, ending: Ending, outcome: str) -> None:
+        if attempt.is_concluded:
+            return
+        attempt.is_concluded = True
+        attempt.cancel_timers()
+        self._metrics.inc("durable_activity_attempts_total", outcome=outcome)
+        self._metrics.observe("durable_activity_seconds", time.monotonic() - attempt.started_at)
+        attempt.source.ended(attempt, ending)
+
+    def _release(self, attempt: Attempt) -> None:
+        self._attempts.discard(attempt)
+        self.give_back(attempt.name)
+        if not self._attempts:
+            self._idle.set()
+        attempt.source.released(attempt)
+
+    # -- stopping it early -------------------------------------------------------------------
+
+    def _limit(self, loop: asyncio.AbstractEventLoop, attempt: Attempt) -> None:
+        """Set the timers of its time limits."""
+        options = attempt.options
+        scheduled_us = attempt.context.scheduled_us
+        if options.start_to_close_timeout is not None:
+            limit = seconds(options.start_to_close_timeout, "start_to_close_timeout")
+            self._time_out_in(loop, attempt, limit, "start-to-close timeout")
+        if options.schedule_to_close_timeout is not None:
+            limit = seconds(options.schedule_to_close_timeout, "schedule_to_close_timeout")
+            left = self._clock.seconds_until(scheduled_us + round(limit * 1e6))
+            self._time_out_in(loop, attempt, left, "schedule-to-close timeout")
+        if options.heartbeat_timeout is not None:
+            limit = seconds(options.heartbeat_timeout, "heartbeat_timeout")
+            attempt.beat_timer = loop.call_later(limit, self._check_beat, attempt, limit)
+
+    def _time_out_in(
+        self, loop: asyncio.AbstractEventLoop, attempt: Attempt, limit: float, what: str
+    ) -> None:
+        text = f"{what} of activity {attempt.name} (attempt {attempt.number})"
+        attempt.timers.append(loop.call_later(limit, self._time_out, attempt, text))
+
+    def _time_out(self, attempt: Attempt, text: str) -> None:
+        if attempt.is_concluded:
+            return
+        attempt.stop = Stop.TIMED_OUT
+        self._failed(attempt, TimeoutError(text), False)
+        self._interrupt(attempt)
+
+    def _check_beat(self, attempt: Attempt, limit: float) -> None:
+        left = attempt.beaten_at + limit - time.monotonic()
+        if left > 0:
+            loop = asyncio.get_running_loop()
+            attempt.beat_timer = loop.call_later(left, self._check_beat, attempt, limit)
+        else:
+            self._time_out(attempt, f"heartbeat timeout of activity {attempt.name}")
+
+    def cancel(self, attempt: Attempt) -> None:
+        """The workflow wants it to stop; what becomes of it is still reported."""
+        if attempt.stop is None:
+            attempt.stop = Stop.CANCELLED
+            self._interrupt(attempt)
+
+    def void(self, attempt: Attempt) -> None:
+        """Nobody wants its outcome: tell it to stop and report nothing."""
+        if not attempt.is_concluded:
+            attempt.is_concluded = True
+            attempt.stop = Stop.VOID
+            attempt.cancel_timers()
+            self._metrics.inc("durable_activity_attempts_total", outcome="void")
+        self._interrupt(attempt)
+
+    def _interrupt(self, attempt: Attempt) -> None:
+        attempt.context.is_cancelled = True
+        if attempt.task is not None:
+            attempt.task.cancel()
+
+    async def drain(self, grace_seconds: float) -> None:
+        """Let attempts end for ``grace_seconds``; then hand the rest back to be tried elsewhere."""
+        try:
+            async with asyncio.timeout(grace_seconds):
+                await self._idle.wait()
+        except TimeoutError:
+            pass
+        for attempt in list(self._attempts):
+            if not attempt.is_concluded:
+                attempt.stop = Stop.DRAINED
+                self._conclude(attempt, Ending(RETRY, None, count_attempt=False), "void")
+            self._interrupt(attempt)
+
+    async def close(self) -> None:
+        """Let go of what is left: threads that do not end by themselves are abandoned."""
+        for attempt in list(self._attempts):
+            self.void(attempt)
+        tasks = [attempt.task for attempt in self._attempts if attempt.task is not None]
+        if tasks:
+            await asyncio.wait(tasks, timeout=1.0)
+        self._pool.shutdown(wait=False, cancel_futures=True)

@@ -1,0 +1,304 @@
+"""Runs from the store: claim them, load them, read their mail.
+
+The poller takes wake tokens. A token of a run that is not warm here makes this session its owner:
+the run's history and inbox are read and it is replayed. A token of a warm run means mail. What a
+token promised is remembered until it was really read, so that a store that stops answering in
+between costs time and no wake-up; after a claim with an unknown outcome the store is asked what
+this session owns.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Sequence
+
+from durable.errors import StoreError, StoreUnavailableError
+from durable.events import ClaimedRun, EventKind, InboxItem
+from durable.runtime.committer import Committer
+from durable.runtime.metrics import Metrics
+from durable.runtime.parking import CRASHES_MAX, PoisonError
+from durable.runtime.service import Service
+from durable.runtime.sessions import Session
+from durable.runtime.turns import Turns
+from durable.runtime.wakeup import Backoff, Wakeup
+from durable.runtime.warm import Cache, WarmRun
+from durable.store.base import Store
+from durable.store.clock import StoreClock
+
+CLAIM_MAX = 100
+LOAD_BATCHES_MAX = 5000
+"""History batches loaded at a time: bounds the memory a claim can take."""
+INBOX_RUNS_MAX = 1000
+REDO_FIRST_SECONDS = 0.01
+REDO_LONGEST_SECONDS = 1.0
+BLOCK_SECONDS = 0.01
+"""Replays may hold the loop this long before others get a turn."""
+
+log = logging.getLogger("durable.worker")
+
+
+class RunPoller(Service):
+    """Claims runs while there is room, and brings them their mail."""
+
+    name = "run-poller"
+
+    def __init__(
+        self,
+        store: Store,
+        session: Session,
+        turns: Turns,
+        cache: Cache,
+        committer: Committer,
+        clock: StoreClock,
+        metrics: Metrics,
+        *,
+        queues: Sequence[str],
+        types: Sequence[str],
+        poll_max_seconds: float,
+        room: Callable[[], int],
+    ) -> None:
+        super().__init__()
+        self._store = store
+        self._session = session
+        self._turns = turns
+        self._cache = cache
+        self._committer = committer
+        self._clock = clock
+        self._metrics = metrics
+        self._queues = list(queues)
+        self._types = list(types)
+        self._room = room
+        self._wakeup = Wakeup(poll_max_seconds)
+        self._backoff = Backoff()
+        self._mail: dict[str, None] = {}
+        self._redo: list[WarmRun] = []
+        self._opened: list[ClaimedRun] = []
+        self._must_recover = False
+
+    def wake(self) -> None:
+        self._wakeup.hint()
+
+    def hint(self) -> None:
+        """There may be something to claim, or mail."""
+        self._wakeup.hint()
+
+    def redo(self, run: WarmRun) -> None:
+        """Read the run's mail and build it again; called for UNREAD verdicts."""
+        delay = REDO_FIRST_SECONDS * 2 ** min(run.unread_count - 1, 10)
+        # Mostly the mail is there already. Waiting longer each time is for a sender that keeps
+        # its own transaction open.
+        if run.unread_count <= 1:
+            self._redo_now(run)
+        else:
+            loop = asyncio.get_running_loop()
+            loop.call_later(min(delay, REDO_LONGEST_SECONDS), self._redo_now, run)
+
+    def _redo_now(self, run: WarmRun) -> None:
+        self._redo.append(run)
+        self._wakeup.hint()
+
+    def drop_all(self) -> None:
+        """The session is dead: nothing is owned."""
+        self._mail.clear()
+        self._redo.clear()
+        self._opened.clear()
+        self._must_recover = False
+
+    async def run(self) -> None:
+        self.ready()
+        while not self.stopping:
+            try:
+                found, is_full = await self._poll()
+            except StoreError as error:
+                self._metrics.inc("durable_store_errors_total")
+                if self._backoff.failures == 0:
+                    log.warning("cannot read runs, will go on trying: %s", error)
+                await self._wakeup.wait_hint(self._backoff.next_seconds())
+                continue
+            self._backoff.reset()
+            if is_full:
+                continue
+            await self._wakeup.wait(found=found)
+            self._metrics.set("durable_poll_interval_seconds", self._wakeup.pause_seconds)
+
+    async def _poll(self) -> tuple[bool, bool]:
+        """One round; return whether there was anything, and whether there may be more."""
+        room = self._room()
+        if self._must_recover:
+            await self._recover()
+        limit = min(room, CLAIM_MAX)
+        claimed: list[ClaimedRun] = []
+        mail: list[str] = []
+        if limit > 0 and not self._committer.is_stalled:
+            claimed, mail = await self._claim(limit)
+        self._opened += claimed
+        self._mail.update(dict.fromkeys(mail))
+        while self._opened:
+            await self._warm()
+        while self._mail:
+            await self._read_mail()
+        while self._redo:
+            await self._redo_one()
+        return bool(claimed or mail), 0 < limit <= len(claimed)
+
+    async def _claim(self, limit: int) -> tuple[list[ClaimedRun], list[str]]:
+        session = self._session.id
+        try:
+            claimed, mail, now_us = await self._store.claim_runs(
+                session, self._queues, self._types, limit
+            )
+        except StoreUnavailableError:
+            self._must_recover = True
+            raise
+        if session != self._session.id:
+            return [], []
+        self._clock.observe(now_us)
+        if claimed:
+            self._metrics.inc("durable_runs_claimed_total", len(claimed))
+        return claimed, mail
+
+    async def _recover(self) -> None:
+        """Find what a claim of unknown outcome took: runs not known here, mail not read."""
+        session = self._session.id
+        owned, _ = await self._store.owned(session)
+        if session != self._session.id:
+            return
+        self._must_recover = False
+        known = {each.run_id for each in self._opened}
+        for claimed in owned:
+            if self._cache.get(claimed.run_id) is not None:
+                self._mail[claimed.run_id] = None
+            elif claimed.run_id not in known:
+                self._opened.append(claimed)
+
+    # -- cold runs ---------------------------------------------------------------------------
+
+    async def _warm(self) -> None:
+        """Read and replay some of the claimed runs."""
+        session = self._session.id
+        chunk: list[ClaimedRun] = []
+        batches = 0
+        for claimed in self._opened:
+            if chunk and batches + claimed.next_seq > LOAD_BATCHES_MAX:
+                break
+            chunk.append(claimed)
+            batches += claimed.next_seq
+        ids = [claimed.run_id for claimed in chunk]
+        started = [claimed.run_id for claimed in chunk if claimed.next_seq > 1]
+        # In this order: an activity whose outcome came between the two reads is then in the inbox.
+        waiting = await self._store.waiting(started) if started else {}
+        histories = await self._load(chunk)
+        mail = by_run(await self._store.inbox(ids))
+        if session != self._session.id:
+            return
+        del self._opened[: len(chunk)]
+        began = time.monotonic()
+        for claimed in chunk:
+            history = histories.get(claimed.run_id)
+            items = mail.get(claimed.run_id, [])
+            self._begin(claimed, history, waiting.get(claimed.run_id, set()), items)
+            if time.monotonic() - began > BLOCK_SECONDS:
+                await asyncio.sleep(0)
+                began = time.monotonic()
+                if session != self._session.id:
+                    return
+
+    async def _load(self, chunk: list[ClaimedRun]) -> dict[str, list[bytes] | StoreError]:
+        runs = {claimed.run_id: claimed.part for claimed in chunk}
+        try:
+            return dict(await self._store.load(runs))
+        except StoreUnavailableError:
+            raise
+        except StoreError as error:
+            if len(chunk) == 1:
+                return {chunk[0].run_id: error}
+        found: dict[str, list[bytes] | StoreError] = {}
+        for claimed in chunk:
+            found |= await self._load([claimed])
+        return found
+
+    def _begin(
+        self,
+        claimed: ClaimedRun,
+        history: list[bytes] | StoreError | None,
+        waiting: set[int],
+        items: list[InboxItem],
+    ) -> None:
+        turns = self._turns
+        run = turns.open(claimed)
+        if claimed.crashes >= CRASHES_MAX:
+            turns.park(run, PoisonError(
+                f"its worker died {claimed.crashes} times in a row while it had this run"
+            ))  # fmt: skip
+        elif isinstance(history, StoreError):
+            turns.park(run, history)
+        else:
+            began = time.monotonic()
+            if turns.replay(run, history or []):
+                self._metrics.observe("durable_replay_seconds", time.monotonic() - began)
+                if claimed.next_seq == 1:
+                    # Its start is all it knows, and is durable: what it asks for can begin.
+                    turns.begin(run, waiting)
+                    turns.deliver_mail(run, items)
+                else:
+                    turns.deliver_mail(run, items)
+                    if run.execution is not None:
+                        turns.begin(run, waiting)
+                return
+        for item in items:
+            if item.kind == EventKind.RUN_TERMINATED:
+                turns.terminate(run, item.payload)
+
+    # -- warm runs ---------------------------------------------------------------------------
+
+    async def _read_mail(self) -> None:
+        """Deliver the mail of some of the warm runs that have any."""
+        names = list(self._mail)[:INBOX_RUNS_MAX]
+        runs: list[WarmRun] = []
+        for run_id in names:
+            run = self._cache.get(run_id)
+            if run is None:
+                # Ours by the store's word and not known here: see what else was missed.
+                self._must_recover = True
+            elif not run.frozen:
+                run.reading = True
+                runs.append(run)
+        try:
+            mail = by_run(await self._store.inbox([run.run_id for run in runs])) if runs else {}
+        finally:
+            for run in runs:
+                run.reading = False
+        for run_id in names:
+            self._mail.pop(run_id, None)
+        for run in runs:
+            if not run.gone:
+                self._turns.deliver_mail(run, mail.get(run.run_id, []))
+                run.seen.difference_update(run.read_back)
+                run.read_back.clear()
+
+    async def _redo_one(self) -> None:
+        run = self._redo[0]
+        if not run.gone:
+            run.reading = True
+            try:
+                histories = await self._store.load({run.run_id: run.part})
+                items = await self._store.inbox([run.run_id])
+            finally:
+                run.reading = False
+            if not run.gone:
+                self._turns.redo(run, histories.get(run.run_id, []), items)
+                run.seen.difference_update(run.read_back)
+                run.read_back.clear()
+        if self._redo and self._redo[0] is run:
+            del self._redo[0]
+
+
+def by_run(items: Iterable[InboxItem]) -> dict[str, list[InboxItem]]:
+    """Inbox rows by the run they are for, each in order."""
+    found: dict[str, list[InboxItem]] = defaultdict(list)
+    for item in items:
+        found[item.run_id].append(item)
+    return found

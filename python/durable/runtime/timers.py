@@ -1,0 +1,133 @@
+"""Timers: what is due, for the runs in memory and for everybody else.
+
+A timer is a row in the database and promotion turns it into mail when it is due: that is the
+truth. For a run that is warm here the same timer is also kept in a heap, and fires in memory as
+soon as the store's clock (as estimated, never ahead) shows its time; the commit that holds
+TIMER_FIRED removes the row. When both happen, the second finds the timer answered and is ignored.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import heapq
+import logging
+from collections.abc import Callable
+
+from durable.errors import StoreError
+from durable.events import DueReport
+from durable.runtime.metrics import Metrics
+from durable.runtime.service import Service
+from durable.runtime.wakeup import Backoff, Wakeup
+from durable.runtime.warm import Cache, WarmRun
+from durable.store.base import Store
+from durable.store.clock import StoreClock
+
+PROMOTE_LIMIT = 1000
+PROMOTE_LAG_SECONDS = 0.02
+"""Promotion waits this long after a due time: warm runs fire their own timers before it."""
+
+log = logging.getLogger("durable.worker")
+
+
+class TimerHeap:
+    """Due times of warm runs; fires them through ``fire(run, ref)`` on the loop thread."""
+
+    def __init__(
+        self, cache: Cache, clock: StoreClock, fire: Callable[[WarmRun, int], None]
+    ) -> None:
+        self._cache = cache
+        self._clock = clock
+        self._fire = fire
+        self._heap: list[tuple[int, str, int]] = []
+        self._handle: asyncio.TimerHandle | None = None
+        self._armed_us = 0
+
+    def push(self, run: WarmRun, ref: int, due_us: int) -> None:
+        """Remember a pending timer of a warm run."""
+        run.timers[ref] = due_us
+        heapq.heappush(self._heap, (due_us, run.run_id, ref))
+        if self._handle is None or due_us < self._armed_us:
+            self._arm()
+
+    def clear(self) -> None:
+        """Forget all."""
+        self._heap.clear()
+        self._disarm()
+
+    def _arm(self) -> None:
+        self._disarm()
+        if self._heap:
+            self._armed_us = self._heap[0][0]
+            seconds = self._clock.seconds_until(self._armed_us)
+            loop = asyncio.get_running_loop()
+            # A day at most: call_later takes no centuries.
+            self._handle = loop.call_later(min(seconds, 86400.0), self._fire_due)
+
+    def _disarm(self) -> None:
+        if self._handle is not None:
+            self._handle.cancel()
+            self._handle = None
+
+    def _fire_due(self) -> None:
+        now_us = self._clock.now_us()
+        heap = self._heap
+        while heap and heap[0][0] <= now_us:
+            due_us, run_id, ref = heapq.heappop(heap)
+            run = self._cache.get(run_id)
+            if run is not None and run.timers.get(ref) == due_us:
+                del run.timers[ref]
+                self._fire(run, ref)
+        self._arm()
+
+
+class Promoter(Service):
+    """Turns due timer rows into mail and claimable work, as they become due."""
+
+    name = "promoter"
+
+    def __init__(
+        self,
+        store: Store,
+        clock: StoreClock,
+        metrics: Metrics,
+        poll_max_seconds: float,
+        promoted: Callable[[], None],
+    ) -> None:
+        super().__init__()
+        self._store = store
+        self._clock = clock
+        self._metrics = metrics
+        self._wakeup = Wakeup(poll_max_seconds)
+        self._promoted = promoted
+        self._backoff = Backoff()
+
+    def wake(self) -> None:
+        self._wakeup.hint()
+
+    async def run(self) -> None:
+        self.ready()
+        while not self.stopping:
+            report = await self._promote()
+            if report is None:
+                await self._wakeup.wait_hint(self._backoff.next_seconds())
+                continue
+            self._clock.observe(report.now_us)
+            if report.promoted:
+                self._promoted()
+            if report.promoted >= PROMOTE_LIMIT:
+                continue
+            at_most = None
+            if report.next_due_us is not None:
+                at_most = self._clock.seconds_until(report.next_due_us) + PROMOTE_LAG_SECONDS
+            await self._wakeup.wait(found=report.promoted > 0, at_most=at_most)
+
+    async def _promote(self) -> DueReport | None:
+        try:
+            report = await self._store.promote_due(PROMOTE_LIMIT)
+        except StoreError as error:
+            self._metrics.inc("durable_store_errors_total")
+            if self._backoff.failures == 0:
+                log.warning("cannot promote due timers, will go on trying: %s", error)
+            return None
+        self._backoff.reset()
+        return report

@@ -1,0 +1,506 @@
+"""Turns: what happens to a warm run in memory.
+
+A turn begins with a fact (an activity's outcome, a due timer, mail), runs the workflow code until
+it waits again, and ends in a commit. Everything here is synchronous, on the loop thread; the
+`Committer` does the writing and reports the verdict. Nothing takes effect outside this process
+before its commit is accepted, with one exception: the activities of a run's very first turn, whose
+only cause (the start) is durable already, begin at once.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+
+from durable.engine.execution import Execution, ScheduledActivity, Turn
+from durable.engine.info import ActivityContext
+from durable.engine.registry import Registry
+from durable.errors import StoreError
+from durable.events import (
+    ClaimedRun,
+    Closing,
+    EventKind,
+    InboxItem,
+    NewTimer,
+    QueuedActivity,
+    RunCommit,
+    RunState,
+    TimerKind,
+)
+from durable.runtime.attempt import Attempt, Ending
+from durable.runtime.committer import Committer
+from durable.runtime.executor import Executor, cancelled_payload
+from durable.runtime.metrics import Metrics
+from durable.runtime.parking import ParkingLot
+from durable.runtime.timers import TimerHeap
+from durable.runtime.warm import Cache, Fact, Flight, WarmRun
+from durable.store.clock import StoreClock
+
+TIMER_FIRED = int(EventKind.TIMER_FIRED)
+ACTIVITY_FAILED = int(EventKind.ACTIVITY_FAILED)
+
+log = logging.getLogger("durable.worker")
+
+
+class Turns:
+    """The runs' side of a worker: implements `CommitHandler` and, for eager attempts, `Source`."""
+
+    def __init__(
+        self,
+        *,
+        registry: Registry,
+        cache: Cache,
+        cache_bytes: int,
+        clock: StoreClock,
+        executor: Executor,
+        parking: ParkingLot,
+        metrics: Metrics,
+    ) -> None:
+        self._registry = registry
+        self._cache = cache
+        self._cache_bytes = cache_bytes
+        self._clock = clock
+        self._executor = executor
+        self._parking = parking
+        self._metrics = metrics
+        self.timers = TimerHeap(cache, clock, self._fire)
+        self.committer: Committer
+        """Set by the worker: the two need each other."""
+        self.on_unread: Callable[[WarmRun], None]
+        """Called for a run that must read its mail again before it may close."""
+        self.on_stale: Callable[[], None]
+        """Called when a commit was refused: perhaps the whole session is dead."""
+        self.on_work: Callable[[bool], None]
+        """Called after a flush that made work for others or answered somebody: ``True`` when
+        there may be something for this worker's own pollers."""
+        self.on_slot: Callable[[], None]
+        """Called when a slot became free."""
+        self.on_cancelled: Callable[[str, int], None]
+        """Called for an activity whose queue row is gone because its run cancelled it."""
+        self._made_work = False
+        self._answered = False
+
+    # -- making a run warm -------------------------------------------------------------------
+
+    def open(self, claimed: ClaimedRun) -> WarmRun:
+        """Take in a claimed run; its code is run by `replay`."""
+        old = self._cache.get(claimed.run_id)
+        if old is not None:
+            self.drop(old)
+        run = WarmRun(claimed)
+        run.frozen = True
+        self._cache.add(run)
+        return run
+
+    def replay(self, run: WarmRun, batches: list[bytes]) -> bool:
+        """Build the run's coroutine from its history; False when it had to be parked."""
+        try:
+            definition = self._registry.workflow(run.workflow_type)
+            execution = Execution(
+                definition,
+                run.run_id,
+                run.workflow_id,
+                queue=run.queue,
+                codec=definition.codec,
+                registry=self._registry,
+            )
+            execution.load(batches, run.head_hash)
+        except BaseException as error:
+            # Whatever workflow code raises out of the engine, the worker goes on.
+            self.park(run, error)
+            return False
+        run.execution = execution
+        run.frozen = False
+        self._cache.touch(run, execution.bytes_estimate)
+        for timer in execution.pending_timers():
+            self.timers.push(run, timer.ref, timer.due_us)
+        return True
+
+    def begin(self, run: WarmRun, waiting: set[int]) -> None:
+        """Start what the run waits for and nobody else has: ``waiting`` are refs with a row."""
+        execution = run.execution
+        assert execution is not None
+        for each in execution.pending_activities():
+            if each.ref in waiting or each.ref in run.running:
+                continue
+            run.early.add(each.ref)
+            if self._executor.reserve(each.name, each.queue):
+                self._start(run, each)
+            else:
+                run.activities.append(queued(each))
+        run.settles = run.crashes > 0
+        self.committer.mark(run)
+
+    # -- facts -------------------------------------------------------------------------------
+
+    def deliver_mail(self, run: WarmRun, items: list[InboxItem]) -> None:
+        """Deliver inbox rows that were not delivered yet, in their order."""
+        for item in items:
+            if item.id in run.seen:
+                continue
+            execution = run.execution
+            if run.frozen or execution is None or execution.is_finished:
+                # It stays in the inbox; a closing commit that misses it comes back UNREAD.
+                return
+            run.seen.add(item.id)
+            fact = Fact(item.kind, item.ref, item.name, item.meta, item.payload, item.id)
+            self._deliver(run, fact)
+
+    def _fire(self, run: WarmRun, ref: int) -> None:
+        run.timers_done.append(ref)
+        self._deliver(run, Fact(TIMER_FIRED, ref, None, None, None, 0))
+
+    def _deliver(self, run: WarmRun, fact: Fact) -> None:
+        run.facts.append(fact)
+        execution = run.execution
+        if run.frozen or execution is None or execution.is_finished:
+            # Kept: should the commit that ends the run be refused, this is delivered then.
+            return
+        try:
+            response = execution.deliver(
+                fact.kind, fact.ref, self._clock.now_us(), fact.name, fact.meta, fact.payload
+            )
+        except BaseException as error:
+            self.park(run, error)
+            return
+        if response is not None:
+            run.responses.append(response)
+        if fact.item_id:
+            run.consumed.append(fact.item_id)
+        if execution.is_dead:
+            # A query did what only commands may do. It is answered; the run starts over.
+            run.facts.pop()
+            self._start_over(run)
+            return
+        self.committer.mark(run)
+
+    def _start_over(self, run: WarmRun) -> None:
+        """Build the run again from its history, once no commit of it is in flight."""
+        run.frozen = True
+        if run.flight is None:
+            self.on_unread(run)
+
+    def redo(self, run: WarmRun, batches: list[bytes], mail: list[InboxItem]) -> None:
+        """Build the run again after UNREAD: its unread mail first, then what was not committed."""
+        facts, run.facts = run.facts, []
+        run.timers_done.clear()
+        run.timers.clear()
+        if not self.replay(run, batches):
+            return
+        self.deliver_mail(run, mail)
+        for fact in facts:
+            if fact.kind == TIMER_FIRED and not fact.item_id:
+                run.timers.pop(fact.ref, None)
+                run.timers_done.append(fact.ref)
+            self._deliver(run, fact)
+        self.committer.mark(run)
+
+    # -- commits (CommitHandler) -------------------------------------------------------------
+
+    def build(self, run: WarmRun) -> RunCommit | None:
+        """See `CommitHandler`."""
+        execution = run.execution
+        if run.park is not None or run.release or run.terminate is not None:
+            return self._build_last(run)
+        if run.frozen or execution is None:
+            return None
+        turn = execution.take()
+        commit = RunCommit(run.run_id, run.fence, run.part, run.next_seq, None, run.head_hash)
+        starts: list[ScheduledActivity] = []
+        cancelled: list[int] = []
+        if turn is not None:
+            self._put_turn(run, turn, commit, starts, cancelled)
+        elif not (
+            run.consumed or run.activities or run.responses or run.timers_done or run.settles
+        ):
+            run.facts.clear()
+            return None
+        commit.consumed, run.consumed = run.consumed, []
+        if run.activities:
+            commit.activities += run.activities
+            run.activities = []
+        if run.responses:
+            commit.responses += run.responses
+            run.responses = []
+        if run.timers_done:
+            commit.timers_done += run.timers_done
+            run.timers_done = []
+        run.flight = Flight(commit, starts, cancelled, run.facts)
+        run.facts = []
+        return commit
+
+    def _put_turn(
+        self,
+        run: WarmRun,
+        turn: Turn,
+        commit: RunCommit,
+        starts: list[ScheduledActivity],
+        cancelled: list[int],
+    ) -> None:
+        if turn.batch is not None:
+            commit.batch = turn.batch
+            commit.head_hash = turn.head_hash
+        commit.closing = turn.closing
+        if turn.timers:
+            fired = {*run.timers_done, *turn.timers_done}
+            commit.timers = [timer for timer in turn.timers if timer.ref not in fired]
+        commit.timers_done = turn.timers_done
+        commit.children = turn.children
+        commit.messages = turn.messages
+        commit.responses = turn.responses
+        commit.successor = turn.successor
+        commit.search = turn.search
+        early = run.early
+        if turn.closing is None:
+            for each in turn.scheduled:
+                if each.ref in early or each.ref in run.running:
+                    continue
+                if self._executor.reserve(each.name, each.queue):
+                    starts.append(each)
+                else:
+                    commit.activities.append(queued(each))
+        for ref in turn.cancelled_activities:
+            cancelled.append(ref)
+            if ref not in run.running:
+                commit.activities_done.append(ref)
+
+    def _build_last(self, run: WarmRun) -> RunCommit:
+        commit = RunCommit(run.run_id, run.fence, run.part, run.next_seq, None, run.head_hash)
+        if run.terminate is not None:
+            commit.closing = Closing(RunState.TERMINATED, failure=run.terminate)
+        elif run.park is not None:
+            commit.park = run.park
+            commit.unpark_at_us = run.unpark_at_us
+        else:
+            commit.release = True
+            commit.activities, run.activities = run.activities, []
+        run.flight = Flight(commit, [], [], [])
+        return commit
+
+    def accepted(self, run: WarmRun) -> None:
+        """See `CommitHandler`."""
+        flight = run.flight
+        assert flight is not None
+        run.flight = None
+        commit = flight.commit
+        run.settles = False
+        run.crashes = 0
+        run.unread_count = 0
+        if commit.batch is not None:
+            run.next_seq += 1
+            run.head_hash = commit.head_hash
+            run.early.clear()
+            self._metrics.inc("durable_workflow_tasks_total", outcome="committed")
+        self._made_work |= bool(
+            commit.activities or commit.children or commit.messages or commit.successor
+        )
+        if commit.closing is not None or commit.responses:
+            self._answered = True
+        if commit.closing is not None or commit.park is not None or commit.release:
+            for ref in flight.cancelled:
+                self.on_cancelled(run.run_id, ref)
+            self.drop(run)
+            return
+        if commit.consumed:
+            if run.reading:
+                run.read_back += commit.consumed
+            else:
+                run.seen.difference_update(commit.consumed)
+        for timer in commit.timers:
+            if timer.ref not in commit.timers_done:
+                self._push_timer(run, timer)
+        for each in flight.starts:
+            self._start(run, each)
+        for ref in flight.cancelled:
+            self._cancel(run, ref)
+        execution = run.execution
+        if execution is not None:
+            self._cache.touch(run, execution.bytes_estimate)
+            if run.frozen:
+                self._start_over(run)
+
+    def _push_timer(self, run: WarmRun, timer: NewTimer) -> None:
+        if timer.kind == TimerKind.WORKFLOW:
+            self.timers.push(run, timer.ref, timer.due_us)
+
+    def stale(self, run: WarmRun) -> None:
+        """See `CommitHandler`."""
+        self._metrics.inc("durable_stale_commits_total")
+        self._metrics.inc("durable_workflow_tasks_total", outcome="stale")
+        self.drop(run)
+        self.on_stale()
+
+    def unread(self, run: WarmRun) -> None:
+        """See `CommitHandler`."""
+        self._metrics.inc("durable_workflow_tasks_total", outcome="unread")
+        flight = run.flight
+        assert flight is not None
+        run.flight = None
+        run.facts = flight.facts + run.facts
+        refused = {fact.item_id for fact in run.facts}
+        # What is consumed without being a fact (an answered query) stays so.
+        run.consumed = [each for each in flight.commit.consumed + run.consumed
+                        if each not in refused]  # fmt: skip
+        # A commit that closes holds no newly scheduled ones: these are owed whatever comes.
+        run.activities = flight.commit.activities + run.activities
+        run.frozen = True
+        run.unread_count += 1
+        self.on_unread(run)
+
+    def refused(self, run: WarmRun, error: StoreError) -> None:
+        """See `CommitHandler`."""
+        self._metrics.inc("durable_workflow_tasks_total", outcome="failed")
+        self._return_starts(run)
+        flight, run.flight = run.flight, None
+        run.terminate = None
+        if flight is not None and flight.commit.park is not None:
+            # Not even the reason can be written: let the lease decide.
+            self.drop(run)
+            return
+        self.park(run, error)
+
+    def flushed(self, now_us: int) -> None:
+        """See `CommitHandler`."""
+        metrics = self._metrics
+        metrics.set("durable_cache_runs", len(self._cache))
+        metrics.set("durable_cache_bytes", self._cache.bytes)
+        if self._cache.bytes > self._cache_bytes:
+            self.evict_surplus()
+        if self._made_work or self._answered:
+            made_work = self._made_work
+            self._made_work = self._answered = False
+            self.on_work(made_work)
+
+    def _return_starts(self, run: WarmRun) -> None:
+        if run.flight is not None:
+            for each in run.flight.starts:
+                self._executor.give_back(each.name)
+
+    # -- leaving -----------------------------------------------------------------------------
+
+    def evict_surplus(self) -> None:
+        """Give up idle runs until the cache is within its budget."""
+        for run in self._cache.idle_surplus(self._cache_bytes):
+            self._metrics.inc("durable_cache_evictions_total")
+            self.release(run)
+
+    def release(self, run: WarmRun) -> None:
+        """Give a run up with the next flush; somebody else may claim it then."""
+        run.release = True
+        self._freeze(run)
+        self.committer.mark(run)
+
+    def park(self, run: WarmRun, error: BaseException) -> None:
+        """Set a run aside with the next flush."""
+        run.park, pause_us = self._parking.park(run.run_id, run.workflow_type, error)
+        run.unpark_at_us = self._clock.now_us() + pause_us if pause_us else None
+        self._metrics.inc("durable_workflow_tasks_total", outcome="parked")
+        self._freeze(run)
+        self.committer.mark(run)
+
+    def terminate(self, run: WarmRun, payload: bytes | None) -> None:
+        """End a run that cannot run, with the next flush."""
+        run.terminate = payload or b"{}"
+        self.committer.mark(run)
+
+    def _freeze(self, run: WarmRun) -> None:
+        run.frozen = True
+        run.timers.clear()
+        if run.execution is not None:
+            run.execution.evict()
+            run.execution = None
+
+    def drop(self, run: WarmRun) -> None:
+        """Forget a run that is not ours any more, and everything that was going on for it."""
+        self._cache.remove(run)
+        self._return_starts(run)
+        run.flight = None
+        for attempt in list(run.running.values()):
+            self._executor.void(attempt)
+        run.running.clear()
+        self._freeze(run)
+
+    def drop_all(self) -> None:
+        """Forget every run: the session is dead."""
+        for run in self._cache:
+            self.drop(run)
+        self.timers.clear()
+
+    # -- eager activities (Source) -----------------------------------------------------------
+
+    def _start(self, run: WarmRun, each: ScheduledActivity) -> None:
+        context = ActivityContext(
+            name=each.name,
+            attempt=1,
+            workflow_id=run.workflow_id,
+            run_id=run.run_id,
+            workflow_type=run.workflow_type,
+            queue=each.queue,
+            ref=each.ref,
+            scheduled_us=each.scheduled_us,
+        )
+        attempt = Attempt(
+            self,
+            self._executor.definitions[each.name],
+            context,
+            input=each.input,
+            options=each.options,
+            options_json=each.options_json.encode() or b"{}",
+        )
+        context.on_heartbeat = attempt.beat
+        run.running[each.ref] = attempt
+        self._executor.start(attempt)
+
+    def _cancel(self, run: WarmRun, ref: int) -> None:
+        attempt = run.running.get(ref)
+        if attempt is not None:
+            self._executor.cancel(attempt)
+            return
+        self.on_cancelled(run.run_id, ref)
+        # It was in the queue table and is gone from there: nobody else will answer for it.
+        payload = cancelled_payload("(queued)", 0)
+        self._deliver(run, Fact(ACTIVITY_FAILED, ref, None, None, payload, 0))
+
+    def ended(self, attempt: Attempt, ending: Ending) -> None:
+        """See `Source`: the outcome of an eager attempt becomes a fact of its run."""
+        run = self._cache.get(attempt.run_id)
+        if run is None or run.running.pop(attempt.ref, None) is not attempt:
+            return
+        if not ending.is_retry:
+            self._deliver(run, Fact(ending.kind, attempt.ref, None, None, ending.payload, 0))
+            return
+        context = attempt.context
+        run.activities.append(
+            QueuedActivity(
+                ref=attempt.ref,
+                name=attempt.name,
+                queue=context.queue,
+                priority=attempt.options.priority,
+                attempt=attempt.number + (1 if ending.count_attempt else 0),
+                input=attempt.input,
+                options=attempt.options_json,
+                delay_us=ending.delay_us,
+                last_failure=ending.payload,
+                details=attempt.details,
+                scheduled_us=context.scheduled_us,
+            )
+        )
+        self.committer.mark(run)
+
+    def released(self, attempt: Attempt) -> None:
+        """See `Source`."""
+        self.on_slot()
+
+
+def queued(each: ScheduledActivity) -> QueuedActivity:
+    """The queue row of an activity that does not start here."""
+    return QueuedActivity(
+        ref=each.ref,
+        name=each.name,
+        queue=each.queue,
+        priority=each.priority,
+        attempt=1,
+        input=each.input,
+        options=each.options_json.encode() or b"{}",
+        scheduled_us=each.scheduled_us,
+    )

@@ -1,0 +1,306 @@
+"""Worker: one process that runs workflows and activities.
+
+It has one asyncio loop, one session and these services, each a loop of its own:
+
+    session          keeps the lease, notices its loss
+    committer        writes what runs have to write, many at a time
+    run poller       claims runs, loads them, brings them mail
+    attempt poller   claims queued activities; `answers` and `beats` report on them
+    promoter         turns due timers into mail and work
+    listener         turns hints of other processes into polls (without a supervisor)
+
+The order of their end is written in `Worker._drain`: claim nothing more, let activities end, write
+everything, give up every run, end the session.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Iterable
+from types import TracebackType
+from typing import Any, Self
+
+from durable.engine.registry import Registry
+from durable.errors import ConfigurationError, StoreError
+from durable.events import TypeInfo
+from durable.options import WorkerOptions
+from durable.runtime.attempts import AttemptPoller
+from durable.runtime.committer import Committer
+from durable.runtime.executor import Executor
+from durable.runtime.listener import Listener
+from durable.runtime.metrics import Metrics
+from durable.runtime.parking import ParkingLot
+from durable.runtime.runs import RunPoller
+from durable.runtime.service import Service
+from durable.runtime.sessions import Session
+from durable.runtime.timers import Promoter
+from durable.runtime.turns import Turns
+from durable.runtime.warm import Cache
+from durable.store.base import Store
+from durable.store.clock import StoreClock
+from durable.store.hints import Hinter
+from durable.store.postgres import PostgresStore
+
+PROGRESS_SECONDS = 0.25
+LAST_WRITES_SECONDS = 10.0
+"""How long a drain may take to write what is known, after the activities ended."""
+
+log = logging.getLogger("durable.worker")
+
+
+class Worker:
+    """Serves workflows and activities until it is told to stop.
+
+    ``store`` is a DSN or a store, which the worker opens and closes. ``keep_session=False`` leaves
+    the lease to a supervisor that reads `session_id` and `progress`. Raises ConfigurationError when
+    there is nothing to serve.
+    """
+
+    def __init__(
+        self,
+        store: Store | str,
+        *,
+        workflows: Iterable[Any] = (),
+        activities: Iterable[Any] = (),
+        options: WorkerOptions | None = None,
+        metrics: Metrics | None = None,
+        keep_session: bool = True,
+        build_id: str | None = None,
+        schema: str = "durable",
+    ) -> None:
+        self.options = options = options or WorkerOptions()
+        self.registry = Registry(workflows, activities)
+        if not self.registry.workflows and not self.registry.activities:
+            raise ConfigurationError("a worker needs at least one workflow or activity to serve")
+        self.store = PostgresStore(store, schema=schema) if isinstance(store, str) else store
+        self.metrics = metrics or Metrics()
+        self.build_id = build_id or ""
+        self.progress = 0
+        """Moves while the loop turns; who watches it from outside can tell a hung worker."""
+        self._keep_session = keep_session
+        self._clock = StoreClock()
+        self._cache = Cache()
+        self._stop = asyncio.Event()
+        self._started = asyncio.Event()
+        self._failure: BaseException | None = None
+        self._running: asyncio.Task[None] | None = None
+        self._wire()
+
+    def _wire(self) -> None:
+        store, metrics, options, clock = self.store, self.metrics, self.options, self._clock
+        self._hinter = Hinter(store)
+        self._executor = Executor(
+            self.registry.activities,
+            queues=options.queues,
+            slots=options.activity_slots,
+            thread_slots=options.thread_slots,
+            clock=clock,
+            metrics=metrics,
+        )
+        self._turns = turns = Turns(
+            registry=self.registry,
+            cache=self._cache,
+            cache_bytes=options.cache_bytes,
+            clock=clock,
+            executor=self._executor,
+            parking=ParkingLot(self.build_id, metrics),
+            metrics=metrics,
+        )
+        self._committer = turns.committer = Committer(store, turns, clock, metrics)
+        self._session = Session(
+            store,
+            metrics,
+            queues=options.queues,
+            build_id=self.build_id,
+            lease_seconds=options.lease_seconds,
+            keeps=self._keep_session,
+            lost=self._session_lost,
+        )
+        self._runs = RunPoller(
+            store,
+            self._session,
+            turns,
+            self._cache,
+            self._committer,
+            clock,
+            metrics,
+            queues=options.queues,
+            types=list(self.registry.workflows),
+            poll_max_seconds=options.poll_max_seconds,
+            room=self._room,
+        )
+        self._attempts = AttemptPoller(
+            store,
+            self._session,
+            self._executor,
+            metrics,
+            queues=options.queues,
+            poll_max_seconds=options.poll_max_seconds,
+            is_stalled=lambda: self._committer.is_stalled,
+            on_outcomes=self._made_work,
+        )
+        self._promoter = Promoter(store, clock, metrics, options.poll_max_seconds, self.hint)
+        turns.on_unread = self._runs.redo
+        turns.on_stale = self._session.suspect
+        turns.on_work = self._flushed
+        turns.on_slot = self._attempts.slot_freed
+        turns.on_cancelled = self._attempts.cancel
+
+    # -- what others see ---------------------------------------------------------------------
+
+    @property
+    def session_id(self) -> int:
+        """The session that owns what this worker owns. Changes when it was declared dead."""
+        return self._session.id
+
+    def hint(self) -> None:
+        """There may be something to do: poll now."""
+        self._runs.hint()
+        self._attempts.hint()
+
+    def request_stop(self) -> None:
+        """Begin to drain; `run` returns when that is done. Safe twice, and before the start."""
+        self._stop.set()
+
+    async def started(self) -> None:
+        """Wait until it serves."""
+        await self._started.wait()
+
+    async def run(self) -> None:
+        """Serve until `request_stop`, then drain.
+
+        Raises what made serving impossible: SchemaVersionError or StoreUnavailableError at the
+        start, or the error that ended a service.
+        """
+        try:
+            await self.store.open()
+            try:
+                await self._serve()
+            finally:
+                await self._executor.close()
+                await self._hinter.flush()
+        finally:
+            await self.store.close()
+            self._started.set()
+        if self._failure is not None:
+            raise self._failure
+
+    async def __aenter__(self) -> Self:
+        self._running = asyncio.create_task(self.run(), name="durable-worker")
+        starting = asyncio.create_task(self.started())
+        await asyncio.wait({self._running, starting}, return_when=asyncio.FIRST_COMPLETED)
+        if self._running.done():
+            starting.cancel()
+            self._running.result()
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.request_stop()
+        assert self._running is not None
+        await self._running
+
+    # -- serving -----------------------------------------------------------------------------
+
+    async def _serve(self) -> None:
+        self._clock.observe(await self.store.now_us())
+        await self._session.register()
+        await self.store.register_types(self._types())
+        pollers: list[Service] = []
+        if self.registry.workflows:
+            pollers.append(self._runs)
+        if self.registry.activities:
+            pollers.append(self._attempts)
+        if self._keep_session:
+            pollers.append(Listener(self.store, self.hint))
+        pollers += [self._promoter, self._attempts.beats]
+        writers: list[Service] = [self._committer, self._attempts.answers, self._session]
+        for service in (*writers, *pollers):
+            service.failed = self._service_failed
+            service.start()
+        ticking = asyncio.create_task(self._tick())
+        try:
+            await asyncio.gather(*(service.started() for service in (*writers, *pollers)))
+            self._started.set()
+            await self._stop.wait()
+            await self._drain(pollers, writers)
+        finally:
+            ticking.cancel()
+            for service in (*pollers, *writers):
+                await service.abort()
+
+    async def _drain(self, pollers: list[Service], writers: list[Service]) -> None:
+        if self._failure is None:
+            await asyncio.gather(*(service.stop() for service in pollers))
+            await self._executor.drain(self.options.drain_seconds)
+            try:
+                async with asyncio.timeout(LAST_WRITES_SECONDS):
+                    await self._committer.quiet()
+                    for run in self._cache:
+                        if run.is_idle:
+                            self._turns.release(run)
+                    await self._committer.quiet()
+            except TimeoutError:
+                log.warning("the store did not take the last writes in time; others redo them")
+        await asyncio.gather(*(service.stop(1.0) for service in writers))
+        try:
+            # Hands over whatever could not be given up one by one.
+            async with asyncio.timeout(LAST_WRITES_SECONDS):
+                await self.store.end_sessions([self._session.id], crashed=False)
+                await self.store.notify()
+        except (StoreError, TimeoutError) as error:
+            log.warning("cannot end the session; its lease will run out: %s", error)
+        self._turns.drop_all()
+
+    async def _tick(self) -> None:
+        """Show that the loop turns."""
+        while True:
+            self.progress += 1
+            self.metrics.set("durable_slots_used", len(self._executor.attempts))
+            await asyncio.sleep(PROGRESS_SECONDS)
+
+    def _types(self) -> list[TypeInfo]:
+        queue = self.options.queues[0]
+        found = [
+            TypeInfo(each.name, "workflow", each.queue or queue, each.signature.describe(),
+                     (each.__doc__ or "").strip())
+            for each in self.registry.workflows.values()
+        ]  # fmt: skip
+        found += [
+            TypeInfo(each.name, "activity", each.options.queue or queue, each.signature.describe(),
+                     (each.__doc__ or "").strip())
+            for each in self.registry.activities.values()
+        ]  # fmt: skip
+        return found
+
+    def _room(self) -> int:
+        """How many more runs can be worked on now."""
+        busy = len(self._executor.attempts) + self._committer.backlog
+        return 2 * self.options.activity_slots - busy
+
+    def _made_work(self) -> None:
+        """Outcomes of claimed activities are mail for the owners of their runs."""
+        self._runs.hint()
+        self._hinter.hint()
+
+    def _flushed(self, made_work: bool) -> None:
+        if made_work:
+            self.hint()
+        self._hinter.hint()
+
+    async def _session_lost(self) -> None:
+        self._committer.forget()
+        self._turns.drop_all()
+        self._runs.drop_all()
+        self._attempts.drop_all()
+
+    def _service_failed(self, service: Service, error: BaseException) -> None:
+        log.error("the %s of the worker ended", service.name, exc_info=error)
+        if self._failure is None:
+            self._failure = error
+        self.request_stop()

@@ -1,0 +1,44 @@
+"""Hints: tell other processes that there may be something to do, without paying for it often.
+
+`Store.notify` is a round trip and every listener wakes up for it, so hints are coalesced: however
+often `Hinter.hint` is called, the store is asked at most once in `INTERVAL_SECONDS`. Hints are best
+effort; whoever waits for them also polls.
+"""
+
+from __future__ import annotations
+
+import asyncio
+
+from durable.errors import StoreError
+from durable.store.base import Store
+
+INTERVAL_SECONDS = 0.01
+
+
+class Hinter:
+    """Sends coalesced hints while it is open."""
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+        self._wanted = False
+        self._task: asyncio.Task[None] | None = None
+
+    def hint(self) -> None:
+        """Let a hint be sent soon."""
+        self._wanted = True
+        if self._task is None or self._task.done():
+            self._task = asyncio.create_task(self._send(), name="durable-hints")
+
+    async def flush(self) -> None:
+        """Wait until what was asked for is sent."""
+        if self._task is not None:
+            await asyncio.wait({self._task}, timeout=1.0)
+
+    async def _send(self) -> None:
+        while self._wanted:
+            self._wanted = False
+            try:
+                await self._store.notify()
+            except StoreError:
+                return
+            await asyncio.sleep(INTERVAL_SECONDS)

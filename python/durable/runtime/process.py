@@ -19,6 +19,7 @@ import os
 import signal
 import socket
 import sys
+from collections.abc import Coroutine
 from typing import Any, NoReturn
 
 from durable.errors import DurableError
@@ -106,17 +107,17 @@ def build(orders: Orders, app: App) -> tuple[Worker, Metrics]:
         options=orders.options,
         metrics=metrics,
         keep_session=False,
-        build_id=orders.build_id,
+        build_id=orders.build_id or "",
     )
     return worker, metrics
 
 
-async def first_of(running: asyncio.Task[None], started: Any) -> None:
+async def first_of(running: asyncio.Task[None], started: Coroutine[Any, Any, None]) -> None:
     """Wait until the worker serves; raise what ended it before that."""
-    starting = asyncio.ensure_future(started)
+    starting = asyncio.create_task(started)
     await asyncio.wait({running, starting}, return_when=asyncio.FIRST_COMPLETED)
-    if not starting.done():
-        starting.cancel()
+    starting.cancel()
+    if running.done():
         running.result()
         raise RuntimeError("the worker ended before it served")
 

@@ -1,0 +1,231 @@
+"""The command line: what it prints, what it refuses, and with which exit code."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner, Result
+
+from durable.cli.main import main
+from durable.runtime.dev import DevNotes
+
+ROOT = Path(__file__).parents[1]
+SUBSCRIPTION = str(ROOT / "examples" / "subscription.py")
+PLAN = '{"total": 100, "cycles": 3, "cycle": "PT2S"}'
+
+
+@pytest.fixture(autouse=True)
+def empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """No notes of a `durable dev`, no settings of the developer."""
+    for name in ("DURABLE_DSN", "DURABLE_APP", "DURABLE_SCHEMA"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def durable(*arguments: str) -> Result:
+    result = CliRunner().invoke(main, arguments)
+    if result.exception is not None and not isinstance(result.exception, SystemExit):
+        raise result.exception
+    return result
+
+
+def refused(result: Result, code: int, *said: str) -> None:
+    """It failed with one line, on stderr, that says this."""
+    assert result.exit_code == code, result.output
+    assert result.stdout == ""
+    lines = result.stderr.strip().splitlines()
+    assert len(lines) == 1, result.stderr
+    for each in said:
+        assert each in lines[0]
+
+
+def test_every_command_teaches_with_an_example() -> None:
+    top = durable("--help").stdout
+    for name, command in main.commands.items():
+        text = durable(name, "--help").stdout
+        assert f"durable {name} " in text, f"{name} has no example"
+        assert name in top
+        for parameter in command.params:
+            assert parameter.opts
+
+
+def test_version_names_the_command() -> None:
+    assert durable("--version").stdout.startswith("durable, version ")
+
+
+def test_it_runs_as_a_module() -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "durable", "migrate", "--sql"], capture_output=True, text=True
+    )
+    assert done.returncode == 0
+    assert "CREATE TABLE" in done.stdout
+
+
+def test_no_database_named_is_a_question() -> None:
+    refused(durable("result", "x"), 2, "which database?", "--dsn", "DURABLE_DSN")
+
+
+def test_a_database_that_does_not_answer_is_a_failure() -> None:
+    dsn = "postgresql://nobody@127.0.0.1:1/nothing"
+    refused(durable("result", "x", "--dsn", dsn), 1, "127.0.0.1")
+
+
+def test_a_dsn_that_is_none_is_refused() -> None:
+    result = durable("result", "x", "--dsn", "this is no dsn")
+    assert result.exit_code in (1, 2)
+    assert len(result.stderr.strip().splitlines()) == 1
+
+
+def test_a_database_without_tables_says_what_to_run(empty_dsn: str) -> None:
+    refused(durable("result", "x", "--dsn", empty_dsn), 1, "durable migrate")
+    refused(
+        durable("worker", SUBSCRIPTION, "--dsn", empty_dsn, "--port", "0"), 1, "durable migrate"
+    )
+
+
+def test_migrate_twice_is_safe(empty_dsn: str) -> None:
+    first = durable("migrate", "--dsn", empty_dsn)
+    assert first.exit_code == 0
+    assert durable("migrate", "--dsn", empty_dsn).stdout == first.stdout
+    refused(durable("result", "x", "--dsn", empty_dsn), 1, "x")
+
+
+@pytest.mark.parametrize(
+    ("app", "said"),
+    [
+        ("nowhere.py", "there is no file nowhere.py"),
+        ("no_such_module_anywhere", "there is no module 'no_such_module_anywhere'"),
+        ("json:nothing", "has no attribute 'nothing'"),
+        ("json", "has no workflows and no activities"),
+        (":x", "no name"),
+    ],
+)
+def test_an_app_that_is_not_there_is_one_line(dsn: str, app: str, said: str) -> None:
+    refused(durable("start", "w", "--id", "x", "--app", app, "--dsn", dsn), 1, said)
+
+
+@pytest.mark.parametrize(
+    ("source", "said"),
+    [
+        ("import nothing_like_this\n", "ModuleNotFoundError: No module named 'nothing_like_this'"),
+        ("def broken(:\n", "SyntaxError"),
+        ("x = 1 / 0\n", "ZeroDivisionError"),
+    ],
+)
+def test_an_app_that_does_not_import_ends_a_worker_at_once(
+    dsn: str, tmp_path: Path, source: str, said: str
+) -> None:
+    app = tmp_path / "broken_app.py"
+    app.write_text(source)
+    result = durable("worker", str(app), "--dsn", dsn, "--port", "0")
+    assert result.exit_code == 1
+    last = result.stderr.strip().splitlines()[-1]
+    assert last.startswith("durable: ")
+    assert said in last
+    assert "broken_app.py" in last
+    assert "Traceback" not in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "said"),
+    [
+        (["start", "no_such", "--id", "x"], 2, ["no_such", "subscription"]),
+        (["start", "subscription", "[", "--id", "x"], 2, ["JSON"]),
+        (["start", "subscription", "--id", "x"], 2, ["plan"]),
+        (["start", "subscription", "[1, 2]", "--id", "x"], 2, ["subscription"]),
+        (["start", "subscription", '{"total": "many"}', "--id", "x"], 2, ["plan"]),
+        (["start", "subscription", '{"nothing": 1}', "--id", "x"], 2, ["subscription"]),
+        (["start", "subscription", PLAN, "--id", ""], 2, ["id"]),
+        (["start", "subscription", PLAN, "--id", "x" * 600], 2, ["512"]),
+        (["start", "subscription", PLAN, "--id", "a\nb"], 2, ["id"]),
+    ],
+)
+def test_a_bad_start_writes_nothing(
+    dsn: str, arguments: list[str], code: int, said: list[str]
+) -> None:
+    result = durable(*arguments, "--app", SUBSCRIPTION, "--dsn", dsn)
+    refused(result, code, *said)
+    assert durable("list", "--dsn", dsn).stdout.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["start", "w", "--id", "x", "--delay", "soon"],
+        ["start", "w", "--id", "x", "--at", "2026-12-01T08:00:00"],
+        ["start", "w", "--id", "x", "--at", "tomorrow"],
+        ["start", "w", "--id", "x", "--delay", "1s", "--at", "2026-12-01T08:00:00Z"],
+        ["start", "w"],
+        ["worker", "app", "--processes", "0"],
+        ["list", "--state", "happy"],
+        ["result", "x", "--timeout", "-1"],
+        ["nothing"],
+    ],
+)
+def test_wrong_usage_is_exit_code_2(arguments: list[str]) -> None:
+    result = durable(*arguments)
+    assert result.exit_code == 2
+    assert result.stderr
+
+
+def test_a_worker_option_that_cannot_work_is_refused(dsn: str) -> None:
+    worker = ("worker", SUBSCRIPTION, "--dsn", dsn, "--port", "0")
+    refused(durable(*worker, "--lease", "0"), 2, "lease_seconds")
+    refused(durable(*worker, "--hang", "0"), 2, "hang_seconds")
+
+
+def test_an_id_that_is_taken_names_the_run_that_has_it(dsn: str) -> None:
+    start = ("start", "subscription", PLAN, "--id", "sub-7", "--app", SUBSCRIPTION, "--dsn", dsn)
+    first = durable(*start)
+    assert first.exit_code == 0
+    refused(durable(*start), 1, "sub-7", first.stdout.strip())
+
+
+def test_an_unknown_run_is_a_failure_of_every_command(dsn: str) -> None:
+    for command in (["result"], ["history"], ["describe"], ["cancel"], ["terminate"]):
+        refused(durable(*command, "ghost", "--dsn", dsn), 1, "ghost")
+    refused(durable("signal", "ghost", "x", "--dsn", dsn), 1, "ghost")
+    refused(durable("vars", "ghost", "--app", SUBSCRIPTION, "--dsn", dsn), 1, "ghost")
+
+
+def test_a_pending_run_can_be_looked_at_signalled_and_ended(dsn: str) -> None:
+    start = ("start", "subscription", PLAN, "--id", "sub-7", "--delay", "1h")
+    run_id = durable(*start, "--app", SUBSCRIPTION, "--dsn", dsn).stdout.strip()
+    described = json.loads(durable("describe", "sub-7", "--dsn", dsn).stdout)
+    assert described["run_id"] == run_id
+    assert described["state"] == "running"
+    assert json.loads(durable("vars", "sub-7", "--app", SUBSCRIPTION, "--dsn", dsn).stdout) == {}
+    refused(durable("vars", "sub-7", "--dsn", dsn), 2, "--app")
+    assert durable("signal", "sub-7", "pause", "1", "--dsn", dsn).exit_code == 0
+    refused(durable("signal", "sub-7", "pause", "{", "--dsn", dsn), 2, "JSON")
+    (row,) = durable("history", "sub-7", "--json", "--dsn", dsn).stdout.splitlines()
+    assert json.loads(row)["kind"] == "RUN_STARTED"
+    assert "RUN_STARTED" in durable("history", "sub-7", "--dsn", dsn).stdout
+    assert "sub-7" in durable("list", "--state", "running", "--dsn", dsn).stdout
+    refused(durable("result", "sub-7", "--timeout", "10ms", "--dsn", dsn), 1, "sub-7")
+
+
+def test_the_notes_of_a_dev_server_tell_database_and_app(dsn: str, tmp_path: Path) -> None:
+    app = str(Path(SUBSCRIPTION).relative_to(ROOT))
+    DevNotes(dsn=dsn, app=app, folder=str(ROOT), metrics_url=None, pid=1).save(tmp_path)
+    started = durable("start", "subscription", PLAN, "--id", "sub-7", "--delay", "1h")
+    assert started.exit_code == 0
+    assert durable("vars", "sub-7").stdout == "{}\n"
+    refused(durable("start", "subscription", "[]", "--id", "sub-8"), 2, "plan")
+
+
+def test_notes_that_cannot_be_read_say_what_to_delete(tmp_path: Path) -> None:
+    (tmp_path / ".durable").mkdir()
+    (tmp_path / ".durable" / "dev.json").write_text("{")
+    refused(durable("list"), 2, "dev.json", "delete it")
+
+
+def test_the_notes_are_for_their_owner_only(tmp_path: Path) -> None:
+    notes = DevNotes(dsn="postgresql://a:secret@b/c", app="x", folder="/", metrics_url=None, pid=1)
+    path = notes.save(tmp_path)
+    assert path.stat().st_mode & 0o077 == 0
+    assert DevNotes.find(tmp_path) == notes
+    assert DevNotes.find(tmp_path / "sub" / "folder") == notes

@@ -80,9 +80,7 @@ class MemoryRun:
     def complete(self, activity: Any = None, value: Any = None) -> Turn:
         """The oldest pending activity (of that name, or ref) has a result."""
         ref = self.ref(activity)
-        return self.deliver(
-            EventKind.ACTIVITY_COMPLETED, ref, payload=DEFAULT_CODEC.encode(value)
-        )
+        return self.deliver(EventKind.ACTIVITY_COMPLETED, ref, payload=DEFAULT_CODEC.encode(value))
 
     def fail(self, activity: Any = None, kind: str = "ValueError", message: str = "no") -> Turn:
         payload = DEFAULT_CODEC.encode({"type": kind, "message": message, "attempt": 3})

@@ -447,7 +447,7 @@ def test_nothing_is_started_by_the_turn_that_ends_the_run() -> None:
     @workflow.defn
     async def hasty() -> str:
         add.start(1, 2)
-        asyncio.get_running_loop().create_task(workflow.sleep(9))  # noqa: RUF006
+        asyncio.get_running_loop().create_task(workflow.sleep(9))
         await asyncio.sleep(0)
         return "gone"
 

@@ -20,13 +20,12 @@ import inspect
 import uuid
 from collections.abc import Sequence
 from contextvars import Context
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from durable._core import decode
 from durable.codec import (
     DEFAULT_CODEC,
     Codec,
-    failure_from_payload,
     failure_to_payload,
     is_final,
     type_names,
@@ -36,20 +35,16 @@ from durable.engine.context import ContinueAsNew, WorkflowContext
 from durable.engine.definition import WorkflowDefinition
 from durable.engine.info import WorkflowInfo
 from durable.engine.registry import Registry
+from durable.engine.remote import activity_error, child_error, unreachable
 from durable.engine.requests import QUERY_VARS, QUERY_WHERE, request_id_of
 from durable.engine.retry import next_delay_seconds
 from durable.engine.start import StartMeta, decode_json
 from durable.engine.turn import ScheduledActivity, Turn, TurnBuilder, scheduled_activity
 from durable.errors import (
-    ActivityError,
-    ChildWorkflowError,
-    DecodeError,
-    DurableError,
     HistoryCorruptError,
     NonDeterminismError,
     PayloadError,
     UpdateRejectedError,
-    WorkflowNotFoundError,
 )
 from durable.events import Closing, EventKind, MessageKind, NewTimer, Response, RunState
 
@@ -75,13 +70,11 @@ OUTCOMES = frozenset(
 )
 """Facts that answer a command: void when it does not wait any more."""
 
+FAILURES = (EventKind.ACTIVITY_FAILED, EventKind.CHILD_FAILED)
 ENDED_FROM_OUTSIDE = {
     EventKind.RUN_TERMINATED: RunState.TERMINATED,
     EventKind.RUN_TIMED_OUT: RunState.TIMED_OUT,
 }
-
-FRAMES_MAX = 100
-OWN_CODE = (str(Path(__file__).parents[1]), str(Path(asyncio.__file__).parent))
 
 
 class Execution:
@@ -115,6 +108,9 @@ class Execution:
         self._handler_error: BaseException | None = None
         self._ended: Closing | None = None
         self._responses: list[Response] = []
+        self._loading: Sequence[bytes] = ()
+        self._names: dict[int, str] = {}
+        """What failed commands were called, by event id; filled when a failure asks for it."""
         self._dead = False
 
     # -- what the runtime does with it --------------------------------------------------------
@@ -126,11 +122,14 @@ class Execution:
         code parts from its history, PayloadError when the input does not fit the workflow. Any of
         them leaves the execution dead.
         """
+        self._loading = batches
         try:
-            self._loop.load(list(batches), head_hash)
+            self._loop.load(batches, head_hash)
             self._loop.replay()
         except BaseException as error:
             raise self._died(error) from None
+        finally:
+            self._loading, self._names = (), {}
 
     def deliver(
         self,
@@ -236,6 +235,16 @@ class Execution:
         return IDLE_RUN_BYTES + 2 * self._loop.history_bytes + 1024 * len(self._loop.pending())
 
     @property
+    def event_count(self) -> int:
+        """The number of its events, recorded or not."""
+        return self._loop.event_count
+
+    @property
+    def pending_count(self) -> int:
+        """The number of its commands that wait for an outcome."""
+        return len(self._loop.pending())
+
+    @property
     def now_us(self) -> int:
         """The run's own time: that of its last fact."""
         return self._loop.now_us
@@ -245,7 +254,7 @@ class Execution:
         lines = []
         for task in self._loop._tasks:
             if not task.done():
-                lines.append(f"{task.get_name()}: {waiting_place(task.get_coro())}")
+                lines.append(f"{task.get_name()}: {tasks.waiting_place(task.get_coro())}")
         return lines
 
     # -- what the core asks of it -------------------------------------------------------------
@@ -274,32 +283,17 @@ class Execution:
         self, kind: int, ref: int, name: str | None, payload: bytes | None
     ) -> BaseException:
         """The exception that the future of command ``ref`` raises."""
-        data = failure_data(payload)
-        said = data.get("message") or data.get("type") or "no message"
-        if data.get("type") == "CancelledError":
-            return asyncio.CancelledError(said)
         if kind == EventKind.EXTERNAL_FAILED:
-            return WorkflowNotFoundError(f"the other workflow could not be reached: {said}")
-        called = name or data.get("activity") or data.get("workflow") or self._name_of(ref)
-        attempt = data.get("attempt", 0)
-        cause = self._cause(payload)
-        if kind == EventKind.CHILD_FAILED:
-            started = self._context.children.get(ref)
-            error: DurableError = ChildWorkflowError(
-                f"child workflow {called} failed: {said}", name=called, failure=data
-            )
-            if started is not None and not started.done():
-                started.set_exception(error)
-                started.exception()
-        else:
-            error = ActivityError(
-                f"activity {called} failed after {attempt or 1} "
-                f"attempt{'s' if attempt > 1 else ''}: {said}",
-                name=called,
-                attempt=attempt,
-                failure=data,
-            )
-        error.__cause__ = cause
+            return unreachable(payload)
+        called = name or self._name_of(ref)
+        if kind == EventKind.ACTIVITY_FAILED:
+            return activity_error(called, payload, self._registry.errors)
+        error = child_error(called, payload, self._registry.errors)
+        started = self._context.children.get(ref)
+        if started is not None and not started.done():
+            started.set_exception(error)
+            # Told to whoever waits for the start; nobody has to.
+            started.exception()
         return error
 
     def on_idle(self) -> None:
@@ -442,6 +436,8 @@ class Execution:
         meta: bytes | None,
         payload: bytes | None,
     ) -> None:
+        if kind in FAILURES:
+            self._names = {event[0]: event[4] or "" for event in self._loop.pending()}
         try:
             self._loop.deliver(kind, ref, time_us, name, meta, payload)
         except BaseException as error:
@@ -466,20 +462,12 @@ class Execution:
             return []
         return [event for event in self._loop.pending() if event[1] == kind]
 
-    def _cause(self, payload: bytes | None) -> BaseException | None:
-        """What was raised elsewhere, rebuilt where its class is known here."""
-        if not payload:
-            return None
-        try:
-            return failure_from_payload(payload, self._registry.errors)
-        except DecodeError as unreadable:
-            return unreadable
-
     def _name_of(self, ref: int) -> str:
-        for event in self._loop.pending():
-            if event[0] == ref:
-                return event[4] or ""
-        return ""
+        """The name of a command that failed: looked up then, so that successes cost nothing."""
+        if not self._names:
+            events = decode(uuid.UUID(self.run_id).bytes, self._loading)
+            self._names = {event[0]: event[4] for event in events if event[4]}
+        return self._names.get(ref, "")
 
     def _close(self, turn: Turn, builder: TurnBuilder) -> None:
         """The run is over with this turn: void what is left of it, answer who still waits."""
@@ -529,32 +517,6 @@ async def as_coroutine(awaitable: Any) -> Any:
     return await awaitable
 
 
-def failure_data(payload: bytes | None) -> dict[str, Any]:
-    """A recorded failure as plain data, whatever its bytes are."""
-    try:
-        data = decode_json(payload) if payload else {}
-    except DecodeError as unreadable:
-        data = str(unreadable)
-    return data if isinstance(data, dict) else {"type": "Exception", "message": str(data)}
-
-
 def hash_seed(run_id: str) -> int:
     """Where the hashes of a run's tasks begin: differs between runs, never between processes."""
     return uuid.UUID(run_id).int & tasks.HASH_MASK
-
-
-def waiting_place(coro: Any) -> str:
-    """Where a suspended coroutine waits, in frames that are the user's own; what it awaits if none.
-
-    Written ``file:line function``, outermost first.
-    """
-    frames = []
-    for _ in range(FRAMES_MAX):
-        frame = getattr(coro, "cr_frame", None) or getattr(coro, "gi_frame", None)
-        if frame is None:
-            break
-        code = frame.f_code
-        if not code.co_filename.startswith(OWN_CODE):
-            frames.append(f"{Path(code.co_filename).name}:{frame.f_lineno} {code.co_qualname}")
-        coro = getattr(coro, "cr_await", None) or getattr(coro, "gi_yieldfrom", None)
-    return " > ".join(frames) or ("not started" if coro is None else repr(coro))

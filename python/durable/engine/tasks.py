@@ -21,6 +21,7 @@ import logging
 from collections.abc import Callable, Iterable, Iterator
 from collections.abc import Set as AbstractSet
 from contextvars import Context
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from durable._core import Loop, current
@@ -29,6 +30,9 @@ from durable.errors import GuardError
 HASH_MASK = (1 << 61) - 1
 HASH_STEP = 0x9E3779B97F4A7C15 & HASH_MASK
 """Spreads the numbers of a run's tasks, so that the tasks of many runs do not share hashes."""
+
+FRAMES_MAX = 100
+OWN_CODE = (str(Path(__file__).parents[1]), str(Path(asyncio.__file__).parent))
 
 log = logging.getLogger("durable.workflow")
 
@@ -269,3 +273,20 @@ class WorkflowLoop(LoopBase):
 
 for _name, _instead in NOT_REPLAYABLE.items():
     setattr(WorkflowLoop, _name, refuse(_name, _instead))
+
+
+def waiting_place(coro: Any) -> str:
+    """Where a suspended coroutine waits, in frames that are the user's own; what it awaits if none.
+
+    Written ``file:line function``, outermost first.
+    """
+    frames = []
+    for _ in range(FRAMES_MAX):
+        frame = getattr(coro, "cr_frame", None) or getattr(coro, "gi_frame", None)
+        if frame is None:
+            break
+        code = frame.f_code
+        if not code.co_filename.startswith(OWN_CODE):
+            frames.append(f"{Path(code.co_filename).name}:{frame.f_lineno} {code.co_qualname}")
+        coro = getattr(coro, "cr_await", None) or getattr(coro, "gi_yieldfrom", None)
+    return " > ".join(frames) or ("not started" if coro is None else repr(coro))

@@ -17,7 +17,6 @@ from durable.codec.read import Decoder, read_plain
 from durable.codec.value import field_names
 from durable.errors import DecodeError, InvalidArgumentError
 
-_raws = msgspec.json.Decoder(list[msgspec.Raw])
 _raw_fields = msgspec.json.Decoder(dict[str, msgspec.Raw])
 
 Arguments = tuple[tuple[Any, ...], dict[str, Any]]
@@ -30,6 +29,9 @@ class Callee(Protocol):
 
     def describe(self) -> str:
         """One line."""
+
+    def decode_args(self, payload: bytes | None) -> Arguments:
+        """Read an argument list."""
 
     def encode_args(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> bytes:
         """Bind and write."""
@@ -62,7 +64,7 @@ def _parse(
     single = parameters[0] if len(parameters) == 1 else None
     if data[:1] == b"[":
         try:
-            return _parse_array(callee, parameters, decoders, data)
+            return _parse_array(callee, data)
         except InvalidArgumentError:
             if single is None:
                 raise
@@ -79,19 +81,13 @@ def _parse(
     return (_value(callee, parameters[0], decoders[parameters[0]], data),), {}
 
 
-def _parse_array(
-    callee: Callee, parameters: Sequence[str], decoders: Mapping[str, Decoder], data: bytes
-) -> Arguments:
-    raws = _raws.decode(data)
-    if len(raws) > len(parameters):
-        raise InvalidArgumentError(f"{len(raws)} arguments are too many for {callee.describe()}")
-    return (
-        tuple(
-            _value(callee, name, decoders[name], raw)
-            for name, raw in zip(parameters, raws, strict=False)
-        ),
-        {},
-    )
+def _parse_array(callee: Callee, data: bytes) -> Arguments:
+    try:
+        arguments = callee.decode_args(data)
+    except DecodeError as error:
+        raise InvalidArgumentError(str(error)) from None
+    callee.encode_args(*arguments)
+    return arguments
 
 
 def _is_keyword(single: str, decoder: Decoder, fields: Mapping[str, msgspec.Raw]) -> bool:

@@ -25,13 +25,12 @@ import orjson
 
 import durable.errors
 from durable.codec.read import read_plain
-from durable.codec.value import DEFAULT_CODEC
+from durable.codec.value import DEFAULT_CODEC, same
 from durable.codec.write import type_name
 from durable.errors import (
     ApplicationError,
     DecodeError,
     DefinitionError,
-    DurableError,
     GuardError,
     PayloadError,
     RetryAfter,
@@ -185,7 +184,7 @@ class _Scribe:
         if isinstance(error.type, str) and error.type:
             result["class"] = result["type"]
             result["type"] = _clean(error.type, 512)
-        details = self._values(list(error.details)) if error.details else None
+        details = self._values(list(error.details), exact=False) if error.details else None
         if details is not None:
             result["details"] = details
         if isinstance(error, RetryAfter) and isinstance(error.delay_seconds, int | float):
@@ -194,7 +193,11 @@ class _Scribe:
         self._add_attributes(result, error, own)
 
     def _add_state(self, result: dict[str, Any], error: BaseException) -> None:
-        args = self._values(list(error.args)) if error.args else None
+        given = error.args
+        if isinstance(error, OSError):
+            # Its file names are not in args, but its constructor takes them.
+            given = OSError.__reduce__(error)[1]  # type: ignore[assignment]
+        args = self._values(list(given)) if given else None
         if args is not None and args != [result["message"]]:
             result["args"] = args
         self._add_attributes(result, error, {"remote_traceback"})
@@ -212,11 +215,14 @@ class _Scribe:
         if found and self._values(found) is not None:
             result["attributes"] = found
 
-    def _values(self, value: Any) -> Any:
-        """``value`` as plain JSON, or None when it cannot be written or is too large."""
+    def _values(self, value: Any, *, exact: bool = True) -> Any:
+        """``value`` as plain JSON; None when it is too large or (``exact``) would be another."""
         try:
             data = DEFAULT_CODEC.encode(value)
-            return read_plain(data) if len(data) <= self._values_max else None
+            if len(data) > self._values_max:
+                return None
+            plain = read_plain(data)
+            return plain if not exact or same(value, plain) else None
         except Exception:
             # What hangs on an exception is a bonus: it must not hide the exception.
             return None
@@ -297,9 +303,9 @@ def _rebuild(
     remote = failure.get("traceback")
     if isinstance(remote, str) and remote:
         error.remote_traceback = remote  # type: ignore[attr-defined]
-        error.add_note(remote_note(remote) or "")
+        BaseException.add_note(error, remote_note(remote) or "")
     for note in _list(failure.get("notes")):
-        error.add_note(str(note))
+        BaseException.add_note(error, str(note))
     cause = failure.get("cause")
     if isinstance(cause, dict) and depth > 0:
         error.__cause__ = _rebuild(cause, known, depth - 1)
@@ -325,26 +331,15 @@ def _instance(
         group: BaseException = cls(message, members)
         return group
     args = tuple(_list(failure["args"])) if "args" in failure else (message,) if message else ()
-    if "__init__" in vars(cls) and cls.__module__ != "builtins":
-        error = cls.__new__(cls, *args)
-        error.args = args
-    elif issubclass(cls, DurableError) and cls.__init__ is not DurableError.__init__:
-        error = cls.__new__(cls)
-        error.args = args
-    else:
-        error = _made(cls, args, message)
+    if not _has_python_init(cls):
+        try:
+            return _restore(cls(*args), failure)
+        except Exception:
+            # Arguments changed on their way, as a value inside them has no JSON.
+            return _restore(cls(message), failure)
+    error = cls.__new__(cls, *args)
+    error.args = args
     return _restore(error, failure)
-
-
-def _made(cls: type[BaseException], args: tuple[Any, ...], message: str) -> BaseException:
-    if _has_python_init(cls):
-        error = cls.__new__(cls, *args)
-        error.args = args
-        return error
-    try:
-        return cls(*args)
-    except Exception:
-        return cls(message)
 
 
 def _has_python_init(cls: type[BaseException]) -> bool:

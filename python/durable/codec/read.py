@@ -127,6 +127,8 @@ class Reader:
 
     def decoder(self, annotation: Any) -> Decoder:
         """Raise DefinitionError for a type that cannot come back."""
+        if isinstance(annotation, str):
+            raise DefinitionError(f"the annotation {annotation!r} is text; resolve it first")
         if is_pydantic_model(annotation) and annotation not in self._converters:
             return Decoder(annotation, _pydantic_reader(annotation), exact=True)
         try:
@@ -213,7 +215,10 @@ class Reader:
         strict = None if has_model else True
 
         def read(payload: bytes | msgspec.Raw) -> Any:
-            return adapter.validate_json(b"[%b]" % bytes(payload), strict=strict)[0]
+            found = adapter.validate_json(b"[%b]" % bytes(payload), strict=strict)
+            if len(found) != 1:
+                raise ValueError("it is not one JSON value")
+            return found[0]
 
         return Decoder(annotation, read, exact=False)
 

@@ -282,7 +282,7 @@ class Signature:
     def _check_shape(self, count: int, named: Mapping[str, Any]) -> None:
         most = POSITIONS_MAX if self._rest is not None else len(self._positional)
         if count > most:
-            raise DecodeError(f"{count} arguments were recorded, but it is {self.describe()}")
+            raise DecodeError(f"{count} arguments are too many for {self.describe()}")
         missing = [p.name for p in self._positional[count : self._required]]
         missing += [
             name
@@ -291,12 +291,12 @@ class Signature:
         ]
         if missing:
             raise DecodeError(
-                f"no value was recorded for {', '.join(missing)} of {self.describe()}; "
-                "give a new parameter a default"
+                f"there is no value for {', '.join(missing)} of {self.describe()}; "
+                "a new parameter needs a default"
             )
         unknown = [name for name in named if name not in self._named]
         if unknown and self._extra is None:
-            raise DecodeError(f"it is {self.describe()}, without {', '.join(unknown)}")
+            raise DecodeError(f"{self.describe()} has no {', '.join(unknown)}")
 
     def _decode_one(self, parameter: str, part: msgspec.Raw, name: str | None = None) -> Any:
         try:

@@ -17,7 +17,7 @@ import msgspec
 
 from durable.codec.pipeline import PayloadCodec, PayloadContext
 from durable.codec.read import Decoder, Reader, annotation_text, read_plain
-from durable.codec.write import Writer, is_pydantic_model, type_name
+from durable.codec.write import Writer, is_pydantic_model, shown, type_name
 from durable.errors import ConfigurationError, EncodeError, PayloadTooLargeError
 from durable.options import PAYLOAD_BYTES_MAX, PAYLOAD_BYTES_WARN
 
@@ -90,7 +90,7 @@ class Codec:
         def prove(data: bytes) -> None:
             back = decoder(data)
             if not same(value, back):
-                raise EncodeError(f"it reads back as {_shown(back)}, not {_shown(value)}")
+                raise EncodeError(f"it reads back as {shown(back)}, not {shown(value)}")
 
         data = self._writer.write(value, prove)
         if self.verify or not getattr(decoder, "exact", True):
@@ -98,7 +98,7 @@ class Codec:
                 prove(data)
             except Exception as error:
                 raise EncodeError(
-                    f"{_shown(value)} does not survive as "
+                    f"{shown(value)} does not survive as "
                     f"{annotation_text(getattr(decoder, 'annotation', Any))}: {error}"
                 ) from error
         return data
@@ -220,11 +220,6 @@ def field_names(cls: Any) -> Sequence[str] | None:
     if hasattr(cls, "__attrs_attrs__"):
         return [field.name for field in cls.__attrs_attrs__]
     return None
-
-
-def _shown(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 80 else text[:77] + "..."
 
 
 DEFAULT_CODEC = Codec()

@@ -61,6 +61,15 @@ def type_name(cls: type) -> str:
     )
 
 
+def shown(value: Any) -> str:
+    """A value in an error message: short, and whatever its ``__repr__`` does."""
+    try:
+        text = repr(value)
+    except Exception:
+        return f"<a {type_name(type(value))}>"
+    return text if len(text) <= 80 else text[:77] + "..."
+
+
 def _write_datetime(value: datetime | time) -> str:
     # fold says which of two equal wall times is meant; an offset in the text says it, too.
     offset = value.utcoffset()
@@ -332,16 +341,17 @@ class _Walk:
             return self._text(key, f"a key of {path}")
         if self.odd_key is None and (not isinstance(key, str) or isinstance(key, enum.Enum)):
             self.odd_key = (
-                f"a key of {path} is {key!r}: keys of JSON objects are strings; "
+                f"a key of {path} is {shown(key)}: keys of JSON objects are strings; "
                 "annotate the value with the type of its keys, as in dict[int, str]"
             )
         written = key
         for _ in range(8):
-            if type(written) is bool or written is None:
+            if isinstance(written, bool | list | dict | tuple) or written is None:
                 break
             if isinstance(written, str) and not isinstance(written, enum.Enum):
                 return self._text(written, f"a key of {path}")
             if isinstance(written, int | float) and not isinstance(written, enum.Enum):
-                return repr(self.plain(written, f"a key of {path}", 0))
+                self.plain(written, f"a key of {path}", 0)
+                return str(written)
             written = self._open(written, f"a key of {path}")
-        raise EncodeError(f"a key of {path} is {key!r}, a {type_name(type(key))}: use strings")
+        raise EncodeError(f"a key of {path} is {shown(key)}, a {type_name(type(key))}: use strings")

@@ -10,6 +10,7 @@ order; all defaults are the empty text. Times are seconds.
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Collection, Mapping
 from datetime import timedelta
 from functools import lru_cache
@@ -22,6 +23,9 @@ from durable.options import ActivityOptions, RetryPolicy, seconds
 
 EXPLICIT_DELAY_SECONDS_MAX = 10 * 366 * 86400.0
 """The longest wait that an activity may ask for by itself: ten years."""
+
+EXACT_MAX = 2.0**53
+"""Up to here every whole float is an integer that any JSON reader keeps."""
 
 DEFAULT_POLICY = RetryPolicy()
 DEFAULT_OPTIONS = ActivityOptions()
@@ -97,7 +101,7 @@ def policy_to_dict(policy: RetryPolicy) -> dict[str, Any]:
     default = DEFAULT_POLICY
     values: dict[str, tuple[Any, Any]] = {
         "initial": (_number(policy.initial_interval), _number(default.initial_interval)),
-        "backoff": (_shorter(policy.backoff), _shorter(default.backoff)),
+        "backoff": (_shorter(min(policy.backoff, sys.float_info.max)), _shorter(default.backoff)),
         "max": (_number(policy.max_interval), _number(default.max_interval)),
         "attempts": (policy.max_attempts, default.max_attempts),
         "non_retryable": (names_of(policy.non_retryable), []),
@@ -120,7 +124,10 @@ def policy_from_dict(recorded: Mapping[str, Any]) -> RetryPolicy:
 
 
 def options_to_json(options: ActivityOptions) -> str:
-    """Return what of ``options`` differs from the defaults, or "" when nothing does."""
+    """Return what of ``options`` differs from the defaults, or "" when nothing does.
+
+    Raise ConfigurationError for what JSON cannot hold (a queue name that is not text).
+    """
     recorded: dict[str, Any] = {}
     if options.queue is not None:
         recorded["queue"] = options.queue
@@ -135,7 +142,10 @@ def options_to_json(options: ActivityOptions) -> str:
             recorded[key] = _shorter(seconds(value, name))
     if options.wait_cancel:
         recorded["wait_cancel"] = True
-    return orjson.dumps(recorded).decode() if recorded else ""
+    try:
+        return orjson.dumps(recorded).decode() if recorded else ""
+    except TypeError as error:
+        raise ConfigurationError(f"activity options cannot be recorded: {error}") from None
 
 
 @lru_cache(maxsize=1024)
@@ -162,4 +172,4 @@ def _number(value: timedelta | float) -> float:
 
 def _shorter(value: float) -> float:
     """``5.0`` as ``5``: the same number in fewer bytes, whichever way it was given."""
-    return int(value) if value == int(value) else value
+    return int(value) if abs(value) < EXACT_MAX and value == int(value) else value

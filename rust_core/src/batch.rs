@@ -22,6 +22,9 @@ pub const EVENTS_MAX: u32 = 1 << 30;
 /// Bytes of the checksum at the end of a batch.
 pub const CHECKSUM_BYTES: usize = 8;
 
+/// More than the numbers of one event, its new names and the batch around them can take.
+const OVERHEAD_BYTES: usize = 128;
+
 /// Where the checksum chain of a run begins.
 pub fn chain_start(run_id: &[u8; 16]) -> u64 {
     XxHash3_64::oneshot(run_id)
@@ -89,9 +92,10 @@ impl Writer {
     pub fn push(&mut self, event: &Command<'_>, delta: Option<u64>) -> Result<()> {
         let meta_len = event.meta.map_or(0, <[u8]>::len);
         let payload_len = event.payload.map_or(0, <[u8]>::len);
+        let text_len = event.name.map_or(0, str::len) + event.options.map_or(0, str::len);
         limit(
             "batch",
-            self.len() + meta_len + payload_len + 64,
+            self.len() + text_len + meta_len + payload_len + OVERHEAD_BYTES,
             BATCH_BYTES_MAX,
         )?;
         let name = event.name.map(|text| self.intern(text)).transpose()?;

@@ -22,6 +22,8 @@ pub enum Error {
         /// What is not known here.
         what: String,
     },
+    /// A request that no history could hold.
+    Invalid(&'static str),
     /// The code and its history part here.
     Mismatch(Box<Mismatch>),
     /// A limit of the format, met before anything was allocated.

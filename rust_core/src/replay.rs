@@ -9,7 +9,7 @@
 use std::collections::HashMap;
 use std::hash::{BuildHasherDefault, Hasher};
 
-use crate::batch::Writer;
+use crate::batch::{EVENTS_MAX, Writer};
 use crate::describe;
 use crate::error::{Error, Mismatch, Result};
 use crate::event::{Command, EventView, Kind, field};
@@ -176,6 +176,7 @@ impl<B: AsRef<[u8]>, S> Replay<B, S> {
     /// A command of the code: the next event of history, or new. Returns its id.
     #[inline]
     pub fn command(&mut self, command: &Command<'_>, slot: Option<S>) -> Result<u32> {
+        let command = &self.normal(command);
         let (id, view) = if self.live {
             (self.write(command)?, None)
         } else {
@@ -194,6 +195,19 @@ impl<B: AsRef<[u8]>, S> Replay<B, S> {
         }
         self.ended |= command.kind.is_ending();
         Ok(id)
+    }
+
+    /// A command as history keeps it: no time in it is before now.
+    #[inline]
+    fn normal<'a>(&self, command: &Command<'a>) -> Command<'a> {
+        Command {
+            time: if command.time == 0 {
+                0
+            } else {
+                command.time.max(self.now)
+            },
+            ..*command
+        }
     }
 
     /// Match a command with the next event and step over it.
@@ -229,6 +243,16 @@ impl<B: AsRef<[u8]>, S> Replay<B, S> {
     }
 
     fn write(&mut self, event: &Command<'_>) -> Result<u32> {
+        if event.reference >= self.next_id {
+            return Err(Error::Invalid("it refers to an event that does not exist"));
+        }
+        if self.next_id > EVENTS_MAX {
+            return Err(Error::TooLarge {
+                what: "number of events",
+                size: self.next_id as usize,
+                limit: EVENTS_MAX as usize,
+            });
+        }
         let history = &self.history;
         let writer = self
             .writer

@@ -4,7 +4,7 @@
 use std::collections::{HashMap, VecDeque};
 
 use pyo3::PyTraverseError;
-use pyo3::exceptions::{PyException, PyRuntimeError, PyValueError};
+use pyo3::exceptions::{PyException, PyGeneratorExit, PyRuntimeError, PyValueError};
 use pyo3::gc::PyVisit;
 use pyo3::prelude::*;
 use pyo3::pybacked::PyBackedBytes;
@@ -12,7 +12,7 @@ use pyo3::sync::PyOnceLock;
 use pyo3::types::{PyBytes, PyDict, PyList, PyTuple};
 
 use super::encode::{get_plain, plain};
-use super::future::{CommandFuture, copy_context, run_in_context};
+use super::future::{CancelledError, CommandFuture, copy_context, new_tracked, run_in_context};
 use super::handle::{Call, Handle, TimerHandle};
 use super::tools::{command_tuple, event_tuple, load_history};
 use super::{CURRENT, optional_bytes, run_id_bytes, to_py_err};
@@ -70,10 +70,14 @@ pub struct EventLoop {
 }
 
 impl EventLoop {
-    pub(super) fn push_ready(&mut self, ready: Ready) {
-        if !self.dead {
-            self.ready.push_back(ready);
+    /// Queue it, unless the loop is dead. What is not queued comes back, to be dropped when the
+    /// loop is no longer borrowed: dropping it may run code.
+    pub(super) fn push_ready(&mut self, ready: Ready) -> Option<Ready> {
+        if self.dead {
+            return Some(ready);
         }
+        self.ready.push_back(ready);
+        None
     }
 
     /// The code and its history part: nothing of this run counts any more.
@@ -99,6 +103,7 @@ impl EventLoop {
             });
             match this.replay.command(command, slot) {
                 Ok(id) => (id, live),
+                Err(error @ crate::Error::Invalid(_)) => return Err(to_py_err(py, error)),
                 Err(error) => return Err(this.fail(py, error)),
             }
         };
@@ -123,7 +128,7 @@ impl EventLoop {
     ) -> PyResult<Py<CommandFuture>> {
         let event_loop = slf.clone().unbind();
         let future = CommandFuture::new(event_loop, command.kind, plain, decoder, wait_cancel);
-        let future = Py::new(slf.py(), future)?;
+        let future = new_tracked(slf.py(), future)?;
         let target = Target::Future(future.clone_ref(slf.py()));
         let id = Self::make(slf, command, Some(target))?;
         future.borrow_mut(slf.py()).set_id(id);
@@ -169,16 +174,26 @@ impl EventLoop {
     }
 
     /// The outcome of `future` when it is the next thing in history and nothing else can run before
-    /// it: then suspending and waking up again would come to the same.
+    /// it: then suspending and waking up again would come to the same. Nothing else: no callback is
+    /// ready, nobody else waits for this future, no condition is watched, and the main task goes on
+    /// (once it is done, the run ends before the next fact).
     #[inline]
     pub(super) fn outcome_at_hand(
         slf: &Bound<'_, Self>,
         future: &Bound<'_, CommandFuture>,
     ) -> Option<PyResult<Py<PyAny>>> {
-        let (id, command_kind) = future.borrow().id_and_kind();
+        let (id, command_kind, watched) = {
+            let this = future.borrow();
+            (this.id(), this.kind(), this.has_callbacks())
+        };
         let (event, slot) = {
             let mut this = slf.borrow_mut();
-            let alone = this.entered && !this.dead && this.ready.is_empty() && !this.watch_idle;
+            let alone = this.entered
+                && !this.dead
+                && !this.main_done
+                && this.ready.is_empty()
+                && !this.watch_idle
+                && !watched;
             if !alone || !this.replay.is_replaying() {
                 return None;
             }
@@ -265,8 +280,9 @@ impl EventLoop {
             Target::Timer(timer) => {
                 let call = timer.borrow_mut(py).take();
                 if let Some(call) = call {
-                    let handle = Py::new(py, Handle::new(call))?;
-                    slf.borrow_mut().push_ready(Ready::Handle(handle));
+                    let handle = new_tracked(py, Handle::new(call))?;
+                    let refused = slf.borrow_mut().push_ready(Ready::Handle(handle));
+                    drop(refused);
                 }
             }
         }
@@ -393,7 +409,11 @@ impl EventLoop {
     /// the process.
     fn report(slf: &Bound<'_, Self>, error: PyErr) -> PyResult<()> {
         let py = slf.py();
-        if !error.is_instance_of::<PyException>(py) {
+        // CancelledError and GeneratorExit are no Exception either, but they end nothing.
+        let is_harmless = error.is_instance_of::<PyException>(py)
+            || error.is_instance_of::<CancelledError>(py)
+            || error.is_instance_of::<PyGeneratorExit>(py);
+        if !is_harmless {
             slf.borrow_mut().dead = true;
             return Err(error);
         }
@@ -633,6 +653,9 @@ impl EventLoop {
         let py = slf.py();
         let (taken, effects) = {
             let mut this = slf.borrow_mut();
+            if this.dead {
+                return Ok(None);
+            }
             (this.replay.take(), std::mem::take(&mut this.effects))
         };
         let Some((batch, chain, first_id, count)) = taken else {
@@ -711,9 +734,14 @@ impl EventLoop {
         for task in &tasks {
             close_task(task.bind(py))?;
         }
+        // Tasks that `finally` blocks made just now: never started, so closing them runs no code.
+        let late = std::mem::take(&mut slf.borrow_mut().tasks);
+        for task in &late {
+            close_task(task.bind(py))?;
+        }
         let nothing = py.None();
         let context = std::mem::replace(&mut slf.borrow_mut().context, nothing);
-        drop((tasks, pending, ready, main, effects, failure, context));
+        drop((tasks, late, pending, ready, main, effects, failure, context));
         Ok(())
     }
 
@@ -800,7 +828,13 @@ impl EventLoop {
         };
         let recorded = {
             let mut this = slf.borrow_mut();
-            match this.replay.recorded(&command) {
+            let over = this.dead || this.replay.is_ended();
+            let recorded = if over {
+                Ok(None)
+            } else {
+                this.replay.recorded(&command)
+            };
+            match recorded {
                 Ok(event) => event.map(|event| {
                     let payload = event.payload.map(|span| this.replay.history().bytes(span));
                     PyBytes::new(py, payload.unwrap_or_default()).unbind()
@@ -830,6 +864,9 @@ impl EventLoop {
         let py = slf.py();
         let (replaying, marked) = {
             let mut this = slf.borrow_mut();
+            if this.dead || this.replay.is_ended() {
+                return Ok(false);
+            }
             match this.replay.take_marker(name) {
                 Ok(marked) => (this.replay.is_replaying(), marked),
                 Err(error) => return Err(this.fail(py, error)),
@@ -849,6 +886,9 @@ impl EventLoop {
 
     fn skip_marker(slf: &Bound<'_, Self>, name: &str) -> PyResult<bool> {
         let mut this = slf.borrow_mut();
+        if this.dead || this.replay.is_ended() {
+            return Ok(false);
+        }
         match this.replay.take_marker(name) {
             Ok(marked) => Ok(marked),
             Err(error) => Err(this.fail(slf.py(), error)),
@@ -863,8 +903,9 @@ impl EventLoop {
     }
 
     #[setter]
-    fn set_context(&mut self, context: Py<PyAny>) {
-        self.context = context;
+    fn set_context(slf: &Bound<'_, Self>, context: Py<PyAny>) {
+        let old = std::mem::replace(&mut slf.borrow_mut().context, context);
+        drop(old);
     }
 
     #[getter]
@@ -915,7 +956,7 @@ impl EventLoop {
             Some(context) if !context.is_none(py) => context,
             _ => copy_context(py)?,
         };
-        let handle = Py::new(
+        let handle = new_tracked(
             py,
             Handle::new(Call {
                 callback,
@@ -923,8 +964,10 @@ impl EventLoop {
                 context,
             }),
         )?;
-        slf.borrow_mut()
+        let refused = slf
+            .borrow_mut()
             .push_ready(Ready::Handle(handle.clone_ref(py)));
+        drop(refused);
         Ok(handle)
     }
 
@@ -1089,8 +1132,9 @@ impl EventLoop {
                 args: PyTuple::empty(py).unbind(),
                 context,
             };
-            let ready = Ready::Handle(Py::new(py, Handle::new(ready))?);
-            slf.borrow_mut().push_ready(ready);
+            let ready = Ready::Handle(new_tracked(py, Handle::new(ready))?);
+            let refused = slf.borrow_mut().push_ready(ready);
+            drop(refused);
             return Ok(handle);
         }
         let command = Command {
@@ -1138,6 +1182,9 @@ fn micros(seconds: f64) -> PyResult<u64> {
     Ok(if micros < 0.0 { 0 } else { micros as u64 })
 }
 
+/// How often a coroutine is asked to close. Every time, it leaves one `finally` that awaits.
+const CLOSE_TRIES: usize = 100;
+
 /// Close the coroutine of an unfinished task. What refuses to end is kept for ever: collecting it
 /// would run its code once more, outside of any run.
 fn close_task(task: &Bound<'_, PyAny>) -> PyResult<()> {
@@ -1151,12 +1198,13 @@ fn close_task(task: &Bound<'_, PyAny>) -> PyResult<()> {
     if coroutine.is_none() {
         return Ok(());
     }
-    let closed = coroutine.call_method0("close");
-    if let Err(error) = closed
-        && error.is_instance_of::<PyRuntimeError>(py)
-    {
-        let graveyard = GRAVEYARD.get_or_init(py, || PyList::empty(py).unbind());
-        graveyard.bind(py).append(coroutine)?;
+    for _ in 0..CLOSE_TRIES {
+        match coroutine.call_method0("close") {
+            // It awaits something new instead of ending.
+            Err(error) if error.is_instance_of::<PyRuntimeError>(py) => {}
+            _ => return Ok(()),
+        }
     }
-    Ok(())
+    let graveyard = GRAVEYARD.get_or_init(py, || PyList::empty(py).unbind());
+    graveyard.bind(py).append(coroutine)
 }

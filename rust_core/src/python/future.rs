@@ -91,8 +91,7 @@ impl CommandFuture {
         let py = slf.py();
         let state = match outcome {
             Ok(value) => State::Value(value),
-            Err(error) if error.is_instance_of::<CancelledError>(py) => State::Cancelled(None),
-            Err(error) => State::Failed(error.into_value(py).into_any()),
+            Err(error) => Self::failed(py, error),
         };
         let old = {
             let mut this = slf.borrow_mut();
@@ -116,15 +115,28 @@ impl CommandFuture {
             (event_loop, std::mem::take(&mut this.callbacks))
         };
         let Some(event_loop) = event_loop else { return };
-        let mut queue = event_loop.bind(slf.py()).borrow_mut();
         for (callback, context) in callbacks {
             let future = slf.clone().unbind();
-            queue.push_ready(Ready::Wake {
-                callback,
-                future,
-                context,
-            });
+            let refused = event_loop
+                .bind(slf.py())
+                .borrow_mut()
+                .push_ready(Ready::Wake {
+                    callback,
+                    future,
+                    context,
+                });
+            drop(refused);
         }
+    }
+
+    /// The state after an error. A cancellation keeps its message, as asyncio's own does.
+    fn failed(py: Python<'_>, error: PyErr) -> State {
+        let value = error.into_value(py).into_bound(py);
+        if !value.is_instance_of::<CancelledError>() {
+            return State::Failed(value.into_any().unbind());
+        }
+        let message = value.getattr("args").and_then(|args| args.get_item(0));
+        State::Cancelled(message.ok().map(Bound::unbind))
     }
 
     /// Let go of everything that could keep a cycle alive.
@@ -164,25 +176,33 @@ impl CommandFuture {
         {
             // Nothing else could run before this outcome: the code goes on without suspending.
             // The state is kept for those who ask again.
-            let mut this = slf.borrow_mut();
-            return match outcome {
+            let state = match outcome {
                 Ok(value) => {
-                    this.state = State::Value(value.clone_ref(py));
-                    Poll::Value(value)
+                    slf.borrow_mut().state = State::Value(value.clone_ref(py));
+                    return Poll::Value(value);
                 }
-                Err(error) => {
-                    let value = error.value(py).clone().into_any().unbind();
-                    this.state = State::Failed(value);
-                    Poll::Raise(error)
-                }
+                Err(error) => Self::failed(py, error),
+            };
+            slf.borrow_mut().state = state;
+            return match slf.borrow().outcome(py) {
+                Some(Err(error)) => Poll::Raise(error),
+                _ => Poll::Suspend,
             };
         }
         slf.borrow_mut().blocking = true;
         Poll::Suspend
     }
 
-    pub(super) fn id_and_kind(&self) -> (u32, Kind) {
-        (self.id, self.kind)
+    pub(super) fn id(&self) -> u32 {
+        self.id
+    }
+
+    pub(super) fn kind(&self) -> Kind {
+        self.kind
+    }
+
+    pub(super) fn has_callbacks(&self) -> bool {
+        !self.callbacks.is_empty()
     }
 }
 
@@ -365,6 +385,23 @@ impl CommandFuture {
             self.state = State::Cancelled(None);
         }
     }
+}
+
+/// `Py::new` for a class with a free list: memory that PyO3 takes from the list is not known to the
+/// garbage collector, and a cycle through it would never be freed.
+#[allow(unsafe_code)]
+pub(super) fn new_tracked<T>(py: Python<'_>, value: T) -> PyResult<Py<T>>
+where
+    T: pyo3::PyClass + Into<pyo3::PyClassInitializer<T>>,
+{
+    let object = Py::new(py, value)?;
+    // SAFETY: attached; the object is whole, of a type with `__traverse__`, and untracked.
+    unsafe {
+        if pyo3::ffi::PyObject_GC_IsTracked(object.as_ptr()) == 0 {
+            pyo3::ffi::PyObject_GC_Track(object.as_ptr().cast());
+        }
+    }
+    Ok(object)
 }
 
 pub(super) fn copy_context(py: Python<'_>) -> PyResult<Py<PyAny>> {

@@ -48,6 +48,7 @@ fn to_py_err(py: Python<'_>, error: Error) -> PyErr {
         Error::Unsupported { seq, offset, what } => {
             errors::HistoryUnsupportedError::new_err((what, seq, offset))
         }
+        Error::Invalid(reason) => pyo3::exceptions::PyValueError::new_err(reason),
         Error::TooLarge { what, size, limit } => {
             let message = format!("{what}: {size} is over the limit of {limit}");
             errors::PayloadTooLargeError::new_err((message, size, limit))

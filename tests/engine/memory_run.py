@@ -37,8 +37,8 @@ class MemoryRun:
         self.now_us = EPOCH_US
         self.batches = [self.new.batch]
         self.heads = [self.new.head_hash]
-        self.facts: list[tuple[Any, ...]] = []
-        """The facts that made each batch after the first turn's."""
+        self.facts: dict[int, tuple[Any, ...]] = {}
+        """By index of the batch: the fact it begins with."""
         self.turns: list[Turn] = []
         self.execution = self.cold()
         self.take()
@@ -74,7 +74,7 @@ class MemoryRun:
         self.response = self.execution.deliver(*fact)
         turn = self.take()
         if len(self.batches) > before:
-            self.facts.append(fact)
+            self.facts[before] = fact
         return turn or Turn(None, 0, 0, 0)
 
     def complete(self, activity: Any = None, value: Any = None) -> Turn:
@@ -146,11 +146,12 @@ class MemoryRun:
 
     def check_replays(self) -> None:
         """From every prefix of the history the run goes on exactly as it did the first time."""
-        for count in range(2, len(self.batches) + 1):
+        first = min(self.facts, default=len(self.batches))
+        for count in range(first, len(self.batches) + 1):
             execution = self.cold(count)
             assert execution.take() is None, f"prefix {count} makes new commands"
             for index in range(count, len(self.batches)):
-                execution.deliver(*self.facts[index - 2])
+                execution.deliver(*self.facts[index])
                 turn = execution.take()
                 assert turn is not None
                 assert turn.batch == self.batches[index], f"prefix {count} parts at {index}"

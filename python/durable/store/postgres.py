@@ -1,0 +1,466 @@
+"""The PostgreSQL store: psycopg 3, one transaction and nearly always one statement per method.
+
+The statements are functions of the schema (sql/migrations), called with arrays. Connections go by
+role: one for the group commit, a few for everything else, one for LISTEN while somebody listens.
+A commit whose answer was lost is sent again under its flush id, which the server knows if it
+happened; a start is known by its run id, a message by its request id.
+"""
+
+from __future__ import annotations
+
+import logging
+import random
+import secrets
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager
+from dataclasses import replace
+from typing import Any
+
+import psycopg
+from psycopg import AsyncRawCursor
+from psycopg.rows import tuple_row
+
+from durable.errors import ConfigurationError, StoreError, StoreUnavailableError
+from durable.events import (
+    ActivityOutcome,
+    ClaimedActivity,
+    ClaimedRun,
+    CommitResult,
+    DueReport,
+    InboxItem,
+    Message,
+    MessageKind,
+    NewRun,
+    Response,
+    RunCommit,
+    RunState,
+    RunView,
+    SessionInfo,
+    Started,
+    TypeInfo,
+    Verdict,
+)
+from durable.store.arrays import blobs, literal, register, texts, uuids
+from durable.store.commits import RUN_ID, Params, build, send_params, start_params
+from durable.store.connection import Conn, DataRejectedError, Lanes, Target, sever
+from durable.store.migrate import check_version
+from durable.store.notify import hints
+from durable.store.queries import DEFAULT_SCHEMA, load_queries, quote_schema
+
+logger = logging.getLogger("durable.store")
+
+Rows = list[tuple[Any, ...]]
+LANES_MAX = 3
+"""Connections besides the one of the group commit and that of LISTEN."""
+NO_SESSION = "DUR01"
+DELAYED = 2
+"""Inside the tables: an open run that must not start yet."""
+VERDICTS = {str(int(v)): v for v in Verdict}
+
+
+class PostgresStore:
+    """The durable state of workflows in one schema of a PostgreSQL database.
+
+    ``dsn`` may lead through PgBouncer in transaction mode (``pooler=True`` where that cannot be
+    noticed); LISTEN then needs ``listen_dsn``, straight to the server.
+    """
+
+    def __init__(
+        self,
+        dsn: str,
+        *,
+        schema: str = DEFAULT_SCHEMA,
+        listen_dsn: str | None = None,
+        application_name: str = "durable",
+        pooler: bool = False,
+    ) -> None:
+        self.schema = schema
+        self.queries = load_queries(schema)
+        self.target = Target(dsn, application_name, pooler)
+        self.listen_dsn = listen_dsn
+        self.hot = Lanes(self.target, 1)
+        self.rest = Lanes(self.target, LANES_MAX)
+
+    async def open(self) -> None:
+        """Connect and check the schema; raise SchemaVersionError or StoreUnavailableError."""
+        name = quote_schema(self.schema)
+        there = await self.fetch("has_meta", (name,))
+        found = await self.fetch("check_version", ()) if there[0][0] else []
+        check_version(self.schema, found[0][0] if found else None)
+
+    async def close(self) -> None:
+        """Give every connection back. Safe twice."""
+        await self.hot.close()
+        await self.rest.close()
+
+    async def fetch(self, name: str, params: Params) -> Rows:
+        """Run one named statement that is safe to run twice; return its rows."""
+        query = self.queries[name]
+
+        async def work(conn: Conn, unsure: bool) -> Rows:
+            cursor = await conn.execute(query, params, binary=True)
+            return await cursor.fetchall()
+
+        return await self.rest.call(work)
+
+    async def fetch_on(self, conn: Any, name: str, params: Params) -> Rows:
+        """Run one named statement in the caller's own transaction."""
+        if not isinstance(conn, psycopg.AsyncConnection):
+            raise ConfigurationError(
+                f"conn must be a psycopg.AsyncConnection, not {type(conn).__name__}"
+            )
+        async with AsyncRawCursor(conn, row_factory=tuple_row) as cursor:
+            register(cursor)
+            try:
+                await cursor.execute(self.queries[name], params, binary=True)
+            except psycopg.Error as error:
+                raise StoreError(f"the caller's transaction failed: {error}") from error
+            return await cursor.fetchall()
+
+    async def now_us(self) -> int:
+        """The database's time."""
+        rows = await self.fetch("now", ())
+        return int(rows[0][0])
+
+    # -- sessions ----------------------------------------------------------------------------
+
+    async def register_session(self, info: SessionInfo, lease_us: int) -> None:
+        """Make the session known, alive for ``lease_us`` from now."""
+        query = self.queries["register_session"]
+        params = (info.id, info.host, info.pid, info.build_id, list(info.queues), lease_us)
+
+        async def work(conn: Conn, unsure: bool) -> None:
+            await conn.execute(query, params)
+
+        await self.rest.call(work)
+
+    async def heartbeat(self, sessions: Sequence[int], lease_us: int) -> set[int]:
+        """Extend the leases; return the sessions that are still alive (the others are dead)."""
+        rows = await self.fetch("heartbeat", (literal(sessions), lease_us))
+        return {row[0] for row in rows}
+
+    async def end_sessions(self, sessions: Sequence[int], *, crashed: bool = True) -> int:
+        """Declare sessions dead and hand over all they own at once; return the number of runs."""
+        rows = await self.fetch("end_sessions", (literal(sessions), crashed, False))
+        return int(rows[0][1])
+
+    async def reap_sessions(self) -> int:
+        """End every session whose lease is over; forget old responses. Return how many ended."""
+        rows = await self.fetch("end_sessions", ("{}", True, True))
+        query = self.queries["purge_responses"]
+
+        async def work(conn: Conn, unsure: bool) -> None:
+            await conn.execute(query)
+
+        await self.rest.call(work)
+        return int(rows[0][0])
+
+    async def register_types(self, types: Sequence[TypeInfo]) -> None:
+        """Remember which workflow and activity types exist."""
+        known = list({(t.kind, t.name): t for t in types}.values())
+        columns = [
+            [getattr(t, f) for t in known] for f in ("kind", "name", "queue", "signature", "doc")
+        ]
+        params = tuple(texts(column) for column in columns)
+        query = self.queries["register_types"]
+
+        async def work(conn: Conn, unsure: bool) -> None:
+            await conn.execute(query, params)
+
+        await self.rest.call(work)
+
+    async def types(self) -> list[TypeInfo]:
+        """All types that any worker registered."""
+        return [TypeInfo(*row) for row in await self.fetch("types", ())]
+
+    # -- clients -----------------------------------------------------------------------------
+
+    async def start_runs(self, runs: Sequence[NewRun], conn: Any = None) -> list[Started]:
+        """Start runs; a taken id yields the run that has it and writes nothing for that one."""
+        if not runs:
+            return []
+        params = start_params(runs)
+        if conn is None:
+            rows = await self.fetch("start_runs", params)
+        else:
+            rows = await self.fetch_on(conn, "start_runs", params)
+        if any(row[0] is None for row in rows):
+            raise StoreError("a run id was used before: every start needs a fresh one")
+        return [
+            Started(found == run.run_id, found, view_state(state))
+            for run, (found, state) in zip(runs, rows, strict=True)
+        ]
+
+    async def send(self, messages: Sequence[Message], conn: Any = None) -> list[str | None]:
+        """Deliver messages; return the run id each went to, or None where no open run has it."""
+        if not messages:
+            return []
+        # With an id of its own a message can be sent again when the answer is lost.
+        named = [
+            m
+            if m.request_id is not None or m.kind == MessageKind.QUERY
+            else replace(m, request_id=secrets.token_hex(12))
+            for m in messages
+        ]
+        if conn is None:
+            rows = await self.fetch("send", send_params(named))
+        else:
+            rows = await self.fetch_on(conn, "send", send_params(named))
+        return [row[0] for row in rows]
+
+    async def unpark(self, run_ids: Sequence[str]) -> int:
+        """Make parked runs claimable again; return how many were parked."""
+        rows = await self.fetch("unpark", (uuids(run_ids),))
+        return int(rows[0][0])
+
+    async def view(
+        self, *, workflow_id: str | None = None, run_id: str | None = None
+    ) -> RunView | None:
+        """The run, or the latest run of the id; open runs first."""
+        rows = await self.fetch("view_run", (run_id, workflow_id))
+        return run_view(rows[0]) if rows else None
+
+    async def views(
+        self, *, workflow_type: str | None = None, states: Sequence[int] = (), limit: int = 100
+    ) -> list[RunView]:
+        """The newest runs first, without results and failures."""
+        params = (workflow_type, literal(int(s) for s in states), limit)
+        rows: Rows = []
+        if not states or any(s < RunState.COMPLETED for s in states):
+            rows += await self.fetch("view_open", params)
+        if not states or any(s >= RunState.COMPLETED for s in states):
+            rows += await self.fetch("view_closed", params)
+        found = [run_view(row) for row in rows]
+        found.sort(key=lambda view: view.created_us, reverse=True)
+        return found[:limit]
+
+    async def closed(self, run_ids: Sequence[str]) -> list[RunView]:
+        """Those of the runs that are closed, with results."""
+        if not run_ids:
+            return []
+        return [run_view(row) for row in await self.fetch("closed", (uuids(run_ids),))]
+
+    async def responses(self, request_ids: Sequence[str]) -> list[Response]:
+        """Those of the answers that are there."""
+        if not request_ids:
+            return []
+        return [Response(*row) for row in await self.fetch("responses", (texts(request_ids),))]
+
+    async def notify(self) -> None:
+        """Hint to all listeners that something may be claimable or closed. Best effort."""
+        await self.fetch("notify", (self.schema,))
+
+    def listen(self) -> AbstractAsyncContextManager[AsyncIterator[None]]:
+        """Yield once per hint. Raises ConfigurationError where hints cannot be had."""
+        if self.target.pooler and self.listen_dsn is None:
+            raise ConfigurationError(
+                "LISTEN does not work through a transaction pooler: give listen_dsn, "
+                "the address of the server itself (or rely on polling)"
+            )
+        return hints(Target(self.listen_dsn or self.target.dsn, "durable listen"), self.schema)
+
+    # -- workers: runs -----------------------------------------------------------------------
+
+    async def claim_runs(
+        self, session: int, queues: Sequence[str], types: Sequence[str], limit: int
+    ) -> tuple[list[ClaimedRun], list[str], int]:
+        """Take wake tokens and own their runs: new runs, own runs with mail, the time.
+
+        A session that is not alive gets nothing.
+        """
+        rows = await self.claim("claim_runs", session, queues, types, limit)
+        if not rows:
+            return [], [], await self.now_us()
+        now_us = int(rows.pop()[-1])
+        mail = [row[0] for row in rows if row[1] is None]
+        return [ClaimedRun(*row) for row in rows if row[1] is not None], mail, now_us
+
+    async def claim(
+        self, name: str, session: int, queues: Sequence[str], types: Sequence[str], limit: int
+    ) -> Rows:
+        """Run a claim once. No rows for a dead session; StoreUnavailableError when the answer was
+        lost, for then the session may own what it does not know of (see `owned`)."""
+        query = self.queries[name]
+        params = (session, texts(queues), texts(types), limit)
+
+        async def work(conn: Conn, unsure: bool) -> Rows:
+            if unsure:
+                raise StoreUnavailableError(f"{name}: the answer was lost; ask for what is owned")
+            cursor = await conn.execute(query, params, binary=True)
+            return await cursor.fetchall()
+
+        try:
+            return await self.rest.call(work)
+        except StoreError as error:
+            if is_dead_session(error):
+                return []
+            raise
+
+    async def owned(self, session: int) -> tuple[list[ClaimedRun], list[ClaimedActivity]]:
+        """All runs and claimed attempts of a session, without claiming anything."""
+        runs = await self.fetch("owned_runs", (session,))
+        attempts = await self.fetch("owned_activities", (session,))
+        return [ClaimedRun(*row) for row in runs], [ClaimedActivity(*row) for row in attempts]
+
+    async def waiting(self, run_ids: Sequence[str]) -> dict[str, set[int]]:
+        """Refs of the activities that have a row: queued, claimed, or before another attempt."""
+        found: dict[str, set[int]] = {run_id: set() for run_id in run_ids}
+        if found:
+            for run_id, ref in await self.fetch("waiting", (uuids(list(found)),)):
+                found[run_id].add(ref)
+        return found
+
+    async def owned(self, session: int) -> tuple[list[ClaimedRun], list[ClaimedActivity]]:
+        """All runs and claimed attempts of a session, without claiming anything."""
+        runs = await self.fetch("owned_runs", (session,))
+        activities = await self.fetch("owned_activities", (session,))
+        return [ClaimedRun(*row) for row in runs], [ClaimedActivity(*row) for row in activities]
+
+    async def waiting(self, run_ids: Sequence[str]) -> dict[str, set[int]]:
+        """Refs of the activities that have a row: queued, claimed, or before their next attempt."""
+        found: dict[str, set[int]] = {}
+        if run_ids:
+            for run_id, ref in await self.fetch("waiting", (uuids(run_ids),)):
+                found.setdefault(run_id, set()).add(ref)
+        return found
+
+    async def load(self, runs: Mapping[str, int]) -> dict[str, list[bytes]]:
+        """History batches in order, by run id; the values of ``runs`` are their parts."""
+        loaded: dict[str, list[bytes]] = {run_id: [] for run_id in runs}
+        if loaded:
+            params = (literal(set(runs.values())), uuids(list(runs)))
+            for run_id, batch in await self.fetch("load", params):
+                loaded[run_id].append(batch)
+        return loaded
+
+    async def inbox(self, run_ids: Sequence[str]) -> list[InboxItem]:
+        """Unread items in order of id."""
+        if not run_ids:
+            return []
+        return [InboxItem(*row) for row in await self.fetch("inbox", (uuids(run_ids),))]
+
+    async def commit(self, commits: Sequence[RunCommit]) -> CommitResult:
+        """Group commit: one transaction, a verdict per run. Rows are locked in run id order.
+
+        Where a value of one run cannot be stored, that run gets Verdict.REFUSED and the others
+        are committed without it.
+        """
+        if not commits:
+            return CommitResult([], await self.now_us())
+        ordered = sorted(commits, key=RUN_ID)
+        verdicts, now_us = await self.commit_ordered(ordered)
+        by_run = dict(zip([c.run_id for c in ordered], verdicts, strict=True))
+        return CommitResult([by_run[c.run_id] for c in commits], now_us)
+
+    async def commit_ordered(self, ordered: Sequence[RunCommit]) -> tuple[list[Verdict], int]:
+        """Commit runs sorted by id; split in halves to find the one that cannot be stored."""
+        flush = random.getrandbits(62) + 1
+        try:
+            calls = [(self.queries[name], params) for name, params in build(ordered, flush)]
+            verdicts, now_us = await self.hot.call(lambda conn, unsure: transact(conn, calls))
+        except (DataRejectedError, UnicodeError) as error:
+            if len(ordered) == 1:
+                logger.error("run %s cannot be stored: %s", ordered[0].run_id, error)
+                return [Verdict.REFUSED], await self.now_us()
+            half = len(ordered) // 2
+            first, _ = await self.commit_ordered(ordered[:half])
+            second, now_us = await self.commit_ordered(ordered[half:])
+            return first + second, now_us
+        return [VERDICTS[digit] for digit in verdicts], now_us
+
+    async def promote_due(self, limit: int) -> DueReport:
+        """Turn due timers into inbox rows, wake tokens and claimable activities."""
+        rows = await self.fetch("promote_due", (limit,))
+        return DueReport(*rows[0])
+
+    # -- workers: activities -----------------------------------------------------------------
+
+    async def claim_activities(
+        self, session: int, queues: Sequence[str], names: Sequence[str], limit: int
+    ) -> list[ClaimedActivity]:
+        """Take queued attempts by priority and age. A session that is not alive gets nothing."""
+        rows = await self.claim("claim_activities", session, queues, names, limit)
+        return [ClaimedActivity(*row) for row in rows]
+
+    async def finish_activities(self, outcomes: Sequence[ActivityOutcome]) -> list[bool]:
+        """Record outcomes of claimed attempts; False where the attempt's token is void."""
+        if not outcomes:
+            return []
+        query = self.queries["finish_activities"]
+        params = (
+            uuids([o.run_id for o in outcomes]),
+            literal([o.ref for o in outcomes]),
+            literal([o.attempt for o in outcomes]),
+            literal([o.token for o in outcomes]),
+            literal([int(o.kind) for o in outcomes]),
+            blobs([o.payload for o in outcomes]),
+            literal([o.delay_us for o in outcomes]),
+            blobs([o.details for o in outcomes]),
+            literal([o.count_attempt for o in outcomes]),
+        )
+
+        async def work(conn: Conn, unsure: bool) -> list[bool]:
+            cursor = await conn.execute(query, params, binary=True)
+            # A token that is void at the second try was, most likely, spent by the first. Either
+            # way the caller has nothing left to do for that attempt.
+            return [good or unsure for (good,) in await cursor.fetchall()]
+
+        return await self.hot.call(work)
+
+    async def heartbeat_activity(self, run_id: str, ref: int, token: int, details: bytes) -> bool:
+        """Keep the progress details of a claimed attempt; False when its token is void."""
+        rows = await self.fetch("heartbeat_activity", (run_id, ref, token, details))
+        return bool(rows[0][0])
+
+
+async def transact(conn: Conn, calls: Sequence[tuple[bytes, Params]]) -> tuple[str, int]:
+    """Run the calls in one transaction and one round trip; return what the first one says."""
+    query, params = calls[0]
+    if len(calls) == 1:
+        cursor = await conn.execute(query, params, binary=True)
+    else:
+        async with conn.pipeline():
+            try:
+                cursor = await conn.execute(query, params, binary=True)
+                for query, params in calls[1:]:
+                    await conn.execute(query, params)
+            except BaseException:
+                # The pipeline ends with the commit: half of it must not get there.
+                sever(conn)
+                raise
+    row = await cursor.fetchone()
+    assert row is not None
+    return row[0], row[1]
+
+
+def is_dead_session(error: StoreError) -> bool:
+    """Whether the database refused because the session has ended."""
+    cause = error.__cause__
+    return isinstance(cause, psycopg.Error) and cause.sqlstate == NO_SESSION
+
+
+def view_state(state: int) -> RunState:
+    """A state of the tables as clients see it."""
+    return RunState.RUNNING if state == DELAYED else RunState(state)
+
+
+def run_view(row: tuple[Any, ...]) -> RunView:
+    """A row of the view queries as a RunView."""
+    state, search = row[5], row[13]
+    return RunView(
+        row[0],
+        row[1],
+        row[2],
+        row[3],
+        row[4],
+        view_state(state),
+        row[6],
+        row[7],
+        row[8],
+        row[9],
+        row[10],
+        row[11],
+        row[12],
+        None if search is None else search.encode(),
+        row[14],
+    )

@@ -1,0 +1,173 @@
+-- What clients and every insert of a message do. Arrays are parallel; one call, many rows.
+--
+-- The settings on each function pin its plans to nested loops over indexes, whatever the statistics
+-- say: each of these arrays is small, each table can be huge.
+
+-- Insert one wake token per run, for the session that owns it now.
+CREATE FUNCTION {s}.wake(p_runs uuid[]) RETURNS void LANGUAGE sql AS $$
+    INSERT INTO {s}.task (queue, priority, kind, type, run_id, session)
+    SELECT r.queue, r.priority, 1, r.workflow_type, r.run_id, r.session
+    FROM (SELECT DISTINCT unnest(p_runs) AS run_id) i JOIN {s}.run r USING (run_id)
+$$;
+
+-- Start runs. Insert first, look after: the unique workflow id makes a concurrent start or close of
+-- the same id wait, so what the later statements see is final. Locks in order of workflow id.
+-- p_due_us: absolute start time, or NULL for p_delay_us from now. Returns the run that has the id.
+CREATE FUNCTION {s}.start_runs(
+    p_run_id uuid[], p_workflow_id text[], p_type text[], p_queue text[], p_priority smallint[],
+    p_version text[], p_batch bytea[], p_head bigint[], p_delay_us bigint[], p_due_us bigint[],
+    p_timeout_us bigint[], p_reuse smallint[], p_parent uuid[], p_parent_ref integer[],
+    p_search text[]
+) RETURNS TABLE (run_id uuid, state smallint) LANGUAGE plpgsql
+SET enable_seqscan = off SET enable_hashjoin = off SET enable_mergejoin = off SET jit = off
+AS $$
+#variable_conflict use_column
+DECLARE
+    v_new uuid[];
+    v_taken uuid[];
+    v_part integer;
+BEGIN
+    SELECT value::integer INTO v_part FROM {s}.meta WHERE name = 'current_part';
+    WITH i AS (
+        SELECT * FROM unnest(
+            p_run_id, p_workflow_id, p_type, p_queue, p_priority, p_version, p_head, p_delay_us,
+            p_due_us, p_parent, p_parent_ref, p_search
+        ) AS i(run_id, workflow_id, type, queue, priority, version, head, delay_us, due_us, parent,
+               parent_ref, search)
+        ORDER BY workflow_id
+    ), started AS (
+        INSERT INTO {s}.run (run_id, workflow_id, workflow_type, queue, priority, version, head_hash,
+                             part, state, parent_run_id, parent_ref, search)
+        SELECT i.run_id, i.workflow_id, i.type, i.queue, i.priority, i.version, i.head, v_part,
+               CASE WHEN coalesce({s}.ts(i.due_us), clock_timestamp()
+                                  + i.delay_us * interval '1 microsecond') > clock_timestamp()
+                    THEN 2 ELSE 0 END,
+               i.parent, i.parent_ref, i.search::jsonb
+        FROM i
+        ON CONFLICT DO NOTHING
+        RETURNING run_id
+    ) SELECT array_agg(run_id) INTO v_new FROM started;
+
+    IF v_new IS NOT NULL THEN
+        -- The id is free among the open runs; is it among the closed ones? A run id is used once.
+        WITH blocked AS (
+            SELECT i.run_id
+            FROM unnest(p_run_id, p_workflow_id, p_reuse) AS i(run_id, workflow_id, reuse)
+            WHERE i.run_id = ANY (v_new) AND (
+                EXISTS (SELECT FROM {s}.closed_run c WHERE c.run_id = i.run_id)
+                OR i.reuse <> 1 AND (
+                    SELECT i.reuse = 0 OR c.state = 10 FROM {s}.closed_run c
+                    WHERE c.workflow_id = i.workflow_id ORDER BY c.closed_at DESC LIMIT 1))
+        ), undone AS (
+            DELETE FROM {s}.run r USING blocked b WHERE r.run_id = b.run_id
+        ) SELECT array_agg(run_id) INTO v_taken FROM blocked;
+
+        INSERT INTO {s}.history (part, run_id, seq, batch)
+        SELECT v_part, i.run_id, 0, i.batch
+        FROM unnest(p_run_id, p_workflow_id, p_batch) AS i(run_id, workflow_id, batch)
+        JOIN {s}.run r ON r.run_id = i.run_id AND r.workflow_id = i.workflow_id
+        WHERE i.run_id = ANY (v_new);
+
+        INSERT INTO {s}.task (queue, priority, kind, type, run_id)
+        SELECT r.queue, r.priority, 1, r.workflow_type, r.run_id
+        FROM unnest(v_new) WITH ORDINALITY AS i(run_id, n) JOIN {s}.run r USING (run_id)
+        WHERE r.state = 0;
+
+        INSERT INTO {s}.timer (run_id, ref, kind, due_at)
+        SELECT r.run_id, 0, t.kind, t.due_at
+        FROM unnest(p_run_id, p_delay_us, p_due_us, p_timeout_us)
+             AS i(run_id, delay_us, due_us, timeout_us)
+        JOIN {s}.run r USING (run_id)
+        CROSS JOIN LATERAL (
+            SELECT coalesce({s}.ts(i.due_us),
+                            r.created_at + i.delay_us * interval '1 microsecond') AS due_at
+        ) start
+        CROSS JOIN LATERAL (
+            SELECT 4 AS kind, start.due_at WHERE r.state = 2
+            UNION ALL
+            SELECT 5, greatest(start.due_at, r.created_at) + i.timeout_us * interval '1 microsecond'
+            WHERE i.timeout_us IS NOT NULL
+        ) t
+        WHERE i.run_id = ANY (v_new)
+        ON CONFLICT DO NOTHING;
+    END IF;
+
+    RETURN QUERY
+    SELECT coalesce(mine.run_id, opened.run_id, closed.run_id),
+           coalesce(mine.state, opened.state, closed.state)
+    FROM unnest(p_run_id, p_workflow_id) WITH ORDINALITY AS i(run_id, workflow_id, n)
+    LEFT JOIN LATERAL (
+        SELECT i.run_id, 0::smallint AS state
+        WHERE i.run_id = ANY (v_new) AND i.run_id <> ALL (coalesce(v_taken, '{}'))
+              AND EXISTS (SELECT FROM {s}.run r
+                          WHERE r.run_id = i.run_id AND r.workflow_id = i.workflow_id)
+    ) mine ON true
+    LEFT JOIN LATERAL (
+        SELECT r.run_id, r.state FROM {s}.run r
+        WHERE r.workflow_id = i.workflow_id AND mine.run_id IS NULL
+    ) opened ON true
+    LEFT JOIN LATERAL (
+        SELECT c.run_id, c.state FROM {s}.closed_run c
+        WHERE c.workflow_id = i.workflow_id AND mine.run_id IS NULL AND opened.run_id IS NULL
+        ORDER BY c.run_id = i.run_id DESC, c.closed_at DESC LIMIT 1
+    ) closed ON true
+    ORDER BY i.n;
+END $$;
+
+-- Send messages to open runs, by run id or else by workflow id. KEY SHARE holds off a close but not
+-- a flush; waiting for a close that is under way, we look again: its successor may have the id now.
+-- Returns the run that each message went to (the first time, when it is repeated), or NULL.
+CREATE FUNCTION {s}.send(
+    p_kind smallint[], p_workflow_id text[], p_run_id uuid[], p_name text[], p_meta bytea[],
+    p_payload bytea[], p_ref integer[], p_request_id text[]
+) RETURNS TABLE (run_id uuid) LANGUAGE plpgsql
+SET enable_seqscan = off SET enable_hashjoin = off SET enable_mergejoin = off SET jit = off
+AS $$
+#variable_conflict use_column
+DECLARE
+    v_wanted uuid[];
+    v_target uuid[];
+    v_held uuid[];
+BEGIN
+    FOR attempt IN 1..5 LOOP
+        SELECT array_agg(r.run_id ORDER BY i.n) INTO v_wanted
+        FROM unnest(p_workflow_id, p_run_id) WITH ORDINALITY AS i(workflow_id, run_id, n)
+        LEFT JOIN LATERAL (
+            SELECT a.run_id FROM {s}.run a WHERE a.run_id = i.run_id
+            UNION ALL
+            SELECT b.run_id FROM {s}.run b WHERE i.run_id IS NULL AND b.workflow_id = i.workflow_id
+        ) r ON true;
+        SELECT array_agg(run_id) INTO v_held FROM (
+            SELECT r.run_id FROM (SELECT DISTINCT unnest(v_wanted) AS run_id) i
+            JOIN {s}.run r USING (run_id)
+            ORDER BY r.run_id FOR KEY SHARE OF r
+        ) held;
+        v_target := ARRAY(
+            SELECT CASE WHEN w = ANY (v_held) THEN w END
+            FROM unnest(v_wanted) WITH ORDINALITY AS t(w, n) ORDER BY n);
+        EXIT WHEN NOT EXISTS (
+            SELECT FROM unnest(v_wanted, v_target) AS t(w, got) WHERE w IS NOT NULL AND got IS NULL);
+    END LOOP;
+
+    WITH i AS MATERIALIZED (
+        SELECT * FROM unnest(v_target, p_kind, p_name, p_meta, p_payload, p_ref, p_request_id)
+                      WITH ORDINALITY
+                      AS i(run_id, kind, name, meta, payload, ref, request_id, n)
+        WHERE run_id IS NOT NULL
+    ), fresh AS (
+        INSERT INTO {s}.request (run_id, request_id)
+        SELECT DISTINCT run_id, request_id FROM i WHERE request_id IS NOT NULL AND kind <> 200
+        ORDER BY 1, 2
+        ON CONFLICT DO NOTHING
+        RETURNING run_id, request_id
+    )
+    INSERT INTO {s}.inbox (run_id, kind, ref, name, meta, payload)
+    SELECT i.run_id, i.kind, i.ref, i.name, i.meta, i.payload FROM i
+    WHERE i.request_id IS NULL OR i.kind = 200
+       OR i.n IN (SELECT min(j.n) FROM fresh f JOIN i j USING (run_id, request_id)
+                  GROUP BY j.run_id, j.request_id)
+    ORDER BY i.n;
+
+    PERFORM {s}.wake(array_remove(v_target, NULL));
+    RETURN QUERY SELECT t.run_id FROM unnest(v_target) WITH ORDINALITY AS t(run_id, n) ORDER BY n;
+END $$;

@@ -1,0 +1,207 @@
+-- What workers and supervisors do. See docs/internals/database.md for the order of locks.
+
+-- Take wake tokens, own their runs. Each row is a run newly owned; with workflow_id NULL a run that
+-- this session has already and that has mail; with run_id NULL, last, the time as created_us.
+--
+-- A token that is taken here leads to one of: we own the run; we owned it already; the token goes
+-- back, for the owner we saw; the run is gone or parked, and the token with it. Whoever owns a run
+-- reads its inbox in a later statement, so no message is overlooked.
+CREATE FUNCTION {s}.claim_runs(
+    p_session bigint, p_queues text[], p_types text[], p_limit integer
+) RETURNS TABLE (
+    run_id text, workflow_id text, workflow_type text, queue text, version text, fence bigint,
+    next_seq integer, head_hash bigint, part integer, crashes integer, parent_run_id text,
+    parent_ref integer, created_us bigint
+) LANGUAGE plpgsql
+SET enable_seqscan = off SET enable_hashjoin = off SET enable_mergejoin = off SET jit = off
+AS $$
+#variable_conflict use_column
+DECLARE
+    v_taken uuid[];
+    v_more uuid[];
+    v_seen uuid[];
+    v_owned uuid[];
+    v_queue text;
+    v_scan integer;
+BEGIN
+    WITH head AS MATERIALIZED (
+        SELECT ctid FROM {s}.task WHERE session = p_session LIMIT p_limit FOR UPDATE SKIP LOCKED
+    ), gone AS (
+        DELETE FROM {s}.task t USING head WHERE t.ctid = head.ctid RETURNING t.run_id
+    ) SELECT coalesce(array_agg(run_id), '{}') INTO v_taken FROM gone;
+
+    -- Tokens of other types may stand before ours. The scan over them is bounded, unless it finds
+    -- nothing at all: then we go through, so that nobody starves.
+    FOREACH v_queue IN ARRAY p_queues LOOP
+        FOREACH v_scan IN ARRAY ARRAY[1000, NULL] LOOP
+            EXIT WHEN cardinality(v_taken) >= p_limit;
+            WITH locked AS MATERIALIZED (
+                SELECT t.ctid FROM (
+                    SELECT h.ctid, h.type, h.priority, h.id FROM {s}.task h
+                    WHERE h.queue = v_queue AND h.kind = 1 AND h.session IS NULL
+                    ORDER BY h.priority, h.id LIMIT v_scan + p_limit
+                ) head JOIN {s}.task t ON t.ctid = head.ctid
+                WHERE head.type = ANY (p_types) AND t.session IS NULL
+                ORDER BY head.priority, head.id
+                LIMIT p_limit - cardinality(v_taken) FOR UPDATE OF t SKIP LOCKED
+            ), gone AS (
+                DELETE FROM {s}.task t USING locked WHERE t.ctid = locked.ctid RETURNING t.run_id
+            ) SELECT array_agg(run_id) INTO v_more FROM gone;
+            v_taken := v_taken || coalesce(v_more, '{}');
+            EXIT WHEN v_more IS NOT NULL OR NOT EXISTS (
+                SELECT FROM {s}.task WHERE queue = v_queue AND kind = 1 AND session IS NULL);
+        END LOOP;
+    END LOOP;
+
+    IF cardinality(v_taken) > 0 THEN
+        -- A session that is being ended is waited for, and then it is gone.
+        PERFORM FROM {s}.session WHERE id = p_session FOR KEY SHARE;
+        IF NOT FOUND THEN
+            RAISE EXCEPTION 'session % is not alive', p_session USING ERRCODE = 'DUR01';
+        END IF;
+
+        v_seen := ARRAY(SELECT DISTINCT t FROM unnest(v_taken) t);
+        WITH locked AS MATERIALIZED (
+            SELECT r.run_id FROM {s}.run r
+            WHERE r.run_id = ANY (v_seen) AND r.session IS NULL AND (
+                r.state = 0
+                OR EXISTS (SELECT FROM {s}.inbox b WHERE b.run_id = r.run_id AND (
+                    b.kind IN (13, 14) OR b.kind = 6 AND r.state = 2)))
+            ORDER BY r.run_id FOR NO KEY UPDATE OF r SKIP LOCKED
+        ), owned AS (
+            UPDATE {s}.run r SET session = p_session, fence = r.fence + 1, state = 0, park = NULL
+            FROM locked WHERE r.run_id = locked.run_id
+            RETURNING r.run_id
+        ) SELECT coalesce(array_agg(run_id), '{}') INTO v_owned FROM owned;
+
+        RETURN QUERY
+        SELECT r.run_id::text, r.workflow_id, r.workflow_type, r.queue, r.version, r.fence,
+               r.next_seq, r.head_hash, r.part, r.crashes::integer, r.parent_run_id::text,
+               r.parent_ref, {s}.us(r.created_at)
+        FROM {s}.run r WHERE r.run_id = ANY (v_owned);
+
+        IF cardinality(v_owned) < cardinality(v_seen) THEN
+            RETURN QUERY
+            WITH rest AS MATERIALIZED (
+                SELECT r.run_id, r.queue, r.priority, r.workflow_type, r.session
+                FROM unnest(v_seen) i(run_id) JOIN {s}.run r USING (run_id)
+                WHERE r.run_id <> ALL (v_owned) AND (r.state = 0 OR r.session IS NOT NULL)
+            ), back AS (
+                INSERT INTO {s}.task (queue, priority, kind, type, run_id, session)
+                SELECT queue, priority, 1, workflow_type, run_id, session FROM rest
+                WHERE session IS DISTINCT FROM p_session
+            )
+            SELECT rest.run_id::text, NULL::text, NULL::text, NULL::text, NULL::text, NULL::bigint,
+                   NULL::integer, NULL::bigint, NULL::integer, NULL::integer, NULL::text,
+                   NULL::integer, NULL::bigint
+            FROM rest WHERE session = p_session;
+        END IF;
+    END IF;
+    RETURN QUERY
+    SELECT NULL::text, NULL::text, NULL::text, NULL::text, NULL::text, NULL::bigint, NULL::integer,
+           NULL::bigint, NULL::integer, NULL::integer, NULL::text, NULL::integer,
+           {s}.us(clock_timestamp());
+END $$;
+
+-- Declare sessions dead and hand over what they own. The session rows go first: a claim holds its
+-- own session row, so that after this statement we see every run that a claim has got. The fences
+-- make what the dead still send void. p_expired: those whose lease is over, besides.
+CREATE FUNCTION {s}.end_sessions(
+    p_sessions bigint[], p_crashed boolean, p_expired boolean
+) RETURNS TABLE (sessions integer, runs integer) LANGUAGE plpgsql
+SET enable_hashjoin = off SET enable_mergejoin = off SET jit = off
+AS $$
+#variable_conflict use_column
+DECLARE
+    v_dead bigint[];
+    v_runs uuid[];
+BEGIN
+    WITH dead AS (
+        SELECT id FROM {s}.session
+        WHERE id = ANY (p_sessions) OR p_expired AND expires_at < statement_timestamp()
+        ORDER BY id FOR UPDATE
+    ), gone AS (
+        DELETE FROM {s}.session s USING dead WHERE s.id = dead.id RETURNING s.id
+    ) SELECT coalesce(array_agg(id), '{}') INTO v_dead FROM gone;
+    sessions := cardinality(v_dead);
+    v_dead := v_dead || p_sessions;
+
+    WITH locked AS MATERIALIZED (
+        SELECT run_id FROM {s}.run WHERE session = ANY (v_dead) ORDER BY run_id FOR NO KEY UPDATE
+    ), freed AS (
+        UPDATE {s}.run r
+        SET session = NULL, fence = r.fence + 1,
+            crashes = least(r.crashes + p_crashed::integer, 32767)
+        FROM locked WHERE r.run_id = locked.run_id
+        RETURNING r.run_id
+    ) SELECT coalesce(array_agg(run_id), '{}') INTO v_runs FROM freed;
+    runs := cardinality(v_runs);
+    PERFORM {s}.wake(v_runs);
+
+    WITH locked AS MATERIALIZED (
+        SELECT run_id, ref FROM {s}.activity WHERE session = ANY (v_dead)
+        ORDER BY run_id, ref FOR UPDATE
+    ), freed AS (
+        UPDATE {s}.activity a SET state = 1, session = NULL, token = NULL, started_at = NULL
+        FROM locked WHERE a.run_id = locked.run_id AND a.ref = locked.ref
+        RETURNING a.run_id, a.ref, a.queue, a.priority, a.name
+    ), quiet AS (
+        DELETE FROM {s}.timer t USING freed f
+        WHERE t.run_id = f.run_id AND t.ref = f.ref AND t.kind = 3
+    )
+    INSERT INTO {s}.task (queue, priority, kind, type, run_id, ref)
+    SELECT queue, priority, 2, name, run_id, ref FROM freed;
+
+    -- Those that somebody holds right now are found by free_stale_tokens later.
+    UPDATE {s}.task t SET session = NULL
+    FROM (SELECT ctid FROM {s}.task WHERE session = ANY (v_dead) FOR UPDATE SKIP LOCKED) mine
+    WHERE t.ctid = mine.ctid;
+    RETURN NEXT;
+END $$;
+
+-- Tokens for a session that is no more, inserted while it ended. One probe per session.
+CREATE FUNCTION {s}.free_stale_tokens() RETURNS integer LANGUAGE plpgsql
+SET enable_seqscan = off SET enable_hashjoin = off SET enable_mergejoin = off SET jit = off
+AS $$
+DECLARE
+    v_stale bigint[];
+    v_count integer := 0;
+BEGIN
+    WITH RECURSIVE owner AS (
+        (SELECT session FROM {s}.task WHERE session IS NOT NULL ORDER BY session LIMIT 1)
+        UNION ALL
+        SELECT (SELECT t.session FROM {s}.task t
+                WHERE t.session > o.session ORDER BY t.session LIMIT 1)
+        FROM owner o WHERE o.session IS NOT NULL
+    )
+    SELECT array_agg(o.session) INTO v_stale FROM owner o
+    WHERE o.session IS NOT NULL AND NOT EXISTS (SELECT FROM {s}.session s WHERE s.id = o.session);
+    IF v_stale IS NOT NULL THEN
+        UPDATE {s}.task t SET session = NULL
+        FROM (SELECT ctid FROM {s}.task WHERE session = ANY (v_stale) FOR UPDATE SKIP LOCKED) mine
+        WHERE t.ctid = mine.ctid;
+        GET DIAGNOSTICS v_count = ROW_COUNT;
+    END IF;
+    RETURN v_count;
+END $$;
+
+-- Make parked runs claimable again. Runs that somebody holds right now are left out.
+CREATE FUNCTION {s}.unpark(p_runs uuid[]) RETURNS integer LANGUAGE plpgsql
+SET enable_seqscan = off SET enable_hashjoin = off SET enable_mergejoin = off SET jit = off
+AS $$
+#variable_conflict use_column
+DECLARE
+    v_runs uuid[];
+BEGIN
+    WITH locked AS MATERIALIZED (
+        SELECT r.run_id FROM {s}.run r WHERE r.run_id = ANY (p_runs) AND r.state = 1
+        ORDER BY r.run_id FOR NO KEY UPDATE SKIP LOCKED
+    ), quiet AS (
+        DELETE FROM {s}.timer t USING locked l WHERE t.run_id = l.run_id AND t.ref = 0 AND t.kind = 6
+    ), ready AS (
+        UPDATE {s}.run r SET state = 0, park = NULL FROM locked l WHERE r.run_id = l.run_id
+        RETURNING r.run_id
+    ) SELECT array_agg(run_id) INTO v_runs FROM ready;
+    PERFORM {s}.wake(v_runs);
+    RETURN coalesce(cardinality(v_runs), 0);
+END $$;

@@ -1,0 +1,205 @@
+-- Every statement that is not a function of the schema. `-- name: x` begins a query; {s} is the
+-- quoted schema. Parameters are positional. Most calls are functions, made by the migrations.
+
+-- name: check_version
+SELECT value::integer FROM {s}.meta WHERE name = 'schema_version'
+
+-- name: has_meta
+SELECT to_regclass($1 || '.meta') IS NOT NULL
+
+-- name: now
+SELECT {s}.us(clock_timestamp())
+
+-- name: register_session
+INSERT INTO {s}.session (id, host, pid, build_id, queues, expires_at)
+VALUES ($1, $2, $3, $4, $5, clock_timestamp() + $6::bigint * interval '1 microsecond')
+ON CONFLICT (id) DO UPDATE SET expires_at = excluded.expires_at
+
+-- name: heartbeat
+-- HOT: touches no indexed column.
+UPDATE {s}.session SET expires_at = clock_timestamp() + $2::bigint * interval '1 microsecond'
+FROM (SELECT id AS mine FROM {s}.session WHERE id = ANY ($1::bigint[])
+      ORDER BY id FOR NO KEY UPDATE) locked
+WHERE id = mine
+RETURNING id
+
+-- name: end_sessions
+SELECT sessions, runs FROM {s}.end_sessions($1::bigint[], $2, $3)
+
+-- name: register_types
+INSERT INTO {s}.type_info (kind, name, queue, signature, doc)
+SELECT * FROM unnest($1::text[], $2::text[], $3::text[], $4::text[], $5::text[])
+    AS i(kind, name, queue, signature, doc)
+ORDER BY kind, name
+ON CONFLICT (kind, name) DO UPDATE
+SET queue = excluded.queue, signature = excluded.signature, doc = excluded.doc,
+    seen_at = excluded.seen_at
+
+-- name: types
+SELECT name, kind, queue, signature, doc FROM {s}.type_info ORDER BY kind DESC, name
+
+-- name: start_runs
+SELECT run_id::text, state FROM {s}.start_runs(
+    $1::uuid[], $2::text[], $3::text[], $4::text[], $5::smallint[], $6::text[], $7::bytea[],
+    $8::bigint[], $9::bigint[], $10::bigint[], $11::bigint[], $12::smallint[], $13::uuid[],
+    $14::integer[], $15::text[])
+
+-- name: send
+SELECT run_id::text FROM {s}.send(
+    $1::smallint[], $2::text[], $3::uuid[], $4::text[], $5::bytea[], $6::bytea[], $7::integer[],
+    $8::text[])
+
+-- name: view_run
+-- Open runs first: by workflow id the open one, else the latest closed.
+(SELECT run_id::text, workflow_id, workflow_type, queue, version, state, {s}.us(created_at),
+        NULL::bigint AS closed_us, next_seq, head_hash, part, NULL::bytea, park, search::text, session
+ FROM {s}.run WHERE run_id = $1::uuid OR ($1 IS NULL AND workflow_id = $2))
+UNION ALL
+(SELECT run_id::text, workflow_id, workflow_type, queue, version, state, {s}.us(created_at),
+        {s}.us(closed_at), next_seq, head_hash, part, result, failure, search::text, NULL::bigint
+ FROM {s}.closed_run WHERE run_id = $1::uuid
+ LIMIT 1)
+UNION ALL
+(SELECT run_id::text, workflow_id, workflow_type, queue, version, state, {s}.us(created_at),
+        {s}.us(closed_at), next_seq, head_hash, part, result, failure, search::text, NULL::bigint
+ FROM {s}.closed_run WHERE $1 IS NULL AND workflow_id = $2
+ ORDER BY closed_at DESC LIMIT 1)
+LIMIT 1
+
+-- name: view_open
+SELECT run_id::text, workflow_id, workflow_type, queue, version, state, {s}.us(created_at),
+       NULL::bigint, next_seq, head_hash, part, NULL::bytea, NULL::bytea, search::text, session
+FROM {s}.run
+WHERE ($1::text IS NULL OR workflow_type = $1)
+  AND (cardinality($2::smallint[]) = 0 OR CASE state WHEN 2 THEN 0 ELSE state END = ANY ($2))
+ORDER BY created_at DESC LIMIT $3
+
+-- name: view_closed
+SELECT run_id::text, workflow_id, workflow_type, queue, version, state, {s}.us(created_at),
+       {s}.us(closed_at), next_seq, head_hash, part, NULL::bytea, NULL::bytea, search::text,
+       NULL::bigint
+FROM {s}.closed_run
+WHERE ($1::text IS NULL OR workflow_type = $1)
+  AND (cardinality($2::smallint[]) = 0 OR state = ANY ($2))
+ORDER BY closed_at DESC LIMIT $3
+
+-- name: closed
+SELECT run_id::text, workflow_id, workflow_type, queue, version, state, {s}.us(created_at),
+       {s}.us(closed_at), next_seq, head_hash, part, result, failure, search::text, NULL::bigint
+FROM {s}.closed_run WHERE run_id = ANY ($1::uuid[])
+
+-- name: responses
+SELECT request_id, payload, failure FROM {s}.response WHERE request_id = ANY ($1::text[])
+
+-- name: purge_responses
+DELETE FROM {s}.response WHERE created_at < statement_timestamp() - interval '1 hour'
+
+-- name: claim_runs
+SELECT * FROM {s}.claim_runs($1, $2::text[], $3::text[], $4)
+
+-- name: owned_runs
+-- By the partial index on session.
+SELECT r.run_id::text, r.workflow_id, r.workflow_type, r.queue, r.version, r.fence, r.next_seq,
+       r.head_hash, r.part, r.crashes::integer, r.parent_run_id::text, r.parent_ref,
+       {s}.us(r.created_at)
+FROM {s}.run r WHERE r.session = $1
+
+-- name: owned_activities
+SELECT a.run_id::text, r.workflow_id, r.workflow_type, a.ref, a.name, a.queue, a.attempt, a.token,
+       a.input, a.options, a.last_failure, a.details, {s}.us(a.scheduled_at)
+FROM {s}.activity a JOIN {s}.run r USING (run_id)
+WHERE a.session = $1 AND a.token IS NOT NULL
+
+-- name: waiting
+SELECT a.run_id::text, a.ref FROM {s}.activity a WHERE a.run_id = ANY ($1::uuid[])
+
+-- name: load
+-- Rows in order of the primary key; one partition is pruned to per part.
+SELECT run_id::text, batch FROM {s}.history
+WHERE part = ANY ($1::integer[]) AND run_id = ANY ($2::uuid[])
+ORDER BY run_id, seq
+
+-- name: inbox
+SELECT b.id, b.run_id::text, b.kind, b.ref, b.name, b.meta, b.payload, {s}.us(b.created_at)
+FROM {s}.inbox b WHERE b.run_id = ANY ($1::uuid[]) ORDER BY b.id
+
+-- name: claim_activities
+SELECT run_id, workflow_id, workflow_type, ref, name, queue, attempt, token, input, options,
+       last_failure, details, scheduled_us
+FROM {s}.claim_activities($1, $2::text[], $3::text[], $4)
+
+-- name: finish_activities
+SELECT good FROM {s}.finish_activities(
+    $1::uuid[], $2::integer[], $3::integer[], $4::bigint[], $5::smallint[], $6::bytea[],
+    $7::bigint[], $8::bytea[], $9::boolean[]) AS good
+
+-- name: heartbeat_activity
+SELECT {s}.heartbeat_activity($1::uuid, $2, $3, $4)
+
+-- name: promote_due
+SELECT promoted, next_due_us, now_us FROM {s}.promote_due($1)
+
+-- name: unpark
+SELECT {s}.unpark($1::uuid[])
+
+-- name: commit_runs
+SELECT verdicts, now_us FROM {s}.commit_runs(
+    $1, $2::uuid[], $3::bigint[], $4::integer[], $5::bytea[], $6::bigint[], $7::smallint[],
+    $8::uuid[], $9::bigint[])
+
+-- name: commit_timers
+SELECT {s}.commit_timers(
+    $1::uuid[], $2::integer[], $3::smallint[], $4::bigint[], $5::uuid[], $6::integer[])
+
+-- name: commit_activities
+SELECT {s}.commit_activities(
+    $1::uuid[], $2::integer[], $3::text[], $4::text[], $5::smallint[], $6::integer[], $7::bytea[],
+    $8::bytea[], $9::bigint[], $10::bytea[], $11::bytea[], $12::bigint[])
+
+-- name: commit_activities_done
+SELECT {s}.commit_activities_done($1::uuid[], $2::integer[])
+
+-- name: commit_responses
+SELECT {s}.commit_responses($1::uuid[], $2::text[], $3::bytea[], $4::bytea[])
+
+-- name: commit_children
+SELECT {s}.commit_children(
+    $1::uuid[], $2::text[], $3::text[], $4::text[], $5::smallint[], $6::text[], $7::bytea[],
+    $8::bigint[], $9::bigint[], $10::bigint[], $11::bigint[], $12::smallint[], $13::uuid[],
+    $14::integer[], $15::text[])
+
+-- name: commit_messages
+SELECT {s}.commit_messages(
+    $1::uuid[], $2::smallint[], $3::text[], $4::uuid[], $5::text[], $6::bytea[], $7::bytea[],
+    $8::integer[], $9::text[])
+
+-- name: commit_search
+SELECT {s}.commit_search($1::uuid[], $2::text[])
+
+-- name: commit_releases
+SELECT {s}.commit_releases($1::uuid[], $2::bytea[], $3::bigint[])
+
+-- name: commit_closes
+SELECT {s}.commit_closes($1::uuid[], $2::smallint[], $3::bytea[], $4::bytea[], $5::uuid[])
+
+-- name: commit_successors
+SELECT {s}.commit_successors(
+    $1::uuid[], $2::uuid[], $3::text[], $4::text[], $5::text[], $6::smallint[], $7::text[],
+    $8::bytea[], $9::bigint[], $10::bigint[], $11::bigint[], $12::bigint[], $13::uuid[],
+    $14::integer[], $15::text[])
+
+-- name: notify
+SELECT true FROM pg_notify($1, '')
+
+-- name: owned_runs
+SELECT run_id::text, workflow_id, workflow_type, queue, version, fence, next_seq, head_hash, part,
+       crashes::integer, parent_run_id::text, parent_ref, {s}.us(created_at)
+FROM {s}.run WHERE session = $1::bigint
+
+-- name: owned_activities
+SELECT a.run_id::text, r.workflow_id, r.workflow_type, a.ref, a.name, a.queue, a.attempt, a.token,
+       a.input, a.options, a.last_failure, a.details, {s}.us(a.scheduled_at)
+FROM {s}.activity a JOIN {s}.run r USING (run_id) WHERE a.session = $1::bigint
+
+-- name: waiting
+SELECT run_id::text, ref FROM {s}.activity WHERE run_id = ANY ($1::uuid[])

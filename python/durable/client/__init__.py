@@ -5,6 +5,8 @@
         await handle.signal("pause")
         receipt = await handle.result()
 
+Inside:
+
     client    `Client`: start, find, list
     handle    `WorkflowHandle`: everything about one run
     replica   a run rebuilt by replay in this process, to look at

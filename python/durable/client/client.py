@@ -6,6 +6,7 @@ anything is written. It has one pool of connections and, while results are waite
 
 from __future__ import annotations
 
+import asyncio
 import os
 import re
 import uuid
@@ -25,6 +26,7 @@ from durable.errors import (
     ConfigurationError,
     InvalidArgumentError,
     PayloadError,
+    StoreUnavailableError,
     UnknownWorkflowError,
     WorkflowAlreadyStartedError,
 )
@@ -37,6 +39,7 @@ from durable.store.postgres import PostgresStore
 
 R = TypeVar("R")
 
+CONNECT_SECONDS_MAX = 6.0
 CLOCK_SECONDS_MAX = 30.0
 """The store is asked for its time again after this long, so that drift of our clock is nothing."""
 CONTROL_CHARACTERS = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
@@ -100,7 +103,18 @@ class Client:
         return cls(store, codec=codec, workflows=workflows)
 
     async def __aenter__(self) -> Self:
-        await self.store.open()
+        try:
+            async with asyncio.timeout(CONNECT_SECONDS_MAX):
+                await self.store.open()
+        except TimeoutError:
+            await self.store.close()
+            raise StoreUnavailableError(
+                f"the database did not answer within {CONNECT_SECONDS_MAX:g} s; "
+                "is the DSN right, and is it running?"
+            ) from None
+        except BaseException:
+            await self.store.close()
+            raise
         return self
 
     async def __aexit__(

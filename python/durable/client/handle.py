@@ -294,7 +294,8 @@ class WorkflowHandle(Generic[R]):
             payload = codec.encode(list(args))
             check_size(payload, f"the arguments of {handler!r}")
             return payload
-        signature = Signature.of(handler, codec, skip_first=True)
+        # An update method wraps the function that was decorated.
+        signature = Signature.of(getattr(handler, "fn", handler), codec, skip_first=True)
         payload = signature.encode_args(args, {})
         try:
             signature.decode_args(payload)

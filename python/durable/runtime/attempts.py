@@ -19,13 +19,15 @@ from durable.engine.info import ActivityContext
 from durable.engine.retry import options_from_json
 from durable.errors import StoreError, StoreUnavailableError
 from durable.events import ActivityOutcome, ClaimedActivity
-from durable.runtime.attempt import RETRY, Attempt, Ending
-from durable.runtime.executor import Executor
+from durable.options import ActivityOptions, seconds
+from durable.runtime.attempt import FAILED, RETRY, Attempt, Ending
+from durable.runtime.executor import Executor, failure_payload
 from durable.runtime.metrics import Metrics
 from durable.runtime.service import Service
 from durable.runtime.sessions import Session
 from durable.runtime.wakeup import Backoff, Wakeup
 from durable.store.base import Store
+from durable.store.clock import StoreClock
 
 CLAIM_MAX = 64
 OUTCOMES_MAX = 500
@@ -49,6 +51,7 @@ class AttemptPoller(Service):
         session: Session,
         executor: Executor,
         metrics: Metrics,
+        clock: StoreClock,
         *,
         queues: Sequence[str],
         poll_max_seconds: float,
@@ -60,6 +63,7 @@ class AttemptPoller(Service):
         self._session = session
         self._executor = executor
         self._metrics = metrics
+        self._clock = clock
         self._queues = list(queues)
         self._is_stalled = is_stalled
         self._wakeup = Wakeup(poll_max_seconds)
@@ -155,6 +159,14 @@ class AttemptPoller(Service):
         if not self._executor.use_held(each.name):
             self.answers.put(answer(each, Ending(RETRY, None, count_attempt=False)))
             return
+        options = options_from_json(each.options.decode())
+        if self._is_too_late(each, options):
+            text = f"schedule-to-start timeout of activity {each.name}"
+            failure = failure_payload(TimeoutError(text), each.attempt)
+            self._executor.give_back(each.name)
+            self._metrics.inc("durable_activity_attempts_total", outcome="timed_out")
+            self.answers.put(answer(each, Ending(FAILED, failure)))
+            return
         context = ActivityContext(
             name=each.name,
             attempt=each.attempt,
@@ -171,7 +183,7 @@ class AttemptPoller(Service):
             self._executor.definitions[each.name],
             context,
             input=each.input,
-            options=options_from_json(each.options.decode()),
+            options=options,
             options_json=each.options,
             token=each.token,
         )
@@ -179,6 +191,12 @@ class AttemptPoller(Service):
         context.on_heartbeat = attempt.beat
         self._claimed[key] = attempt
         self._executor.start(attempt)
+
+    def _is_too_late(self, each: ClaimedActivity, options: ActivityOptions) -> bool:
+        if options.schedule_to_start_timeout is None or each.attempt > 1:
+            return False
+        limit = seconds(options.schedule_to_start_timeout, "schedule_to_start_timeout")
+        return self._clock.now_us() > each.scheduled_us + round(limit * 1e6)
 
     def ended(self, attempt: Attempt, ending: Ending) -> None:
         """See `Source`."""

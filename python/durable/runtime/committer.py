@@ -196,6 +196,8 @@ class Committer(Service):
                 self._handler.accepted(run)
             elif verdict == Verdict.UNREAD:
                 self._handler.unread(run)
+            elif verdict == Verdict.REFUSED:
+                self._handler.refused(run, StoreError("the database cannot store a value of it"))
             elif was_repeated and is_written(commit, await self._view(run)):
                 self._handler.accepted(run)
             else:

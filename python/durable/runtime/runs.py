@@ -100,6 +100,11 @@ class RunPoller(Service):
         self._redo.append(run)
         self._wakeup.hint()
 
+    def recover(self) -> None:
+        """Compare with the store what this session owns."""
+        self._must_recover = True
+        self._wakeup.hint()
+
     def drop_all(self) -> None:
         """The session is dead: nothing is owned."""
         self._mail.clear()
@@ -162,9 +167,10 @@ class RunPoller(Service):
 
     async def _recover(self) -> None:
         """Find what a claim of unknown outcome took: runs not known here, mail not read."""
-        session = self._session.id
+        session, drop_count = self._session.id, self._turns.drop_count
         owned, _ = await self._store.owned(session)
-        if session != self._session.id:
+        if session != self._session.id or drop_count != self._turns.drop_count:
+            # What was owned when the store looked may have been given up since: ask again.
             return
         self._must_recover = False
         known = {each.run_id for each in self._opened}

@@ -11,6 +11,8 @@ from __future__ import annotations
 import asyncio
 import heapq
 import logging
+import random
+import time
 from collections.abc import Callable
 
 from durable.errors import StoreError
@@ -25,6 +27,10 @@ from durable.store.clock import StoreClock
 PROMOTE_LIMIT = 1000
 PROMOTE_LAG_SECONDS = 0.02
 """Promotion waits this long after a due time: warm runs fire their own timers before it."""
+HINT_SECONDS = 0.1
+"""However many hints there are, they cause no more than one promotion in this time."""
+FAR_US = 1 << 62
+HEAP_MIN = 1000
 
 log = logging.getLogger("durable.worker")
 
@@ -41,11 +47,14 @@ class TimerHeap:
         self._heap: list[tuple[int, str, int]] = []
         self._handle: asyncio.TimerHandle | None = None
         self._armed_us = 0
+        self._compact_at = HEAP_MIN
 
     def push(self, run: WarmRun, ref: int, due_us: int) -> None:
         """Remember a pending timer of a warm run."""
         run.timers[ref] = due_us
         heapq.heappush(self._heap, (due_us, run.run_id, ref))
+        if len(self._heap) > self._compact_at:
+            self._compact()
         if self._handle is None or due_us < self._armed_us:
             self._arm()
 
@@ -53,6 +62,14 @@ class TimerHeap:
         """Forget all."""
         self._heap.clear()
         self._disarm()
+
+    def _compact(self) -> None:
+        """Drop what was cancelled, or belongs to runs that are not here any more."""
+        self._heap = [
+            (due_us, run.run_id, ref) for run in self._cache for ref, due_us in run.timers.items()
+        ]
+        heapq.heapify(self._heap)
+        self._compact_at = max(HEAP_MIN, 2 * len(self._heap))
 
     def _arm(self) -> None:
         self._disarm()
@@ -81,7 +98,11 @@ class TimerHeap:
 
 
 class Promoter(Service):
-    """Turns due timer rows into mail and claimable work, as they become due."""
+    """Turns due timer rows into mail and claimable work, as they become due.
+
+    It looks when the earliest row it knows of is due (`expect` tells it of new ones), when a hint
+    says that others may have added some, and after a growing pause in any case.
+    """
 
     name = "promoter"
 
@@ -97,16 +118,34 @@ class Promoter(Service):
         self._store = store
         self._clock = clock
         self._metrics = metrics
+        self._poll_max = poll_max_seconds
         self._wakeup = Wakeup(poll_max_seconds)
         self._promoted = promoted
         self._backoff = Backoff()
+        self._next_due_us = FAR_US
+        self._hinted = False
 
     def wake(self) -> None:
         self._wakeup.hint()
 
+    def hint(self) -> None:
+        """Others may have added timers."""
+        if not self._hinted:
+            self._hinted = True
+            self._wakeup.hint()
+
+    def expect(self, due_us: int) -> None:
+        """A row that is due then was written."""
+        if due_us < self._next_due_us:
+            self._next_due_us = due_us
+            self._wakeup.hint()
+
     async def run(self) -> None:
         self.ready()
+        looked_at = 0.0
         while not self.stopping:
+            looked_at = time.monotonic()
+            self._hinted = False
             report = await self._promote()
             if report is None:
                 await self._wakeup.wait_hint(self._backoff.next_seconds())
@@ -116,10 +155,23 @@ class Promoter(Service):
                 self._promoted()
             if report.promoted >= PROMOTE_LIMIT:
                 continue
-            at_most = None
-            if report.next_due_us is not None:
-                at_most = self._clock.seconds_until(report.next_due_us) + PROMOTE_LAG_SECONDS
-            await self._wakeup.wait(found=report.promoted > 0, at_most=at_most)
+            self._next_due_us = FAR_US if report.next_due_us is None else report.next_due_us
+            await self._wait(looked_at)
+
+    async def _wait(self, looked_at: float) -> None:
+        """Pause until something may be due."""
+        patience = self._poll_max * random.uniform(0.5, 1.0)
+        while not self.stopping:
+            waited = time.monotonic() - looked_at
+            pause = patience - waited
+            if self._hinted:
+                pause = min(pause, HINT_SECONDS - waited)
+            if self._next_due_us != FAR_US:
+                until_due = self._clock.seconds_until(self._next_due_us)
+                pause = min(pause, until_due + PROMOTE_LAG_SECONDS)
+            if pause <= 0:
+                return
+            await self._wakeup.wait_hint(pause)
 
     async def _promote(self) -> DueReport | None:
         try:

@@ -21,7 +21,6 @@ from durable.events import (
     Closing,
     EventKind,
     InboxItem,
-    NewTimer,
     QueuedActivity,
     RunCommit,
     RunState,
@@ -75,8 +74,12 @@ class Turns:
         there may be something for this worker's own pollers."""
         self.on_slot: Callable[[], None]
         """Called when a slot became free."""
+        self.on_due: Callable[[int], None]
+        """Called with the time at which a row that was written is due."""
         self.on_cancelled: Callable[[str, int], None]
         """Called for an activity whose queue row is gone because its run cancelled it."""
+        self.drop_count = 0
+        """How many runs were dropped so far: tells whether what the store said is still so."""
         self._made_work = False
         self._answered = False
 
@@ -120,6 +123,12 @@ class Turns:
         """Start what the run waits for and nobody else has: ``waiting`` are refs with a row."""
         execution = run.execution
         assert execution is not None
+        is_first = run.next_seq == 1
+        if is_first and execution.event_count != 1 + execution.pending_count:
+            # It recorded something of its own (a side effect), which may be in the arguments of
+            # these activities: they must see the same again, so that is to be durable first.
+            self.committer.mark(run)
+            return
         for each in execution.pending_activities():
             if each.ref in waiting or each.ref in run.running:
                 continue
@@ -291,9 +300,11 @@ class Turns:
             run.head_hash = commit.head_hash
             run.early.clear()
             self._metrics.inc("durable_workflow_tasks_total", outcome="committed")
-        self._made_work |= bool(
-            commit.activities or commit.children or commit.messages or commit.successor
-        )
+        if commit.activities or commit.children or commit.messages or commit.successor:
+            self._made_work = True
+            for activity in commit.activities:
+                if activity.delay_us:
+                    self.on_due(self._clock.now_us() + activity.delay_us)
         if commit.closing is not None or commit.responses:
             self._answered = True
         if commit.closing is not None or commit.park is not None or commit.release:
@@ -307,8 +318,9 @@ class Turns:
             else:
                 run.seen.difference_update(commit.consumed)
         for timer in commit.timers:
-            if timer.ref not in commit.timers_done:
-                self._push_timer(run, timer)
+            self.on_due(timer.due_us)
+            if timer.kind == TimerKind.WORKFLOW and timer.ref not in run.timers_done:
+                self.timers.push(run, timer.ref, timer.due_us)
         for each in flight.starts:
             self._start(run, each)
         for ref in flight.cancelled:
@@ -318,10 +330,6 @@ class Turns:
             self._cache.touch(run, execution.bytes_estimate)
             if run.frozen:
                 self._start_over(run)
-
-    def _push_timer(self, run: WarmRun, timer: NewTimer) -> None:
-        if timer.kind == TimerKind.WORKFLOW:
-            self.timers.push(run, timer.ref, timer.due_us)
 
     def stale(self, run: WarmRun) -> None:
         """See `CommitHandler`."""
@@ -413,6 +421,7 @@ class Turns:
     def drop(self, run: WarmRun) -> None:
         """Forget a run that is not ours any more, and everything that was going on for it."""
         self._cache.remove(run)
+        self.drop_count += 1
         self._return_starts(run)
         run.flight = None
         for attempt in list(run.running.values()):

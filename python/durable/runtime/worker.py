@@ -135,14 +135,16 @@ class Worker:
             self._session,
             self._executor,
             metrics,
+            clock,
             queues=options.queues,
             poll_max_seconds=options.poll_max_seconds,
             is_stalled=lambda: self._committer.is_stalled,
             on_outcomes=self._made_work,
         )
-        self._promoter = Promoter(store, clock, metrics, options.poll_max_seconds, self.hint)
+        self._promoter = Promoter(store, clock, metrics, options.poll_max_seconds, self._promoted)
         turns.on_unread = self._runs.redo
-        turns.on_stale = self._session.suspect
+        turns.on_stale = self._commit_refused
+        turns.on_due = self._promoter.expect
         turns.on_work = self._flushed
         turns.on_slot = self._attempts.slot_freed
         turns.on_cancelled = self._attempts.cancel
@@ -158,6 +160,7 @@ class Worker:
         """There may be something to do: poll now."""
         self._runs.hint()
         self._attempts.hint()
+        self._promoter.hint()
 
     def request_stop(self) -> None:
         """Begin to drain; `run` returns when that is done. Safe twice, and before the start."""
@@ -283,6 +286,15 @@ class Worker:
         busy = len(self._executor.attempts) + self._committer.backlog
         return 2 * self.options.activity_slots - busy
 
+    def _promoted(self) -> None:
+        self._runs.hint()
+        self._attempts.hint()
+
+    def _commit_refused(self) -> None:
+        """Either the session is dead, or one run is not ours: the store knows."""
+        self._session.suspect()
+        self._runs.recover()
+
     def _made_work(self) -> None:
         """Outcomes of claimed activities are mail for the owners of their runs."""
         self._runs.hint()
@@ -290,7 +302,7 @@ class Worker:
 
     def _flushed(self, made_work: bool) -> None:
         if made_work:
-            self.hint()
+            self._promoted()
         self._hinter.hint()
 
     async def _session_lost(self) -> None:

@@ -89,6 +89,7 @@ async def test_events_are_handled_during_a_timer(client: Client) -> None:
 
 async def test_the_debugger_shows_a_pending_a_running_and_an_ended_run(client: Client) -> None:
     pending = await client.start(two_stations, 60.0, id="pending", start_delay=3600)
+    # It has not begun: what its code would do first.
     assert await pending.vars() == {}
     running = await client.start(two_stations, 60.0, id="running")
     await until(running.vars, lambda found: found == {"first": 3})

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from importlib import metadata
-
 import click
 
 from durable.cli.report import Commands
@@ -12,7 +10,7 @@ from durable.cli.serve import dev, migrate, worker
 
 
 @click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"]})
-@click.version_option(metadata.version("durable-fleet"), prog_name="durable")
+@click.version_option(package_name="durable-fleet", prog_name="durable")
 def main() -> None:
     """Durable workflows on PostgreSQL.
 

@@ -25,23 +25,24 @@ from durable.errors import (
 from durable.runtime.app import AppError
 from durable.runtime.spawn import BootError
 
-FAILED = 1
-BAD_INPUT = 2
-
 
 class Failure(click.ClickException):
-    """An error of ours as click shows it."""
+    """An error of ours as click shows it: what was asked did not work."""
 
-    def __init__(self, message: str, code: int) -> None:
-        super().__init__(message)
-        self.exit_code = code
+    exit_code = 1
 
     def show(self, file: IO[Any] | None = None) -> None:
         click.echo(f"durable: {self.message}", file=file or sys.stderr)
 
 
-def exit_code(error: DurableError) -> int:
-    """2 when the caller must ask otherwise, 1 when what was asked did not work."""
+class BadInput(Failure):
+    """The caller must ask otherwise."""
+
+    exit_code = 2
+
+
+def is_bad_input(error: DurableError) -> bool:
+    """Whether to ask otherwise would help."""
     failed = (
         SchemaVersionError,
         WorkflowNotFoundError,
@@ -49,10 +50,8 @@ def exit_code(error: DurableError) -> int:
         AppError,
         BootError,
     )
-    if isinstance(error, failed):
-        return FAILED
     asked_wrong = (RequestError, PayloadError, ConfigurationError)
-    return BAD_INPUT if isinstance(error, asked_wrong) else FAILED
+    return isinstance(error, asked_wrong) and not isinstance(error, failed)
 
 
 def failure_of(error: DurableError) -> Failure:
@@ -60,7 +59,7 @@ def failure_of(error: DurableError) -> Failure:
     text = str(error)
     if not isinstance(error, NonDeterminismError):
         text = " ".join(text.split())
-    return Failure(text or type(error).__name__, exit_code(error))
+    return (BadInput if is_bad_input(error) else Failure)(text or type(error).__name__)
 
 
 class Commands(click.Group):

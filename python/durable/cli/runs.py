@@ -84,8 +84,8 @@ def start(
     """Start a workflow of TYPE. Prints its run id.
 
     The arguments are JSON: an array of them, an object of them by name, or the one argument itself.
-    With --app (or under `durable dev`) they are checked against the code before anything is written.
-    An id that is taken is an error that names the run that has it.
+    With --app (or under `durable dev`) they are checked against the code before anything is
+    written. An id that is taken is an error that names the run that has it.
 
     \b
       durable start subscription '{"total": 100, "cycles": 3, "cycle": "PT2S"}' --id sub-7
@@ -96,7 +96,7 @@ def start(
     target = find_target(dsn, schema, app)
     workflow, args, kwargs = arguments_of(target, type, arguments)
 
-    async def work(client: Client) -> tuple[str, Any]:
+    async def work(client: Client) -> tuple[str | None, Any]:
         handle = await client.start(
             workflow,
             *args,

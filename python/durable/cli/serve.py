@@ -18,8 +18,8 @@ from durable.options import SupervisorOptions, WorkerOptions
 from durable.runtime.dev import FOLDER, DevNotes, changes, source_folder
 from durable.runtime.embedded import EmbeddedPostgres
 from durable.runtime.supervisor import Supervisor
+from durable.store.migrate import latest_version, render_sql
 from durable.store.migrate import migrate as migrate_schema
-from durable.store.migrate import render_sql
 
 LOG_FORMAT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
 
@@ -212,5 +212,6 @@ def migrate(dsn: str | None, schema: str, sql: bool) -> None:
         click.echo(render_sql(schema))
         return
     target = find_target(dsn, schema)
-    version = migrate_schema(target.dsn, target.schema)
-    click.echo(f"schema {schema!r} is at version {version}")
+    for name in migrate_schema(target.dsn, target.schema):
+        click.echo(f"applied {name}")
+    click.echo(f"schema {schema!r} is at version {latest_version()}")

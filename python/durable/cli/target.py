@@ -90,7 +90,7 @@ def app_option(command: F) -> F:
     )(command)
 
 
-class Duration(click.ParamType):
+class Duration(click.ParamType):  # type: ignore[type-arg]
     """A time span: 90, 1.5s, 10m, 2h, 7d. A number alone is seconds."""
 
     name = "duration"
@@ -109,7 +109,7 @@ class Duration(click.ParamType):
             self.fail(f"{value!r} is too long", param, ctx)
 
 
-class Moment(click.ParamType):
+class Moment(click.ParamType):  # type: ignore[type-arg]
     """A point in time with its zone: 2026-12-01T08:00:00Z or ...+01:00."""
 
     name = "time"

@@ -84,9 +84,13 @@ class PostgresStore:
     async def open(self) -> None:
         """Connect and check the schema; raise SchemaVersionError or StoreUnavailableError."""
         name = quote_schema(self.schema)
-        there = await self.fetch("has_meta", (name,))
-        found = await self.fetch("check_version", ()) if there[0][0] else []
-        check_version(self.schema, found[0][0] if found else None)
+        try:
+            there = await self.fetch("has_meta", (name,))
+            found = await self.fetch("check_version", ()) if there[0][0] else []
+            check_version(self.schema, found[0][0] if found else None)
+        except BaseException:
+            await self.close()
+            raise
 
     async def close(self) -> None:
         """Give every connection back. Safe twice."""
@@ -308,20 +312,6 @@ class PostgresStore:
         if found:
             for run_id, ref in await self.fetch("waiting", (uuids(list(found)),)):
                 found[run_id].add(ref)
-        return found
-
-    async def owned(self, session: int) -> tuple[list[ClaimedRun], list[ClaimedActivity]]:
-        """All runs and claimed attempts of a session, without claiming anything."""
-        runs = await self.fetch("owned_runs", (session,))
-        activities = await self.fetch("owned_activities", (session,))
-        return [ClaimedRun(*row) for row in runs], [ClaimedActivity(*row) for row in activities]
-
-    async def waiting(self, run_ids: Sequence[str]) -> dict[str, set[int]]:
-        """Refs of the activities that have a row: queued, claimed, or before their next attempt."""
-        found: dict[str, set[int]] = {}
-        if run_ids:
-            for run_id, ref in await self.fetch("waiting", (uuids(run_ids),)):
-                found.setdefault(run_id, set()).add(ref)
         return found
 
     async def load(self, runs: Mapping[str, int]) -> dict[str, list[bytes]]:

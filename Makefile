@@ -85,12 +85,12 @@ wheel: $(VENV)/.created ## Build a wheel into dist/
 	$(BIN)/maturin build --release --locked --out dist
 
 .PHONY: bench-replay
-bench-replay: install ## Measure replay (bench/README.md)
-	$(BIN)/python -m bench.replay
+bench-replay: install ## Measure replay (bench/README.md; ARGS=--quick)
+	$(BIN)/python -m bench.replay $(ARGS)
 
 .PHONY: bench-engine
-bench-engine: install ## Measure durable steps per second (bench/README.md)
-	$(BIN)/python -m bench.engine
+bench-engine: install ## Measure steps per second, latency, ... (bench/README.md; ARGS=--quick)
+	$(BIN)/python -m bench.engine $(ARGS)
 
 .PHONY: clean
 clean: ## Remove everything that was built

@@ -17,7 +17,8 @@ LAYERS = [
     {"__init__", "testing"},
     {"client", "workflow", "activity", "runtime"},
     {"engine", "store"},
-    {"events", "codec", "options"},
+    {"events", "codec"},
+    {"options"},
     {"_core"},
     {"errors"},
 ]
@@ -120,9 +121,7 @@ def test_file_keeps_the_house_rules(path: Path) -> None:
 SQL = re.compile(r"\b(SELECT\s.+\sFROM|INSERT\s+INTO|DELETE\s+FROM|UPDATE\s+\w+\s+SET)\b")
 
 
-@pytest.mark.parametrize(
-    "path", [path for path in FILES if part_of(path) != "store"], ids=name_of
-)
+@pytest.mark.parametrize("path", [path for path in FILES if part_of(path) != "store"], ids=name_of)
 def test_sql_is_in_the_store_only(path: Path) -> None:
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Constant) and isinstance(node.value, str):

@@ -129,11 +129,14 @@ def test_cause_chain_and_remote_traceback_are_kept() -> None:
 
 
 def test_context_counts_as_cause_unless_suppressed() -> None:
-    with pytest.raises(KeyError) as caught:
+    def fail_twice() -> None:
         try:
             raise ValueError("first")
         except ValueError:
             raise KeyError("second")  # noqa: B904
+
+    with pytest.raises(KeyError) as caught:
+        fail_twice()
     assert type(there_and_back(caught.value).__cause__) is ValueError
     assert there_and_back(raised(KeyError("x"), None)).__cause__ is None
 

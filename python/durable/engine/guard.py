@@ -4,6 +4,10 @@ CPython reports dangerous calls to audit hooks (PEP 578). One hook per process l
 each report; only a name in `DANGEROUS`, while the core says that this thread runs workflow code,
 costs more than a dictionary look-up. A hook cannot be removed, so `install` installs one.
 
+CPython reports ``time.sleep`` since 3.13 and threads since 3.12. Before that these functions are
+wrapped, so a module that took one by name (``from time import sleep``) before `install` has the
+plain one: install before user code is imported.
+
 Not stopped: imports and what they read, source lines for tracebacks and warnings, logging handlers,
 debuggers, coverage. Not seen: `os.environ`, clocks and random numbers (no audit event);
 ``durable check`` finds those in the source.
@@ -11,6 +15,7 @@ debuggers, coverage. Not seen: `os.environ`, clocks and random numbers (no audit
 
 from __future__ import annotations
 
+import functools
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -117,6 +122,13 @@ TOOL_MODULES = frozenset(
 DRIVERS = ("durable.engine.", "durable.runtime.")
 """Where the modules live that run workflow code."""
 
+UNREPORTED = (
+    ("time", "sleep", "time.sleep", (3, 13)),
+    ("_thread", "start_new_thread", "_thread.start_new_thread", (3, 12)),
+    ("threading", "_start_new_thread", "_thread.start_new_thread", (3, 12)),
+)
+"""Module, function, event, and the version of Python that reports it by itself."""
+
 _is_allowed: ContextVar[bool] = ContextVar("durable_unsafe_allowed", default=False)
 _is_installed = False
 
@@ -124,19 +136,27 @@ _is_installed = False
 def install() -> None:
     """Guard all workflow code of this process from now on. Safe to call again."""
     global _is_installed
-    if not _is_installed:
-        _is_installed = True
-        sys.addaudithook(_audit)
+    if _is_installed:
+        return
+    _is_installed = True
+    sys.addaudithook(_audit)
+    for module_name, function_name, event, reported_since in UNREPORTED:
+        # Through sys.modules: this file calls none of them, it only stands before them.
+        module = sys.modules.get(module_name)
+        if module is not None and sys.version_info < reported_since:
+            setattr(module, function_name, _watched(getattr(module, function_name), event))
 
 
 @contextmanager
 def allowed() -> Iterator[None]:
     """Let the code in this block, and tasks made in it, do what the guard forbids."""
-    token = _is_allowed.set(True)
+    before = _is_allowed.get()
+    _is_allowed.set(True)
     try:
         yield
     finally:
-        _is_allowed.reset(token)
+        # Not by a token: a run that is evicted closes its coroutines in another context.
+        _is_allowed.set(before)
 
 
 def _audit(
@@ -148,6 +168,18 @@ def _audit(
 ) -> None:
     if event in dangerous and current() is not None:
         _judge(event, args)
+
+
+def _watched(function: Callable[..., Any], event: str) -> Callable[..., Any]:
+    """``function``, reported as if CPython did."""
+
+    @functools.wraps(function)
+    def call(*args: Any, **kwargs: Any) -> Any:
+        if current() is not None:
+            _judge(event, args)
+        return function(*args, **kwargs)
+
+    return call
 
 
 def _judge(event: str, args: tuple[Any, ...]) -> None:

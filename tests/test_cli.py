@@ -90,7 +90,7 @@ def test_migrate_twice_is_safe(dsn: str) -> None:
     first = durable("migrate", *elsewhere)
     assert first.exit_code == 0
     *applied, last = first.stdout.splitlines()
-    assert applied[0] == "applied 0001_initial"
+    assert applied[0].startswith("applied 0001_")
     assert "'elsewhere' is at version" in last
     assert durable("migrate", *elsewhere).stdout.splitlines() == [last]
     refused(durable("result", "ghost", *elsewhere), 1, "ghost")

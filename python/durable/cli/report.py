@@ -70,6 +70,8 @@ class Commands(click.Group):
             return super().invoke(ctx)
         except DurableError as error:
             raise failure_of(error) from error
+        except TimeoutError as error:
+            raise Failure(" ".join(str(error).split()) or "it took too long") from error
 
 
 def finish(work: Callable[[], Coroutine[Any, Any, Any]]) -> Any:

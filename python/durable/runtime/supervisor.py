@@ -354,6 +354,7 @@ class Supervisor:
             up = sum(each.up.is_set() for each in self._workers.values())
             if up == self._options.processes:
                 self._ready.set()
+                log.info("%d workers are up; metrics: %s", up, self.metrics_url or "not served")
 
     async def _bury(self, worker: WorkerProcess) -> None:
         """What a dead worker leaves: its metrics, and its runs to others, at once."""

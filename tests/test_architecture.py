@@ -14,7 +14,7 @@ RUST = REPOSITORY / "rust_core" / "src"
 LAYERS = [
     {"__main__"},
     {"cli"},
-    {"__init__", "testing"},
+    {"__init__", "testing", "check"},
     {"client", "workflow", "activity", "runtime"},
     {"engine", "store"},
     {"events", "codec"},

@@ -121,7 +121,7 @@ class Signature:
         needs_names = any(p.default is Parameter.empty for p in self._named.values())
         self.arity = (most + 1, most) if needs_names else (self._required, most)
         self._decoders: dict[str, Decoder] | None = None
-        self._rows: dict[int, msgspec.json.Decoder[Any]] = {}
+        self._is_exact = False
         self._resolve_early()
 
     # -- annotations -------------------------------------------------------------------------
@@ -152,6 +152,7 @@ class Signature:
             except DefinitionError as error:
                 raise DefinitionError(f"{what} of {self.name}(): {error}") from None
         self._decoders = decoders
+        self._is_exact = all(d.exact for name, d in decoders.items() if name != "return")
         return decoders
 
     def _decoder(self, parameter: str) -> Decoder:
@@ -181,8 +182,7 @@ class Signature:
             args, kwargs = self._bind(args, kwargs)
         if kwargs:
             return self._encode_each(args, kwargs)
-        decoders = self._decoders
-        if self.codec.verify or decoders is None or not self._is_exact(decoders):
+        if self.codec.verify or not self._is_exact:
             return self._encode_each(args, kwargs)
         try:
             payload = self.codec.encode(args)
@@ -192,9 +192,6 @@ class Signature:
         if len(payload) > PAYLOAD_BYTES_WARN:
             self._check_args_size(payload, args, kwargs)
         return payload
-
-    def _is_exact(self, decoders: Mapping[str, Decoder]) -> bool:
-        return all(decoder.exact for name, decoder in decoders.items() if name != "return")
 
     def _bind(
         self, args: tuple[Any, ...], kwargs: Mapping[str, Any]

@@ -38,7 +38,7 @@ $(VENV)/.created:
 	@touch $@
 
 $(VENV)/.installed: $(VENV)/.created pyproject.toml $(RUST)
-	$(BIN)/maturin develop --release --locked --extras dev
+	$(BIN)/maturin develop --release --locked --extras embedded,encryption,dev
 	@touch $@
 
 .PHONY: demo

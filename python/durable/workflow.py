@@ -18,11 +18,12 @@ import uuid
 from collections.abc import Awaitable, Callable, Coroutine
 from contextlib import AbstractContextManager
 from datetime import datetime, timedelta
-from typing import Any, NoReturn, ParamSpec, TypeVar, cast, overload
+from typing import Any, Concatenate, NoReturn, ParamSpec, TypeVar, cast, overload
 
 from durable._core import CommandFuture, current
 from durable.engine import guard
 from durable.engine.authoring import (
+    RunMethod,
     UpdateMethod,
     WorkflowDecorator,
     WorkflowLogger,
@@ -127,9 +128,9 @@ def defn(target: Any = None, /, *, name: str | None = None, **options: Any) -> A
     return lambda later: make_definition(later, name, made)
 
 
-def run(fn: F) -> F:
-    """Mark the method of a workflow class that is its code."""
-    return mark(fn, "run", None)
+def run(fn: Callable[Concatenate[Any, P], Awaitable[R]]) -> RunMethod[P, R]:
+    """Mark the method of a workflow class that is its code; ``Class.run`` is the workflow."""
+    return cast("RunMethod[P, R]", mark(fn, "run", None))
 
 
 @overload

@@ -170,6 +170,7 @@ def test_a_command_that_is_no_longer_made_is_a_mismatch_at_the_end_of_history() 
     error = changed(activity_then_timer, fewer, lambda run: run.complete(value=3))
     assert error.event_id == 4
     assert error.found is None
+    assert "fewer" in (error.source or "")
 
 
 def test_a_command_added_before_the_end_is_a_mismatch() -> None:

@@ -40,6 +40,7 @@ class MemoryRun:
         self.facts: dict[int, tuple[Any, ...]] = {}
         """By index of the batch: the fact it begins with."""
         self.turns: list[Turn] = []
+        self._executions: list[Execution] = []
         self.execution = self.cold()
         self.take()
 
@@ -47,8 +48,14 @@ class MemoryRun:
         """Load and replay the first batches in a new execution."""
         batches = self.batches[:batch_count]
         execution = Execution(workflow or self.workflow, self.new.run_id, self.new.workflow_id)
+        self._executions.append(execution)
         execution.load(batches, self.heads[len(batches) - 1])
         return execution
+
+    def __del__(self) -> None:
+        # As a worker does: what a dropped coroutine has in ``finally`` must run in no other run.
+        for execution in self._executions:
+            execution.evict()
 
     def take(self) -> Turn | None:
         turn = self.execution.take()

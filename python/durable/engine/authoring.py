@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Iterator, MutableMapping, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Iterator, MutableMapping, Sequence
 from typing import Any, Generic, ParamSpec, Protocol, TypeVar, overload
 
 from durable._core import current
@@ -62,6 +62,20 @@ def mark(fn: F, kind: str, name: str | None) -> F:
     """Leave on a method what it is for."""
     setattr(fn, HANDLER_MARK, HandlerMark(kind, name or fn.__name__))
     return fn
+
+
+class RunMethod(Protocol[P, R]):
+    """What a type checker sees of a ``@workflow.run`` method.
+
+    On the class it is the workflow, to be started; on an instance it is the method.
+    """
+
+    @overload
+    def __get__(self, instance: None, owner: Any = None) -> WorkflowDefinition[P, R]: ...
+    @overload
+    def __get__(
+        self, instance: object, owner: Any = None
+    ) -> Callable[P, Coroutine[Any, Any, R]]: ...
 
 
 class UpdateMethod(Generic[P, R]):

@@ -70,6 +70,7 @@ OUTCOMES = frozenset(
 )
 """Facts that answer a command: void when it does not wait any more."""
 
+WHERE_MAX = 3
 FAILURES = (EventKind.ACTIVITY_FAILED, EventKind.CHILD_FAILED)
 ENDED_FROM_OUTSIDE = {
     EventKind.RUN_TERMINATED: RunState.TERMINATED,
@@ -448,6 +449,12 @@ class Execution:
         self._dead = True
         if isinstance(error, NonDeterminismError | HistoryCorruptError):
             error.run_id = self.run_id
+        if isinstance(error, NonDeterminismError) and error.found is None:
+            # The code did nothing where history has something: say where it waits instead.
+            error.source = "; ".join(self.where()[:WHERE_MAX]) or None
+        # Not left to the garbage collector: closing a coroutine runs its ``finally`` blocks, and
+        # they must not run while another run is the current one.
+        self.evict()
         return error
 
     def _is_void(self, kind: int, ref: int) -> bool:

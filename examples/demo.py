@@ -36,6 +36,8 @@ class Story:
         self.retries = 0.0
         self.vars: dict[str, object] = {}
         self.calls: dict[int, str] = {}
+        self.waits_for = ""
+        self.attempt = 1
 
     async def go_on(self) -> None:
         """Look again, and tell what is new."""
@@ -44,7 +46,8 @@ class Story:
             self.tell_event(event.kind, event.id, event.ref, event.name, event.payload)
         retries = self.supervisor.fleet.value("durable_activity_attempts_total", outcome="retried")
         for _ in range(round(retries - self.retries)):
-            tell("retry", "an attempt failed; the next comes after a pause")
+            tell("failed", f"attempt {self.attempt} of {self.waits_for}; tried again after a pause")
+            self.attempt += 1
         self.retries = retries
         if (now := await self.handle.vars()) != self.vars:
             self.vars = now
@@ -57,14 +60,15 @@ class Story:
             case "ACTIVITY_SCHEDULED":
                 arguments = payload if isinstance(payload, list) else [payload]
                 self.calls[number] = f"{name}({', '.join(map(str, arguments))})"
-                tell("waits for", self.calls[number])
+                self.waits_for, self.attempt = self.calls[number], 1
+                tell("waits for", self.waits_for)
             case "TIMER_STARTED":
                 tell("waits for", "the next cycle")
             case "ACTIVITY_COMPLETED":
                 tell("paid", self.calls[ref])
             case "ACTIVITY_FAILED":
                 why = payload.get("message") if isinstance(payload, dict) else payload
-                tell("failed", f"{self.calls[ref]}, after its last attempt: {why}")
+                tell("given up", f"{self.calls[ref]} failed at its last attempt: {why}")
 
 
 async def run(dsn: str) -> None:

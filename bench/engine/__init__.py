@@ -1,0 +1,1 @@
+"""How fast workflows run on a real PostgreSQL: `python -m bench.engine`."""

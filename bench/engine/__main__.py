@@ -1,0 +1,110 @@
+"""`python -m bench.engine`: measure the engine and print the table (bench/README.md)."""
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+
+import click
+
+from bench.database import Database
+from bench.engine import behaviour, profiles
+from bench.engine.claim import claim
+from bench.engine.setting import Setting
+from bench.engine.throughput import scaling, throughput
+from bench.peers import link
+from bench.report import Goal, Row, finish, progress
+
+TEN_TIMES = [Goal(peer="absurd", ratio=10), Goal(peer="dbos", ratio=10)]
+SEVEN_TIMES = [Goal(peer="absurd", ratio=7), Goal(peer="dbos", ratio=7)]
+SIX_TIMES = [Goal(peer="absurd", ratio=6), Goal(peer="dbos", ratio=6)]
+
+Workload = Callable[[Setting], Awaitable[list[Row]]]
+WORKLOADS: dict[str, Workload] = {
+    "steps-10": throughput("steps-10", 10, "steps/s", [Goal(value=15_000), *TEN_TIMES]),
+    "steps-100": throughput("steps-100", 100, "steps/s", TEN_TIMES),
+    "wf-1": throughput("wf-1", 1, "workflows/s", [Goal(value=6000), *SEVEN_TIMES], queue=True),
+    "wf-0": throughput("wf-0", 0, "workflows/s", [Goal(value=10_000), *SIX_TIMES], queue=True),
+    "fanout-10k": behaviour.fan_out,
+    "latency-1": behaviour.latency,
+    "claim": claim,
+    "signal-storm": behaviour.signal_storm,
+    "timers-100k": behaviour.timers,
+    "idle-fleet": behaviour.idle_fleet,
+    "scaling": scaling,
+}
+QUICK_WITHOUT_PEERS = {"steps-100", "wf-0"}
+"""Peers take most of the time; a quick run compares where it says most."""
+
+
+def settings_line(database: Database) -> str:
+    """What decides durability, and what was set."""
+    return ", ".join(f"{name}={value}" for name, value in database.settings().items())
+
+
+async def measure(setting: Setting, names: list[str], rows: list[Row]) -> list[str]:
+    """Measure one workload after the other; the names of those that failed."""
+    failed = []
+    with_peers = setting.peers
+    for name in names:
+        progress(name)
+        setting.peers = with_peers and not (setting.quick and name in QUICK_WITHOUT_PEERS)
+        try:
+            rows += await WORKLOADS[name](setting)
+        except Exception as error:
+            # One that fails must not take the results of the others with it.
+            failed.append(name)
+            progress(f"{name} FAILED: {type(error).__name__}: {error}")
+        finally:
+            setting.stop()
+    return failed
+
+
+@click.command()
+@click.option("--quick", is_flag=True, help="Short samples, small tables; three minutes.")
+@click.option("--no-peers", is_flag=True, help="Only ours.")
+@click.option("--only", multiple=True, type=click.Choice(list(WORKLOADS)), metavar="WORKLOAD")
+@click.option("--seconds", type=float, help="Length of one sample of a throughput.")
+@click.option("--rounds", type=click.IntRange(1), help="Samples of each side.")
+@click.option("--processes", type=click.IntRange(1), default=2, show_default=True)
+@click.option("--in-flight", type=click.IntRange(1), default=200, show_default=True)
+@click.option("--profile", type=click.Path(path_type=Path), help="cProfile the workers into files.")
+def main(
+    quick: bool,
+    no_peers: bool,
+    only: tuple[str, ...],
+    seconds: float | None,
+    rounds: int | None,
+    processes: int,
+    in_flight: int,
+    profile: Path | None,
+) -> None:
+    """Measure durable on a real PostgreSQL, beside DBOS and Absurd."""
+    if not no_peers:
+        link.install()
+    rows: list[Row] = []
+    with Database() as database:
+        shown = settings_line(database)
+        progress(f"PostgreSQL {shown}")
+        setting = Setting(
+            database=database,
+            quick=quick,
+            peers=not no_peers,
+            seconds=seconds or (1.5 if quick else 6.0),
+            rounds=rounds or (2 if quick else 5),
+            processes=processes,
+            in_flight=in_flight,
+            profile=profile.resolve() if profile else None,
+        )
+        try:
+            failed = asyncio.run(measure(setting, list(only) or list(WORKLOADS), rows))
+        finally:
+            setting.stop()
+            finish("engine", rows, quick=quick or bool(only) or bool(profile), postgres=shown)
+    if setting.profile is not None:
+        profiles.show(setting.profile)
+    if failed:
+        raise click.ClickException(f"failed: {', '.join(failed)}")
+
+
+if __name__ == "__main__":
+    main()

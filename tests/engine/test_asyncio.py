@@ -79,6 +79,28 @@ async def all_of_asyncio() -> list[Any]:
 
 
 @workflow.defn
+async def sets_of_futures() -> list[Any]:
+    log: list[Any] = []
+
+    async def one(number: int) -> int:
+        return await step(number)
+
+    def name(future: Any) -> str:
+        found = future.result()
+        return str(found)
+
+    waiting = {asyncio.gather(one(n), one(n + 1)) for n in range(1, 18, 2)}
+    waiting |= {asyncio.shield(asyncio.create_task(one(n))) for n in range(20, 26)}
+    waiting |= {asyncio.ensure_future(step(n)) for n in range(30, 36)}
+    log.append(len(waiting))
+    while waiting:
+        done, waiting = await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
+        log.append([name(future) for future in done])
+        await workflow.sleep(1)
+    return log
+
+
+@workflow.defn
 async def fails_in_a_group() -> list[Any]:
     log: list[Any] = []
 
@@ -102,7 +124,7 @@ async def fails_in_a_group() -> list[Any]:
 
 
 @pytest.mark.parametrize("order", [(0,), (2, 0, 1), (5, 3, 1, 4)])
-@pytest.mark.parametrize("program", [all_of_asyncio, fails_in_a_group])
+@pytest.mark.parametrize("program", [all_of_asyncio, fails_in_a_group, sets_of_futures])
 def test_combinators_replay_from_every_prefix(program: Any, order: tuple[int, ...]) -> None:
     play(MemoryRun(program), order).check_replays()
 
@@ -112,7 +134,7 @@ import hashlib, sys
 sys.path[:0] = sys.argv[1:3]
 import test_asyncio as tests
 from support.memory_run import MemoryRun
-for program in (tests.all_of_asyncio, tests.fails_in_a_group):
+for program in (tests.all_of_asyncio, tests.fails_in_a_group, tests.sets_of_futures):
     junk = [object() for _ in range(len(sys.argv[3]) * 997)]
     run = tests.play(MemoryRun(program))
     print(hashlib.sha256(b"".join(run.batches)).hexdigest())

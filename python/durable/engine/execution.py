@@ -99,7 +99,6 @@ class Execution:
         self._queue = queue
         self._codec = codec
         self._registry = registry or Registry()
-        self._seed = hash_seed(run_id)
         self._task_count = 0
         self._loop = tasks.WorkflowLoop(uuid.UUID(run_id).bytes, self)
         self._meta = StartMeta(workflow_id=workflow_id, queue=queue)
@@ -334,7 +333,7 @@ class Execution:
         return tasks.WorkflowTask(
             coro,
             loop=self._loop,
-            serial=tasks.task_hash(self._seed, self._task_count),
+            serial=self._loop.next_serial(),
             name=name or f"Task-{self._task_count}",
             context=context,
         )
@@ -522,8 +521,3 @@ class Execution:
 async def as_coroutine(awaitable: Any) -> Any:
     """``create_task`` wants a coroutine; an activity call is a future."""
     return await awaitable
-
-
-def hash_seed(run_id: str) -> int:
-    """Where the hashes of a run's tasks begin: differs between runs, never between processes."""
-    return uuid.UUID(run_id).int & tasks.HASH_MASK

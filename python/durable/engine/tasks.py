@@ -3,8 +3,8 @@
 The core is the event loop. What asyncio's own Python code does between the loop and the user must
 not depend on addresses either, and three things of it do:
 
-* Tasks are hashed by address, and `asyncio.TaskGroup`, ``wait`` and ``as_completed`` iterate over
-  sets of them. `WorkflowTask` hashes by a number that counts the tasks of its run.
+* Tasks and futures are hashed by address, and `asyncio.TaskGroup`, ``wait``, ``as_completed`` and
+  users iterate over sets of them. Those of a run are hashed by a number that its loop counts up.
 * Unnamed tasks are numbered per process. Ours are numbered per run.
 * ``wait`` and ``as_completed`` put what they are given into a ``set``, coroutines included, before
   any task exists. `install` gives the module ``asyncio.tasks`` a ``set`` that keeps the order of
@@ -17,19 +17,20 @@ not depend on addresses either, and three things of it do:
 from __future__ import annotations
 
 import asyncio
+import itertools
 import logging
 from collections.abc import Callable, Iterable, Iterator
 from collections.abc import Set as AbstractSet
 from contextvars import Context
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn, cast
 
 from durable._core import Loop, current
 from durable.errors import GuardError
 
 HASH_MASK = (1 << 61) - 1
 HASH_STEP = 0x9E3779B97F4A7C15 & HASH_MASK
-"""Spreads the numbers of a run's tasks, so that the tasks of many runs do not share hashes."""
+"""Spreads the hashes of a run, so that those of many runs in one process do not meet."""
 
 FRAMES_MAX = 100
 OWN_CODE = (str(Path(__file__).parents[1]), str(Path(asyncio.__file__).parent))
@@ -38,7 +39,7 @@ log = logging.getLogger("durable.workflow")
 
 
 def task_hash(run_seed: int, number: int) -> int:
-    """The hash of task ``number`` of the run with that seed: the same in every process."""
+    """The hash of the task or future of that number in a run: the same in every process."""
     return (run_seed + number * HASH_STEP) & HASH_MASK
 
 
@@ -56,6 +57,33 @@ class WorkflowTask(asyncio.Task[Any]):
 
     def __hash__(self) -> int:
         return self._serial
+
+
+class WorkflowFuture(asyncio.Future[Any]):
+    """A future of workflow code, hashed by number (from when it is first asked)."""
+
+    def __hash__(self) -> int:
+        return serial_of(self)
+
+
+def serial_of(future: Any) -> int:
+    """The hash of a future of workflow code; given when it is first asked for."""
+    try:
+        serial: int = future._serial
+    except AttributeError:
+        serial = future._serial = future.get_loop().next_serial()
+    return serial
+
+
+# asyncio.gather makes its future itself, of a class of its own.
+Gathering: Any = vars(asyncio.tasks)["_GatheringFuture"]
+WorkflowGathering: Any = type("WorkflowGathering", (Gathering,), {"__hash__": serial_of})
+
+
+def gathering_for_loop(children: Any, *, loop: Any) -> Any:
+    """The future of a gather: hashed by number where workflow code made it."""
+    cls = WorkflowGathering if isinstance(loop, WorkflowLoop) else Gathering
+    return cls(children, loop=loop)
 
 
 class OrderedSet(set[Any]):
@@ -175,7 +203,7 @@ def set_for_caller(items: Iterable[Any] = ()) -> set[Any]:
 
 def install() -> None:
     """Make ``asyncio.wait`` and ``asyncio.as_completed`` ordered in workflow code. Safe twice."""
-    vars(asyncio.tasks)["set"] = set_for_caller
+    vars(asyncio.tasks).update(set=set_for_caller, _GatheringFuture=gathering_for_loop)
 
 
 def refuse(name: str, instead: str) -> Callable[..., NoReturn]:
@@ -242,6 +270,17 @@ else:
 
 class WorkflowLoop(LoopBase):
     """The core's loop with the rest of asyncio's loop interface, most of which it refuses."""
+
+    def __init__(self, run_id: bytes, hook: object) -> None:
+        self._seed = int.from_bytes(run_id, "big") & HASH_MASK
+        self._serials = itertools.count(1)
+
+    def next_serial(self) -> int:
+        """The next hash: in one order for one history, in every process."""
+        return task_hash(self._seed, next(self._serials))
+
+    def create_future(self) -> WorkflowFuture:
+        return WorkflowFuture(loop=cast("asyncio.AbstractEventLoop", self))
 
     _exception_handler: Callable[..., object] | None = None
 

@@ -32,7 +32,7 @@ async def until(
 ) -> dict[str, Any]:
     """The variables of a run, once they are as wanted."""
     async with asyncio.timeout(30):
-        while not holds(found := await read()):  # noqa: ASYNC110 - variables send no signal
+        while not holds(found := await read()):
             await asyncio.sleep(0.02)
     return found
 

@@ -93,7 +93,7 @@ def make(notes: NotingStore, app: str = "well", **options: Any) -> Supervisor:
 async def until(holds: Callable[[], object]) -> None:
     """Wait for what other processes do."""
     async with asyncio.timeout(30):
-        while not holds():  # noqa: ASYNC110 - another process cannot set our event
+        while not holds():
             await asyncio.sleep(0.01)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import click
 
+from durable.cli.check import check, export
 from durable.cli.report import Commands
 from durable.cli.runs import COMMANDS
 from durable.cli.serve import dev, migrate, worker
@@ -19,5 +20,5 @@ def main() -> None:
     """
 
 
-for command in (dev, worker, migrate, *COMMANDS):
+for command in (dev, worker, migrate, *COMMANDS, check, export):
     main.add_command(command)

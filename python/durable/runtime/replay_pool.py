@@ -1,0 +1,239 @@
+"""Replay pool: the runs of a database against the code at hand, in parallel processes.
+
+The parent lists the runs once and deals them out in chunks; each process has the app, a connection
+of its own and loads a chunk of histories with one query. What comes back are counts and problems,
+as plain data. Nothing is written to the database, and runs may move on meanwhile: a history is
+looked at as it was when it was listed.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import multiprocessing
+import sys
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import NamedTuple
+
+from durable._core import verify
+from durable.engine.registry import Registry
+from durable.errors import ConfigurationError, DurableError, StoreError
+from durable.events import RunState, RunView
+from durable.runtime.app import load_app
+from durable.runtime.recorded import Problem, RecordedRun, find_problem
+from durable.store.base import Store
+from durable.store.postgres import PostgresStore
+
+CHUNK_RUNS = 100
+CHUNK_BATCHES = 5_000
+"""A chunk of histories is in memory at once; long ones make a chunk of fewer runs."""
+OPEN_RUNS_MAX = 1_000_000
+OPEN_STATES = (RunState.RUNNING, RunState.PARKED)
+CLOSED_STATES = tuple(state for state in RunState if state >= RunState.COMPLETED)
+
+
+class Listed(NamedTuple):
+    """A run as the parent listed it: what a process needs to load and check it."""
+
+    run_id: str
+    workflow_id: str
+    workflow_type: str
+    queue: str
+    state: str
+    part: int
+    batch_count: int
+    head_hash: int
+
+
+@dataclass
+class Tally:
+    """What came out. Adds up over chunks."""
+
+    replayed: int = 0
+    events: int = 0
+    gone: int = 0
+    """Runs whose history was removed meanwhile."""
+    by_type: dict[str, int] = field(default_factory=dict)
+    problems: list[Problem] = field(default_factory=list)
+
+    def add(self, other: Tally) -> None:
+        """Count another one in."""
+        self.replayed += other.replayed
+        self.events += other.events
+        self.gone += other.gone
+        self.problems += other.problems
+        for name, count in other.by_type.items():
+            self.by_type[name] = self.by_type.get(name, 0) + count
+
+
+@dataclass(frozen=True)
+class Source:
+    """The database and the app, as each process gets them."""
+
+    dsn: str
+    schema: str
+    app: str
+    folder: str
+
+
+async def list_runs(
+    dsn: str, schema: str, *, workflow_type: str | None = None, closed_max: int = 0
+) -> list[Listed]:
+    """All open runs, and the newest ``closed_max`` closed ones."""
+    store = PostgresStore(dsn, schema=schema)
+    await store.open()
+    try:
+        views = await store.views(
+            workflow_type=workflow_type, states=OPEN_STATES, limit=OPEN_RUNS_MAX
+        )
+        if closed_max:
+            views += await store.views(
+                workflow_type=workflow_type, states=CLOSED_STATES, limit=closed_max
+            )
+    finally:
+        await store.close()
+    return [listed(view) for view in views]
+
+
+def listed(view: RunView) -> Listed:
+    """The parts of a view that travel to a process."""
+    return Listed(
+        view.run_id,
+        view.workflow_id,
+        view.workflow_type,
+        view.queue,
+        RunState(view.state).name.lower(),
+        view.part,
+        view.event_batches,
+        view.head_hash,
+    )
+
+
+def replay_runs(
+    source: Source,
+    runs: Sequence[Listed],
+    *,
+    processes: int,
+    progress: Callable[[int], object] = lambda count: None,
+) -> Tally:
+    """Replay all of them; ``progress`` is called with the number of runs done since the last call.
+
+    Raises StoreError when the database cannot be read, ConfigurationError when the app cannot be
+    imported or a process dies.
+    """
+    if processes < 1:
+        raise ConfigurationError(f"replaying takes 1 or more processes, not {processes}")
+    total = Tally()
+    if not runs:
+        return total
+    waiting: set[Future[Tally]] = set()
+    # Spawned, not forked: user code meets the same fresh interpreter as in a worker.
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(processes, mp_context=context) as pool:
+        try:
+            for chunk in chunks(runs):
+                waiting.add(pool.submit(replay_chunk, source, chunk))
+                if len(waiting) >= 3 * processes:
+                    waiting = collect(waiting, total, progress)
+            while waiting:
+                waiting = collect(waiting, total, progress)
+        except BrokenProcessPool as error:
+            raise ConfigurationError(
+                f"a replaying process died; does importing {source.app} or running its workflows "
+                f"end the process? ({error})"
+            ) from error
+        finally:
+            for future in waiting:
+                future.cancel()
+    return total
+
+
+def collect(
+    waiting: set[Future[Tally]], total: Tally, progress: Callable[[int], object]
+) -> set[Future[Tally]]:
+    """Wait for at least one chunk, count those that are done, and return the others."""
+    done, rest = wait(waiting, return_when=FIRST_COMPLETED)
+    for future in done:
+        tally = future.result()
+        total.add(tally)
+        progress(tally.replayed + tally.gone)
+    return rest
+
+
+def chunks(runs: Iterable[Listed]) -> Iterator[list[Listed]]:
+    """Runs in portions that fit in memory."""
+    chunk: list[Listed] = []
+    batch_count = 0
+    for run in runs:
+        if chunk and (len(chunk) >= CHUNK_RUNS or batch_count + run.batch_count > CHUNK_BATCHES):
+            yield chunk
+            chunk, batch_count = [], 0
+        chunk.append(run)
+        batch_count += run.batch_count
+    if chunk:
+        yield chunk
+
+
+# -- in a process of the pool ------------------------------------------------------------------
+
+
+class Station:
+    """What one process keeps between chunks: the app, a loop and an open store."""
+
+    def __init__(self, source: Source) -> None:
+        self.source = source
+        app = load_app(source.app, Path(source.folder))
+        self.registry = Registry(app.workflows, app.activities)
+        factory = asyncio.SelectorEventLoop if sys.platform == "win32" else None
+        self.runner = asyncio.Runner(loop_factory=factory)
+        self.store: Store = PostgresStore(source.dsn, schema=source.schema)
+        self.runner.run(self.store.open())
+
+
+stations: list[Station] = []
+"""The one station of this process, once it has one."""
+
+
+def replay_chunk(source: Source, runs: list[Listed]) -> Tally:
+    """Load and replay some runs."""
+    try:
+        if not stations:
+            stations.append(Station(source))
+        station = stations[0]
+        parts = {run.run_id: run.part for run in runs}
+        histories = station.runner.run(station.store.load(parts))
+    except DurableError as error:
+        # Errors with arguments of their own do not survive the way between processes.
+        kind = StoreError if isinstance(error, StoreError) else ConfigurationError
+        raise kind(str(error)) from None
+    tally = Tally()
+    for run in runs:
+        # The run may have moved on: the first batches are what was listed.
+        check_run(station.registry, run, histories[run.run_id][: run.batch_count], tally)
+    return tally
+
+
+def check_run(registry: Registry, run: Listed, batches: Sequence[bytes], tally: Tally) -> None:
+    """Replay one run and count it."""
+    if not batches:
+        tally.gone += 1
+        return
+    recorded = RecordedRun(
+        run.run_id,
+        run.workflow_id,
+        run.workflow_type,
+        batches,
+        run.head_hash,
+        run.queue,
+        run.state,
+    )
+    problem = find_problem(registry, recorded)
+    tally.replayed += 1
+    tally.by_type[run.workflow_type] = tally.by_type.get(run.workflow_type, 0) + 1
+    if problem is None:
+        tally.events += verify(recorded.run_id_bytes, list(batches), run.head_hash)
+    else:
+        tally.problems.append(problem)

@@ -177,6 +177,9 @@ impl<B: AsRef<[u8]>, S> Replay<B, S> {
     #[inline]
     pub fn command(&mut self, command: &Command<'_>, slot: Option<S>) -> Result<u32> {
         let command = &self.normal(command);
+        if command.reference != 0 && command.reference >= self.next_command_id()? {
+            return Err(Error::Invalid("it refers to an event that does not exist"));
+        }
         let (id, view) = if self.live {
             (self.write(command)?, None)
         } else {
@@ -195,6 +198,14 @@ impl<B: AsRef<[u8]>, S> Replay<B, S> {
         }
         self.ended |= command.kind.is_ending();
         Ok(id)
+    }
+
+    /// The id that the next event gets or has.
+    fn next_command_id(&mut self) -> Result<u32> {
+        if self.live {
+            return Ok(self.next_id);
+        }
+        Ok(self.peek()?.map_or(self.next_id, |event| event.id))
     }
 
     /// A command as history keeps it: no time in it is before now.
@@ -243,9 +254,6 @@ impl<B: AsRef<[u8]>, S> Replay<B, S> {
     }
 
     fn write(&mut self, event: &Command<'_>) -> Result<u32> {
-        if event.reference >= self.next_id {
-            return Err(Error::Invalid("it refers to an event that does not exist"));
-        }
         if self.next_id > EVENTS_MAX {
             return Err(Error::TooLarge {
                 what: "number of events",
@@ -268,6 +276,9 @@ impl<B: AsRef<[u8]>, S> Replay<B, S> {
     /// Record a new fact. Its time is raised to that of the fact before it. Returns its id.
     pub fn record(&mut self, fact: &Command<'_>) -> Result<u32> {
         debug_assert!(fact.kind.is_inbound());
+        if fact.reference >= self.next_id {
+            return Err(Error::Invalid("it refers to an event that does not exist"));
+        }
         let fact = Command {
             time: fact.time.max(self.now),
             ..*fact

@@ -1,8 +1,8 @@
 """The smallest engine that drives `durable._core.Loop`, and a world that answers its commands.
 
-`Rig` is one run in memory: the hook, the main task, the signals. `record` lets a world made of a list
-of numbers decide what happens next (which command gets its outcome, and which), and returns what a
-database would have: the batches, one per fact, and what the code saw at each.
+`Rig` is one run in memory: the hook, the main task, the signals. `record` lets a world made of a
+list of numbers decide what happens next (which command gets its outcome, and which), and returns
+what a database would have: the batches, one per fact, and what the code saw at each.
 """
 
 from __future__ import annotations
@@ -60,7 +60,6 @@ class Rig:
         self.loop = tasks.WorkflowLoop(run_id, self)
         self.loop.watch_idle = not short_cut
         self.trace: list[Any] = []
-        self.signals: list[Any] = []
         self.main: asyncio.Task[Any] | None = None
         self.task_count = 0
         self.on_signal: Callable[[str | None, bytes | None], None] | None = None
@@ -78,7 +77,9 @@ class Rig:
         elif kind == EventKind.SIGNAL_RECEIVED and self.on_signal is not None:
             self.on_signal(name, payload)
 
-    def failure(self, kind: int, ref: int, name: str | None, payload: bytes | None) -> BaseException:
+    def failure(
+        self, kind: int, ref: int, name: str | None, payload: bytes | None
+    ) -> BaseException:
         said = (payload or b"").decode()
         return asyncio.CancelledError(said) if said == '"cancelled"' else Failed(said)
 
@@ -98,9 +99,7 @@ class Rig:
         self.task_count += 1
         serial = tasks.task_hash(0, self.task_count)
         name = name or f"task-{self.task_count}"
-        return tasks.WorkflowTask(
-            coro, loop=self.loop, serial=serial, name=name, context=context
-        )
+        return tasks.WorkflowTask(coro, loop=self.loop, serial=serial, name=name, context=context)
 
     # -- what programs call ------------------------------------------------------------------------
 
@@ -118,9 +117,7 @@ class Rig:
         return self
 
     def deliver(self, fact: Fact) -> None:
-        self.loop.deliver(
-            fact.kind, fact.ref, fact.time_us, fact.name, None, fact.payload
-        )
+        self.loop.deliver(fact.kind, fact.ref, fact.time_us, fact.name, None, fact.payload)
 
     def evict(self) -> None:
         self.loop.evict()

@@ -102,4 +102,4 @@ def test_evicted_runs_are_freed() -> None:
         del rig
     gc.collect()
 
-    assert [] == [node for node, loop in loops if loop() is not None]
+    assert [node for node, loop in loops if loop() is not None] == []

@@ -28,7 +28,7 @@ PROMISED = """
 """.split()
 
 WORKFLOW = """
-    ChildHandle ParentInfo SignalChannel WorkflowDefinition WorkflowInfo WorkflowLogger
+    ChildHandle ParentInfo Saga SignalChannel WorkflowDefinition WorkflowInfo WorkflowLogger
     all_handlers_finished cancel_external continue_as_new defn deprecate_patch execute_activity
     execute_child in_workflow info is_cancel_requested is_replaying logger map now on_query
     on_signal on_update patched query random run set_status set_vars side_effect signal signal_channel

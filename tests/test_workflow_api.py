@@ -922,6 +922,70 @@ def test_map_refuses_a_bound_of_zero() -> None:
     assert MemoryRun(wrong).result == "refused"
 
 
+# -- sagas ------------------------------------------------------------------------------------
+
+
+@activity.defn
+async def move(account: str, cents: int) -> None:
+    pass
+
+
+@workflow.defn
+async def transfer(source: str, target: str, cents: int) -> None:
+    async with workflow.Saga() as saga:
+        await move(source, -cents)
+        saga.add(move, source, cents)
+        await move("fees", 1)
+        saga.add(move, "fees", -1)
+        await move(target, cents)
+
+
+def inputs(run: MemoryRun) -> list[Any]:
+    return [DEFAULT_CODEC.decode(each.input)[0] for turn in run.turns for each in turn.scheduled]
+
+
+def test_a_saga_undoes_in_reverse_what_was_done() -> None:
+    run = MemoryRun(transfer, "a", "b", 5)
+    run.complete("move")
+    run.complete("move")
+    run.fail("move")
+    run.complete("move")
+    turn = run.complete("move")
+    assert inputs(run) == ["a", "fees", "b", "fees", "a"]
+    assert turn.closing is not None
+    assert run.failure["type"].endswith("ActivityError")
+    run.check_replays()
+
+
+def test_a_cancelled_saga_is_undone_too() -> None:
+    run = MemoryRun(transfer, "a", "b", 5)
+    run.complete("move")
+    run.cancel()
+    turn = run.complete("move")
+    assert inputs(run) == ["a", "fees", "a"]
+    assert turn.closing is not None
+    assert turn.closing.state == RunState.CANCELLED
+    run.check_replays()
+
+
+def test_a_saga_that_cannot_be_undone_tells_everything() -> None:
+    run = MemoryRun(transfer, "a", "b", 5)
+    run.complete("move")
+    run.fail("move")
+    turn = run.fail("move")
+    assert turn.closing is not None
+    assert run.failure["type"].endswith("ExceptionGroup")
+    run.check_replays()
+
+
+def test_a_saga_that_succeeds_undoes_nothing() -> None:
+    run = MemoryRun(transfer, "a", "b", 5)
+    for _ in range(3):
+        run.complete("move")
+    assert run.result is None
+    assert inputs(run) == ["a", "fees", "b"]
+
+
 # -- the guard --------------------------------------------------------------------------------
 
 

@@ -24,6 +24,7 @@ from durable._core import CommandFuture, current
 from durable.engine import guard
 from durable.engine.authoring import (
     RunMethod,
+    Saga,
     UpdateMethod,
     WorkflowDecorator,
     WorkflowLogger,
@@ -49,6 +50,7 @@ from durable.options import ActivityOptions, RetryPolicy
 __all__ = [
     "ChildHandle",
     "ParentInfo",
+    "Saga",
     "SignalChannel",
     "WorkflowDefinition",
     "WorkflowInfo",

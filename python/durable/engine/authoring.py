@@ -125,6 +125,49 @@ logger = WorkflowLogger(logging.getLogger("durable.workflow"), {})
 """A logger whose records carry ``workflow``, ``workflow_id`` and ``run_id``."""
 
 
+class Saga:
+    """Steps that can be taken back: when the block fails, what was added is done in reverse.
+
+        async with workflow.Saga() as saga:
+            await withdraw(source, amount)
+            saga.add(deposit, source, amount)
+            await deposit(target, amount)
+
+    Compensations run after a failure and after a cancellation, one at a time, the last added
+    first; each runs though another failed. The block's exception goes on; if compensations failed
+    too, an ExceptionGroup with all of them does.
+    """
+
+    def __init__(self) -> None:
+        self._steps: list[Callable[[], Awaitable[object]]] = []
+
+    def add(self, undo: Callable[P, Awaitable[object]], *args: P.args, **kwargs: P.kwargs) -> None:
+        """Have ``undo(*args)`` awaited if the block fails from here on."""
+        self._steps.append(lambda: undo(*args, **kwargs))
+
+    async def compensate(self) -> list[Exception]:
+        """Undo everything now; return what failed. What was undone is not undone again."""
+        failures: list[Exception] = []
+        while self._steps:
+            try:
+                await self._steps.pop()()
+            except Exception as error:
+                failures.append(error)
+        return failures
+
+    async def __aenter__(self) -> Saga:
+        return self
+
+    async def __aexit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        # Only what went wrong: not the end of a run in a chain, not a run that leaves memory.
+        if not isinstance(error, Exception | asyncio.CancelledError):
+            return
+        failures = await self.compensate()
+        if failures:
+            first = [error] if isinstance(error, Exception) else []
+            raise ExceptionGroup("the saga could not be undone", [*first, *failures]) from error
+
+
 async def map_activity(
     call: Callable[[T], Awaitable[R]],
     items: Sequence[T],

@@ -1,0 +1,42 @@
+"""User code that is wrong: a type checker must object to each marked line. Never run."""
+
+from __future__ import annotations
+
+from right import Cart, Order, buy, child, price, ship
+
+from durable import Client, activity, workflow
+
+
+@workflow.defn
+async def wrong(order: Order) -> None:
+    await price("tea")  # expect: arg-type
+    await price(order, 2)  # expect: call-arg
+    await price()  # expect: call-arg
+    text: str = await price(order)  # expect: assignment
+    await ship(order, expres=True)  # expect: call-arg
+    await ship.with_options(queue="slow")(3)  # expect: arg-type
+    price.start("tea")  # expect: arg-type
+    await child("x")  # expect: arg-type
+    number: int = await workflow.execute_child(child, 1)  # expect: arg-type
+    signal: Order = await workflow.wait_signal("more", int)  # expect: arg-type
+    handle = workflow.start_child(Cart.run, 3)
+    items: list[int] = await handle  # expect: assignment
+    await workflow.sleep("long")  # expect: arg-type
+    drawn: str = workflow.side_effect(lambda: 3)  # expect: assignment
+    print(text, number, signal, items, drawn)  # noqa: T201
+
+
+@workflow.defn  # expect: arg-type
+def not_async(order: Order) -> int:
+    return 1
+
+
+@activity.defn(retries=3)  # expect: call-overload untyped-decorator
+async def no_such_option() -> None:
+    pass
+
+
+async def use(client: Client) -> None:
+    handle = await client.start(buy, Order("tea", 1), id="b-1")
+    number: int = await handle.result()  # expect: assignment
+    assert number

@@ -97,22 +97,6 @@ DELETE FROM {s}.response WHERE created_at < statement_timestamp() - interval '1 
 -- name: claim_runs
 SELECT * FROM {s}.claim_runs($1, $2::text[], $3::text[], $4)
 
--- name: owned_runs
--- By the partial index on session.
-SELECT r.run_id::text, r.workflow_id, r.workflow_type, r.queue, r.version, r.fence, r.next_seq,
-       r.head_hash, r.part, r.crashes::integer, r.parent_run_id::text, r.parent_ref,
-       {s}.us(r.created_at)
-FROM {s}.run r WHERE r.session = $1
-
--- name: owned_activities
-SELECT a.run_id::text, r.workflow_id, r.workflow_type, a.ref, a.name, a.queue, a.attempt, a.token,
-       a.input, a.options, a.last_failure, a.details, {s}.us(a.scheduled_at)
-FROM {s}.activity a JOIN {s}.run r USING (run_id)
-WHERE a.session = $1 AND a.token IS NOT NULL
-
--- name: waiting
-SELECT a.run_id::text, a.ref FROM {s}.activity a WHERE a.run_id = ANY ($1::uuid[])
-
 -- name: load
 -- Rows in order of the primary key; one partition is pruned to per part.
 SELECT run_id::text, batch FROM {s}.history

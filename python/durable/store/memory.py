@@ -1,0 +1,433 @@
+"""A store in memory: the same promises as PostgreSQL, with a clock and faults that a test decides.
+
+Every method is atomic because none of them waits between its first read and its last write. A
+``fault`` is called with the method's name before and after it works, and may raise
+StoreUnavailableError: before, nothing has happened; after, it has and the answer is lost.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from contextlib import asynccontextmanager
+from typing import Any, Literal
+
+from durable.errors import ConfigurationError
+from durable.events import (
+    ActivityOutcome,
+    ClaimedActivity,
+    ClaimedRun,
+    CommitResult,
+    DueReport,
+    EventKind,
+    InboxItem,
+    Message,
+    NewRun,
+    Response,
+    RunCommit,
+    RunState,
+    RunView,
+    SessionInfo,
+    Started,
+    TimerKind,
+    TypeInfo,
+)
+from durable.store.memory_commit import commit_run
+from durable.store.memory_tables import (
+    ACTIVITY,
+    CLAIMED,
+    DELAYED,
+    ENDINGS,
+    QUEUED,
+    RUN,
+    WAITS,
+    Run,
+    Tables,
+)
+
+Fault = Callable[[str, Literal["before", "after"]], None]
+RESPONSE_US_MAX = 3_600_000_000
+
+
+def wall_clock_us() -> int:
+    """The time of this machine."""
+    return time.time_ns() // 1000
+
+
+def no_fault(method: str, when: Literal["before", "after"]) -> None:
+    """Nothing fails."""
+
+
+class MemoryStore:
+    """The store in memory, for one event loop. ``clock_us`` is its time."""
+
+    def __init__(
+        self, *, clock_us: Callable[[], int] = wall_clock_us, fault: Fault = no_fault
+    ) -> None:
+        self.tables = Tables(clock_us)
+        self.clock_us = clock_us
+        self.fault = fault
+        self.listeners: set[asyncio.Queue[None]] = set()
+
+    async def open(self) -> None:
+        """Nothing to do."""
+        self.fault("open", "before")
+
+    async def close(self) -> None:
+        """Nothing to do: the data stay until the store is dropped."""
+
+    async def now_us(self) -> int:
+        """The store's time."""
+        return self.clock_us()
+
+    # -- sessions ----------------------------------------------------------------------------
+
+    async def register_session(self, info: SessionInfo, lease_us: int) -> None:
+        """Make the session known, alive for ``lease_us`` from now."""
+        self.fault("register_session", "before")
+        self.tables.sessions[info.id] = (info, self.clock_us() + lease_us)
+        self.fault("register_session", "after")
+
+    async def heartbeat(self, sessions: Sequence[int], lease_us: int) -> set[int]:
+        """Extend the leases; return the sessions that are still alive."""
+        self.fault("heartbeat", "before")
+        alive = {s for s in sessions if s in self.tables.sessions}
+        for session in alive:
+            info, _ = self.tables.sessions[session]
+            self.tables.sessions[session] = (info, self.clock_us() + lease_us)
+        self.fault("heartbeat", "after")
+        return alive
+
+    async def end_sessions(self, sessions: Sequence[int], *, crashed: bool = True) -> int:
+        """Declare sessions dead and hand over all they own; return the number of runs."""
+        self.fault("end_sessions", "before")
+        tables = self.tables
+        dead = set(sessions)
+        for session in dead:
+            tables.sessions.pop(session, None)
+        runs = [run for run in tables.runs.values() if run.session in dead]
+        for run in runs:
+            run.session = None
+            run.fence += 1
+            run.crashes += crashed
+            tables.wake(run.run_id)
+        for activity in tables.activities.values():
+            if activity.session in dead:
+                tables.enqueue(activity, 0)
+        for task in tables.tasks.values():
+            if task.session in dead:
+                task.session = None
+        self.fault("end_sessions", "after")
+        return len(runs)
+
+    async def reap_sessions(self) -> int:
+        """End every session whose lease is over; return how many there were."""
+        now = self.clock_us()
+        over = [s for s, (_, until) in self.tables.sessions.items() if until < now]
+        await self.end_sessions(over)
+        old = [r for r, (_, at) in self.tables.responses.items() if at < now - RESPONSE_US_MAX]
+        for request_id in old:
+            del self.tables.responses[request_id]
+        return len(over)
+
+    async def register_types(self, types: Sequence[TypeInfo]) -> None:
+        """Remember which workflow and activity types exist."""
+        self.tables.types.update({(t.kind, t.name): t for t in types})
+
+    async def types(self) -> list[TypeInfo]:
+        """All types that any worker registered: workflows, then activities, by name."""
+        names = sorted(self.tables.types)
+        names.sort(key=lambda key: key[0], reverse=True)
+        return [self.tables.types[name] for name in names]
+
+    # -- clients -----------------------------------------------------------------------------
+
+    async def start_runs(self, runs: Sequence[NewRun], conn: Any = None) -> list[Started]:
+        """Start runs; a taken id yields the run that has it and writes nothing for that one."""
+        refuse_conn(conn)
+        self.fault("start_runs", "before")
+        started = [self.tables.start(run) for run in runs]
+        self.fault("start_runs", "after")
+        return started
+
+    async def send(self, messages: Sequence[Message], conn: Any = None) -> list[str | None]:
+        """Deliver messages; return the run id each went to, or None where no open run has it."""
+        refuse_conn(conn)
+        self.fault("send", "before")
+        sent = [self.tables.send(message) for message in messages]
+        self.fault("send", "after")
+        return sent
+
+    async def unpark(self, run_ids: Sequence[str]) -> int:
+        """Make parked runs claimable again; return how many were parked."""
+        self.fault("unpark", "before")
+        parked = [
+            run
+            for run_id in dict.fromkeys(run_ids)
+            if (run := self.tables.runs.get(run_id)) and run.state == RunState.PARKED
+        ]
+        for run in parked:
+            self.make_ready(run)
+        self.fault("unpark", "after")
+        return len(parked)
+
+    def make_ready(self, run: Run) -> None:
+        """Make a parked or delayed run claimable."""
+        run.state = RunState.RUNNING
+        run.park = None
+        self.tables.timers.pop((run.run_id, 0, TimerKind.UNPARK), None)
+        self.tables.wake(run.run_id)
+
+    async def view(
+        self, *, workflow_id: str | None = None, run_id: str | None = None
+    ) -> RunView | None:
+        """The run, or the latest run of the id; open runs first."""
+        tables = self.tables
+        if run_id is not None:
+            run = tables.runs.get(run_id) or tables.closed.get(run_id)
+        else:
+            run = tables.by_workflow_id.get(workflow_id or "")
+            for ended in tables.closed.values() if run is None else ():
+                run = ended if ended.start.workflow_id == workflow_id else run
+        return run.view() if run is not None else None
+
+    async def views(
+        self, *, workflow_type: str | None = None, states: Sequence[int] = (), limit: int = 100
+    ) -> list[RunView]:
+        """The newest runs first, without results and failures."""
+        views = [
+            run.view(full=False)
+            for run in (*self.tables.runs.values(), *self.tables.closed.values())
+            if workflow_type in (None, run.start.workflow_type)
+        ]
+        found = [view for view in views if not states or view.state in states]
+        return sorted(found, key=lambda view: view.created_us, reverse=True)[:limit]
+
+    async def closed(self, run_ids: Sequence[str]) -> list[RunView]:
+        """Those of the runs that are closed, with results."""
+        closed = self.tables.closed
+        return [closed[run_id].view() for run_id in dict.fromkeys(run_ids) if run_id in closed]
+
+    async def responses(self, request_ids: Sequence[str]) -> list[Response]:
+        """Those of the answers that are there."""
+        known = self.tables.responses
+        return [known[r][0] for r in dict.fromkeys(request_ids) if r in known]
+
+    async def notify(self) -> None:
+        """Hint to all listeners."""
+        for listener in self.listeners:
+            if listener.empty():
+                listener.put_nowait(None)
+
+    @asynccontextmanager
+    async def listen(self) -> AsyncIterator[AsyncIterator[None]]:
+        """Yield once per hint."""
+        heard: asyncio.Queue[None] = asyncio.Queue()
+
+        async def follow() -> AsyncIterator[None]:
+            while True:
+                await heard.get()
+                yield None
+
+        self.listeners.add(heard)
+        try:
+            yield follow()
+        finally:
+            self.listeners.discard(heard)
+
+    # -- workers: runs -----------------------------------------------------------------------
+
+    async def claim_runs(
+        self, session: int, queues: Sequence[str], types: Sequence[str], limit: int
+    ) -> tuple[list[ClaimedRun], list[str], int]:
+        """Take wake tokens and own their runs: new runs, own runs with mail, the time."""
+        self.fault("claim_runs", "before")
+        tables = self.tables
+        if session not in tables.sessions:
+            return [], [], self.clock_us()
+        own = [t for t in tables.tasks.values() if t.session == session][:limit]
+        for task in own:
+            del tables.tasks[task.id]
+        own += tables.take(RUN, queues, types, limit - len(own))
+        claimed: list[ClaimedRun] = []
+        mail: list[str] = []
+        for run_id in dict.fromkeys(task.run_id for task in own):
+            run = tables.runs.get(run_id)
+            if run is None:
+                continue
+            if run.session == session:
+                mail.append(run_id)
+            elif run.session is not None:
+                tables.wake(run_id)
+            elif self.is_claimable(run):
+                run.session = session
+                run.fence += 1
+                run.state = RunState.RUNNING
+                run.park = None
+                claimed.append(run.claimed())
+        self.fault("claim_runs", "after")
+        return claimed, mail, self.clock_us()
+
+    def is_claimable(self, run: Run) -> bool:
+        """Parked and delayed runs are claimed only for what ends them."""
+        kinds = {item.kind for item in self.tables.inbox[run.run_id]}
+        return (
+            run.state == RunState.RUNNING
+            or not kinds.isdisjoint(ENDINGS)
+            or (run.state == DELAYED and EventKind.CANCEL_REQUESTED in kinds)
+        )
+
+    async def owned(self, session: int) -> tuple[list[ClaimedRun], list[ClaimedActivity]]:
+        """All runs and claimed attempts of a session, without claiming anything."""
+        tables = self.tables
+        return (
+            [run.claimed() for run in tables.runs.values() if run.session == session],
+            [
+                activity.claimed(tables.runs[activity.run_id])
+                for activity in tables.activities.values()
+                if activity.session == session
+            ],
+        )
+
+    async def waiting(self, run_ids: Sequence[str]) -> dict[str, set[int]]:
+        """Refs of the activities that have a row."""
+        found: dict[str, set[int]] = {run_id: set() for run_id in run_ids}
+        for run_id, ref in self.tables.activities:
+            if run_id in found:
+                found[run_id].add(ref)
+        return found
+
+    async def load(self, runs: Mapping[str, int]) -> dict[str, list[bytes]]:
+        """History batches in order, by run id."""
+        tables = self.tables
+        loaded: dict[str, list[bytes]] = {}
+        for run_id in runs:
+            run = tables.runs.get(run_id) or tables.closed.get(run_id)
+            loaded[run_id] = list(run.batches) if run is not None else []
+        return loaded
+
+    async def inbox(self, run_ids: Sequence[str]) -> list[InboxItem]:
+        """Unread items in order of id."""
+        self.fault("inbox", "before")
+        items = [i for run_id in dict.fromkeys(run_ids) for i in self.tables.inbox.get(run_id, ())]
+        return sorted(items, key=lambda item: item.id)
+
+    async def commit(self, commits: Sequence[RunCommit]) -> CommitResult:
+        """Group commit: a verdict per run."""
+        self.fault("commit", "before")
+        verdicts = [commit_run(self.tables, change) for change in commits]
+        self.fault("commit", "after")
+        return CommitResult(verdicts, self.clock_us())
+
+    async def promote_due(self, limit: int) -> DueReport:
+        """Turn due timers into inbox rows, wake tokens and claimable activities."""
+        self.fault("promote_due", "before")
+        tables = self.tables
+        now = self.clock_us()
+        due = sorted((at, key) for key, at in tables.timers.items() if at <= now)[:limit]
+        for _, key in due:
+            # One that fired before in this call may have taken it away.
+            if tables.timers.pop(key, None) is not None:
+                self.promote(*key)
+        for task in tables.tasks.values():
+            if task.session is not None and task.session not in tables.sessions:
+                task.session = None
+        self.fault("promote_due", "after")
+        return DueReport(len(due), min(tables.timers.values(), default=None), now)
+
+    def promote(self, run_id: str, ref: int, kind: int) -> None:
+        """Do what a due timer stands for."""
+        tables = self.tables
+        run = tables.runs[run_id]
+        if kind == TimerKind.WORKFLOW:
+            tables.deliver(run_id, EventKind.TIMER_FIRED, ref)
+        elif kind == TimerKind.RUN_TIMEOUT:
+            tables.deliver(run_id, EventKind.RUN_TIMED_OUT, ref)
+        elif kind in (TimerKind.START, TimerKind.UNPARK):
+            if run.state == (DELAYED if kind == TimerKind.START else RunState.PARKED):
+                self.make_ready(run)
+        elif (run_id, ref) in tables.activities:
+            if kind == TimerKind.ACTIVITY_TIMEOUT:
+                tables.time_out((run_id, ref))
+            elif tables.activities[run_id, ref].state == WAITS:
+                tables.enqueue(tables.activities[run_id, ref], 0)
+
+    # -- workers: activities -----------------------------------------------------------------
+
+    async def claim_activities(
+        self, session: int, queues: Sequence[str], names: Sequence[str], limit: int
+    ) -> list[ClaimedActivity]:
+        """Take queued attempts by priority and age."""
+        self.fault("claim_activities", "before")
+        tables = self.tables
+        if session not in tables.sessions:
+            return []
+        claimed = []
+        for task in tables.take(ACTIVITY, queues, names, limit):
+            activity = tables.activities.get((task.run_id, task.ref))
+            if activity is None or activity.state != QUEUED:
+                continue
+            activity.state = CLAIMED
+            activity.session = session
+            activity.token = tables.next_id()
+            activity.started_us = self.clock_us()
+            key = (task.run_id, task.ref, TimerKind.ACTIVITY_TIMEOUT)
+            due = activity.due_us(0)
+            tables.timers.pop(key, None)
+            if due is not None:
+                tables.timers[key] = due
+            claimed.append(activity.claimed(tables.runs[task.run_id]))
+        self.fault("claim_activities", "after")
+        return claimed
+
+    async def finish_activities(self, outcomes: Sequence[ActivityOutcome]) -> list[bool]:
+        """Record outcomes of claimed attempts; False where the attempt's token is void."""
+        self.fault("finish_activities", "before")
+        good = [self.finish(outcome) for outcome in outcomes]
+        self.fault("finish_activities", "after")
+        return good
+
+    def finish(self, outcome: ActivityOutcome) -> bool:
+        """Record one outcome."""
+        key = (outcome.run_id, outcome.ref)
+        activity = self.tables.activities.get(key)
+        if (
+            activity is None
+            or activity.state != CLAIMED
+            or (activity.attempt, activity.token) != (outcome.attempt, outcome.token)
+        ):
+            return False
+        if outcome.kind:
+            self.tables.settle(key, outcome.kind, outcome.payload)
+        else:
+            activity.attempt += outcome.count_attempt
+            activity.last_failure = outcome.payload or activity.last_failure
+            activity.details = outcome.details or activity.details
+            self.tables.enqueue(activity, outcome.delay_us)
+        return True
+
+    async def heartbeat_activity(self, run_id: str, ref: int, token: int, details: bytes) -> bool:
+        """Keep the progress details of a claimed attempt; False when its token is void."""
+        activity = self.tables.activities.get((run_id, ref))
+        if activity is None or activity.state != CLAIMED or activity.token != token:
+            return False
+        activity.details = details
+        beat = activity.limit_us("heartbeat")
+        if beat is not None and activity.started_us is not None:
+            due = [self.clock_us() + beat]
+            for since, name in (
+                (activity.scheduled_us, "schedule_to_close"),
+                (activity.started_us, "start_to_close"),
+            ):
+                limit = activity.limit_us(name)
+                if limit is not None:
+                    due.append(since + limit)
+            self.tables.timers[run_id, ref, TimerKind.ACTIVITY_TIMEOUT] = min(due)
+        return True
+
+
+def refuse_conn(conn: Any) -> None:
+    """There is no transaction of the caller's to join."""
+    if conn is not None:
+        raise ConfigurationError("the store in memory cannot join a transaction: leave conn out")

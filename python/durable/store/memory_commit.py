@@ -1,0 +1,184 @@
+"""The group commit of the in-memory store: all of one run's flush, or nothing of it."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import orjson
+
+from durable.errors import StoreError
+from durable.events import (
+    EventKind,
+    InboxItem,
+    MessageKind,
+    QueuedActivity,
+    RunCommit,
+    RunState,
+    TimerKind,
+    Verdict,
+)
+from durable.store.memory_tables import (
+    ENDINGS,
+    MOVES_ON,
+    Activity,
+    Run,
+    Tables,
+    failure_json,
+)
+
+MUST_BE_READ = (
+    EventKind.SIGNAL_RECEIVED,
+    EventKind.CANCEL_REQUESTED,
+    MessageKind.UPDATE_REQUESTED,
+)
+WITHOUT_READING = (RunState.TERMINATED, RunState.TIMED_OUT, RunState.CONTINUED_AS_NEW)
+
+
+def commit_run(tables: Tables, change: RunCommit) -> Verdict:
+    """Write one run's flush and return the verdict."""
+    run = tables.runs.get(change.run_id)
+    if run is None or run.fence != change.fence or len(run.batches) != change.expected_seq:
+        return Verdict.STALE
+    inbox = tables.inbox[run.run_id]
+    read = set(change.consumed)
+    must_read = change.closing is not None and change.closing.state not in WITHOUT_READING
+    if must_read and any(i.kind in MUST_BE_READ and i.id not in read for i in inbox):
+        return Verdict.UNREAD
+    if not is_storable(change):
+        return Verdict.REFUSED
+    if change.batch is not None:
+        run.batches.append(change.batch)
+    run.head_hash = change.head_hash
+    run.crashes = 0
+    inbox[:] = [item for item in inbox if item.id not in read]
+    write_side_rows(tables, run, change)
+    if change.park is not None or change.release:
+        give_up(tables, run, change)
+    if change.closing is not None:
+        close(tables, run, change)
+    return Verdict.ACCEPTED
+
+
+def is_storable(change: RunCommit) -> bool:
+    """What PostgreSQL would refuse: zero bytes in text, options or attributes that are not JSON."""
+    names = [a.name for a in change.activities] + [c.workflow_id for c in change.children]
+    try:
+        for document in (change.search, *(a.options or None for a in change.activities)):
+            if document is not None:
+                orjson.loads(document)
+        "".join(names).encode()
+    except ValueError:
+        return False
+    return not any("\0" in name for name in names)
+
+
+def write_side_rows(tables: Tables, run: Run, change: RunCommit) -> None:
+    """Timers, activities, responses, children, messages and search attributes."""
+    run_id = run.run_id
+    for ref in change.timers_done:
+        tables.timers.pop((run_id, ref, TimerKind.WORKFLOW), None)
+    for timer in change.timers:
+        tables.timers[run_id, timer.ref, timer.kind] = timer.due_us
+    for made in change.activities:
+        queue_activity(tables, run_id, made)
+    for ref in change.activities_done:
+        tables.forget_activity((run_id, ref))
+    for response in change.responses:
+        tables.responses[response.request_id] = (response, tables.clock_us())
+    for child in change.children:
+        started = tables.start(replace(child, parent_run_id=run_id))
+        if started.run_id == child.run_id:
+            kind, payload = EventKind.CHILD_STARTED, orjson.dumps({"run_id": child.run_id})
+        else:
+            kind = EventKind.CHILD_FAILED
+            payload = failure_json(
+                "WorkflowAlreadyStartedError",
+                f"workflow id {child.workflow_id} is taken by run {started.run_id}",
+            )
+        tables.deliver(run_id, kind, child.parent_ref or 0, payload)
+    for message in change.messages:
+        went = tables.send(replace(message, ref=0))
+        if message.ref and went is not None:
+            tables.deliver(run_id, EventKind.EXTERNAL_DONE, message.ref)
+        elif message.ref:
+            failure = failure_json("WorkflowNotFoundError", "no open run has that id")
+            tables.deliver(run_id, EventKind.EXTERNAL_FAILED, message.ref, failure)
+    if change.search is not None:
+        run.search = change.search
+
+
+def queue_activity(tables: Tables, run_id: str, made: QueuedActivity) -> None:
+    """Write an activity and put it on its queue or under a timer."""
+    before = tables.activities.get((run_id, made.ref))
+    activity = Activity(
+        run_id,
+        made,
+        made.attempt,
+        before.scheduled_us if before else made.scheduled_us or tables.clock_us(),
+        made.last_failure,
+        made.details,
+        policy=orjson.loads(made.options) if made.options else {},
+    )
+    tables.activities[run_id, made.ref] = activity
+    tables.enqueue(activity, made.delay_us)
+
+
+def give_up(tables: Tables, run: Run, change: RunCommit) -> None:
+    """Park or release the run. What is unread gets a token."""
+    run.session = None
+    run.fence += 1
+    kinds = {item.kind for item in tables.inbox[run.run_id]}
+    if change.park is not None:
+        run.state = RunState.PARKED
+        run.park = change.park
+        if change.unpark_at_us is not None:
+            tables.timers[run.run_id, 0, TimerKind.UNPARK] = change.unpark_at_us
+        kinds &= set(ENDINGS)
+    if kinds:
+        tables.wake(run.run_id)
+
+
+def close(tables: Tables, run: Run, change: RunCommit) -> None:
+    """End the run: its rows go, its parent is told, its successor starts."""
+    closing = change.closing
+    assert closing is not None
+    run_id = run.run_id
+    del tables.runs[run_id]
+    del tables.by_workflow_id[run.start.workflow_id]
+    tables.closed[run_id] = run
+    run.state, run.result, run.failure = closing.state, closing.result, closing.failure
+    run.closed_us = tables.clock_us()
+    run.session = None
+    unread = tables.inbox.pop(run_id, [])
+    requests = tables.requests.pop(run_id, set())
+    for timer in [key for key in tables.timers if key[0] == run_id]:
+        del tables.timers[timer]
+    for activity in [key for key in tables.activities if key[0] == run_id]:
+        del tables.activities[activity]
+    if run.start.parent_run_id is not None and closing.state != RunState.CONTINUED_AS_NEW:
+        done = closing.state == RunState.COMPLETED
+        kind = EventKind.CHILD_COMPLETED if done else EventKind.CHILD_FAILED
+        payload = closing.result if closing.result is not None else closing.failure
+        tables.deliver(run.start.parent_run_id, kind, run.start.parent_ref or 0, payload)
+    if change.successor is not None:
+        succeed(tables, run, change, unread)
+        tables.requests[change.successor.run_id] |= requests
+
+
+def succeed(tables: Tables, run: Run, change: RunCommit, unread: list[InboxItem]) -> None:
+    """Start the next run of the chain; what nobody has read is for it."""
+    new = change.successor
+    assert new is not None
+    if new.run_id in tables.runs or new.run_id in tables.closed:
+        raise StoreError("a run id was used before: every start needs a fresh one")
+    inherited = replace(
+        new,
+        workflow_id=run.start.workflow_id,
+        parent_run_id=new.parent_run_id or run.start.parent_run_id,
+        parent_ref=new.parent_ref if new.parent_ref is not None else run.start.parent_ref,
+        search=new.search if new.search is not None else run.search,
+        id_reuse=type(new.id_reuse).AFTER_CLOSE,
+    )
+    tables.start(inherited)
+    moved = [replace(item, run_id=new.run_id) for item in unread if item.kind in MOVES_ON]
+    tables.inbox[new.run_id] = moved

@@ -1,0 +1,361 @@
+"""The tables of the in-memory store, and the operations that the SQL functions of that name do.
+
+Plain, slow and obvious on purpose: it is what the PostgreSQL store is compared with. Nothing here
+waits, so every method is one transaction. docs/internals/database.md says what the tables are for.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import orjson
+
+from durable.errors import StoreError
+from durable.events import (
+    ClaimedActivity,
+    ClaimedRun,
+    EventKind,
+    IdReuse,
+    InboxItem,
+    Message,
+    MessageKind,
+    NewRun,
+    QueuedActivity,
+    Response,
+    RunState,
+    RunView,
+    SessionInfo,
+    Started,
+    TimerKind,
+    TypeInfo,
+)
+
+RUN, ACTIVITY = 1, 2
+"""Kinds of tasks."""
+DELAYED = 2
+"""An open run that must not start yet."""
+WAITS, QUEUED, CLAIMED = 0, 1, 2
+"""States of activities."""
+ENDINGS = (EventKind.RUN_TERMINATED, EventKind.RUN_TIMED_OUT)
+MOVES_ON = (
+    EventKind.SIGNAL_RECEIVED,
+    EventKind.CANCEL_REQUESTED,
+    EventKind.RUN_TERMINATED,
+    MessageKind.QUERY,
+    MessageKind.UPDATE_REQUESTED,
+)
+"""What a successor takes over from an inbox."""
+
+
+@dataclass
+class Run:
+    """A row of ``run``, with its history."""
+
+    start: NewRun
+    created_us: int
+    state: int
+    batches: list[bytes]
+    head_hash: int
+    search: bytes | None
+    session: int | None = None
+    fence: int = 0
+    flush: int = 0
+    crashes: int = 0
+    park: bytes | None = None
+    closed_us: int | None = None
+    result: bytes | None = None
+    failure: bytes | None = None
+
+    @property
+    def run_id(self) -> str:
+        return self.start.run_id
+
+    def claimed(self) -> ClaimedRun:
+        """As a claim returns it."""
+        new = self.start
+        return ClaimedRun(
+            new.run_id,
+            new.workflow_id,
+            new.workflow_type,
+            new.queue,
+            new.version,
+            self.fence,
+            len(self.batches),
+            self.head_hash,
+            1,
+            self.crashes,
+            new.parent_run_id,
+            new.parent_ref,
+            self.created_us,
+        )
+
+    def view(self, *, full: bool = True) -> RunView:
+        """As a client sees it."""
+        new = self.start
+        return RunView(
+            new.run_id,
+            new.workflow_id,
+            new.workflow_type,
+            new.queue,
+            new.version,
+            RunState.RUNNING if self.state == DELAYED else RunState(self.state),
+            self.created_us,
+            self.closed_us,
+            len(self.batches),
+            self.head_hash,
+            1,
+            self.result if full else None,
+            (self.park or self.failure) if full else None,
+            self.search,
+            self.session,
+        )
+
+
+@dataclass
+class Task:
+    """A wake token of a run, or a claimable attempt."""
+
+    id: int
+    kind: int
+    queue: str
+    priority: int
+    type: str
+    run_id: str
+    ref: int = 0
+    session: int | None = None
+
+
+@dataclass
+class Activity:
+    """A row of ``activity``."""
+
+    run_id: str
+    made: QueuedActivity
+    attempt: int
+    scheduled_us: int
+    last_failure: bytes | None
+    details: bytes | None
+    state: int = WAITS
+    session: int | None = None
+    token: int | None = None
+    started_us: int | None = None
+    policy: dict[str, Any] = field(default_factory=dict)
+
+    def limit_us(self, name: str) -> int | None:
+        """A time limit of the options in microseconds."""
+        seconds = self.policy.get(name)
+        return None if seconds is None else round(float(seconds) * 1_000_000)
+
+    def due_us(self, queued_us: int) -> int | None:
+        """When the attempt is over its time: the earliest of its limits, or None."""
+        limits = [(self.scheduled_us, "schedule_to_close")]
+        if self.started_us is None:
+            limits.append((queued_us, "schedule_to_start"))
+        else:
+            limits.append((self.started_us, "start_to_close"))
+            limits.append((self.started_us, "heartbeat"))
+        due = [since + limit for since, n in limits if (limit := self.limit_us(n)) is not None]
+        return min(due, default=None)
+
+    def backoff_us(self) -> int | None:
+        """The wait before the next attempt, without jitter; None when there is none left."""
+        retry = self.policy.get("retry") or {}
+        if retry.get("attempts") is not None and self.attempt >= retry["attempts"]:
+            return None
+        power = float(retry.get("backoff", 2)) ** min(self.attempt - 1, 60)
+        wait = min(float(retry.get("max", 60)), float(retry.get("initial", 1)) * power)
+        return round(wait * 1_000_000)
+
+    def claimed(self, run: Run) -> ClaimedActivity:
+        """As a claim returns it."""
+        assert self.token is not None
+        return ClaimedActivity(
+            self.run_id,
+            run.start.workflow_id,
+            run.start.workflow_type,
+            self.made.ref,
+            self.made.name,
+            self.made.queue,
+            self.attempt,
+            self.token,
+            self.made.input,
+            self.made.options,
+            self.last_failure,
+            self.details,
+            self.scheduled_us,
+        )
+
+
+class Tables:
+    """Every row there is."""
+
+    def __init__(self, clock_us: Callable[[], int]) -> None:
+        self.clock_us = clock_us
+        self.runs: dict[str, Run] = {}
+        self.by_workflow_id: dict[str, Run] = {}
+        self.closed: dict[str, Run] = {}
+        self.tasks: dict[int, Task] = {}
+        self.timers: dict[tuple[str, int, int], int] = {}
+        self.inbox: dict[str, list[InboxItem]] = defaultdict(list)
+        self.requests: dict[str, set[str]] = defaultdict(set)
+        self.activities: dict[tuple[str, int], Activity] = {}
+        self.sessions: dict[int, tuple[SessionInfo, int]] = {}
+        self.responses: dict[str, tuple[Response, int]] = {}
+        self.types: dict[tuple[str, str], TypeInfo] = {}
+        self.last_id = 0
+
+    def next_id(self) -> int:
+        """A fresh number, larger than all before."""
+        self.last_id += 1
+        return self.last_id
+
+    def wake(self, run_id: str, *, shared: bool = False) -> None:
+        """Insert a wake token for whoever owns the run now."""
+        run = self.runs.get(run_id)
+        if run is not None:
+            new = run.start
+            session = None if shared else run.session
+            token = Task(self.next_id(), RUN, new.queue, new.priority, new.workflow_type, run_id)
+            token.session = session
+            self.tasks[token.id] = token
+
+    def deliver(self, run_id: str, kind: int, ref: int = 0, payload: bytes | None = None) -> None:
+        """Put a fact into a run's inbox, with a token. Nothing happens when the run is gone."""
+        if run_id in self.runs:
+            item = InboxItem(
+                self.next_id(), run_id, kind, ref, None, None, payload, self.clock_us()
+            )
+            self.inbox[run_id].append(item)
+            self.wake(run_id)
+
+    def start(self, new: NewRun) -> Started:
+        """Start one run, or say which run has the id."""
+        known = self.by_workflow_id.get(new.workflow_id)
+        if known is None:
+            known = self.blocker(new)
+        if known is not None:
+            return Started(known.run_id == new.run_id, known.run_id, known.view().state)
+        if new.run_id in self.runs or new.run_id in self.closed:
+            raise StoreError("a run id was used before: every start needs a fresh one")
+        now = self.clock_us()
+        due = new.start_at_us if new.start_at_us is not None else now + new.start_delay_us
+        state = DELAYED if due > now else RunState.RUNNING
+        run = Run(new, now, state, [new.batch], new.head_hash, new.search)
+        self.runs[new.run_id] = self.by_workflow_id[new.workflow_id] = run
+        if state == DELAYED:
+            self.timers[new.run_id, 0, TimerKind.START] = due
+        else:
+            self.wake(new.run_id)
+        if new.run_timeout_us is not None:
+            over = max(due, now) + new.run_timeout_us
+            self.timers[new.run_id, 0, TimerKind.RUN_TIMEOUT] = over
+        return Started(True, new.run_id)
+
+    def blocker(self, new: NewRun) -> Run | None:
+        """The closed run that keeps this start from happening."""
+        if new.run_id in self.closed:
+            return self.closed[new.run_id]
+        ended = [r for r in self.closed.values() if r.start.workflow_id == new.workflow_id]
+        if not ended or new.id_reuse == IdReuse.AFTER_CLOSE:
+            return None
+        last = ended[-1]
+        reject = new.id_reuse == IdReuse.REJECT or last.state == RunState.COMPLETED
+        return last if reject else None
+
+    def send(self, message: Message) -> str | None:
+        """Deliver one message; return the run it went to."""
+        if message.run_id is not None:
+            run = self.runs.get(message.run_id)
+        else:
+            run = self.by_workflow_id.get(message.workflow_id or "")
+        if run is None:
+            return None
+        request = message.request_id
+        if request is not None and message.kind != MessageKind.QUERY:
+            seen = self.requests[run.run_id]
+            if request in seen:
+                self.wake(run.run_id)
+                return run.run_id
+            seen.add(request)
+        self.deliver(run.run_id, message.kind, message.ref, message.payload)
+        item = self.inbox[run.run_id][-1]
+        item.name, item.meta = message.name, message.meta
+        return run.run_id
+
+    def enqueue(self, activity: Activity, delay_us: int) -> None:
+        """Put an activity on its queue, or under a timer."""
+        run_id, ref = key = activity.run_id, activity.made.ref
+        activity.session = activity.token = activity.started_us = None
+        now = self.clock_us()
+        self.timers.pop((*key, TimerKind.ACTIVITY_RETRY), None)
+        self.timers.pop((*key, TimerKind.ACTIVITY_TIMEOUT), None)
+        if delay_us > 0:
+            activity.state = WAITS
+            self.timers[run_id, ref, TimerKind.ACTIVITY_RETRY] = now + delay_us
+        else:
+            activity.state = QUEUED
+            made = activity.made
+            task = Task(self.next_id(), ACTIVITY, made.queue, made.priority, made.name, run_id, ref)
+            self.tasks[task.id] = task
+        due = activity.due_us(now + delay_us)
+        if due is not None:
+            self.timers[run_id, ref, TimerKind.ACTIVITY_TIMEOUT] = due
+
+    def forget_activity(self, key: tuple[str, int]) -> None:
+        """Drop an activity and its timers; its task is dropped when somebody takes it."""
+        self.activities.pop(key, None)
+        self.timers.pop((*key, TimerKind.ACTIVITY_RETRY), None)
+        self.timers.pop((*key, TimerKind.ACTIVITY_TIMEOUT), None)
+
+    def settle(self, key: tuple[str, int], kind: int, payload: bytes | None) -> None:
+        """The outcome of an activity is known."""
+        self.forget_activity(key)
+        self.deliver(key[0], kind, key[1], payload)
+
+    def time_out(self, key: tuple[str, int]) -> None:
+        """An attempt is over its time: try again, or give up."""
+        activity = self.activities[key]
+        now = self.clock_us()
+        total = activity.limit_us("schedule_to_close")
+        limit = activity.limit_us("start_to_close")
+        over = total is not None and activity.scheduled_us + total <= now
+        if over:
+            reason = "schedule-to-close timeout"
+        elif activity.state != CLAIMED or activity.started_us is None:
+            reason = "schedule-to-start timeout"
+        elif limit is not None and activity.started_us + limit <= now:
+            reason = "start-to-close timeout"
+        else:
+            reason = "heartbeat timeout"
+        failure = failure_json("TimeoutError", reason)
+        wait = activity.backoff_us()
+        if activity.state == CLAIMED and not over and wait is not None:
+            activity.attempt += 1
+            activity.last_failure = failure
+            self.enqueue(activity, wait)
+        else:
+            self.settle(key, EventKind.ACTIVITY_FAILED, failure)
+
+    def take(
+        self, kind: int, queues: Sequence[str], types: Sequence[str], limit: int
+    ) -> list[Task]:
+        """Delete and return shared tasks, queue by queue, by priority and age."""
+        taken: list[Task] = []
+        for queue in queues:
+            head = [
+                t
+                for t in self.tasks.values()
+                if t.kind == kind and t.session is None and t.queue == queue and t.type in types
+            ]
+            head.sort(key=lambda t: (t.priority, t.id))
+            for task in head[: limit - len(taken)]:
+                taken.append(self.tasks.pop(task.id))
+        return taken
+
+
+def failure_json(kind: str, message: str) -> bytes:
+    """A failure as it is recorded."""
+    return orjson.dumps({"type": kind, "message": message})

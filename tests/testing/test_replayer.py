@@ -3,6 +3,7 @@
 import asyncio
 import base64
 import json
+from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
@@ -65,12 +66,12 @@ async def patched(item: str) -> str:
 
 
 @pytest.fixture
-async def history() -> History:
+async def history() -> AsyncIterator[History]:
     """A closed run of `order`."""
     async with WorkflowEnvironment() as env:
         handle = await env.start(order, "tea", id="order-7")
         await handle.result()
-        return await handle.history()
+        yield await handle.history()
 
 
 async def test_same_code_replays(history: History) -> None:

@@ -10,10 +10,12 @@ How it works: `world` drives the engine, `clock` is its time, `attempts` run the
 `checks` crash and compare, `lookup` finds definitions by their recorded names.
 """
 
-from durable.testing.environment import StuckError, TestHandle, WorkflowEnvironment
+from durable.testing.environment import WorkflowEnvironment
+from durable.testing.handle import TestHandle
 from durable.testing.history import History, HistoryEvent, Step
 from durable.testing.mocks import Mock
 from durable.testing.replayer import Replayer, ReplayReport
+from durable.testing.waiting import StuckError
 
 __all__ = [
     "WorkflowEnvironment",

@@ -9,11 +9,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from types import FunctionType, ModuleType
-from typing import Any, TypeVar
+from typing import Any
 
 from durable.engine.definition import ActivityDefinition, WorkflowDefinition
 
-D = TypeVar("D", ActivityDefinition[Any, Any], WorkflowDefinition[Any, Any])
+Definition = ActivityDefinition[Any, Any] | WorkflowDefinition[Any, Any]
 
 
 def find_definition(near: object, name: str, kind: type[Any]) -> Any:
@@ -70,3 +70,23 @@ def in_scope(scope: Mapping[str, Any], name: str, kind: type[Any]) -> Any:
         if isinstance(value, kind) and value.name == name:
             return value
     return None
+
+
+def reachable(
+    near: object,
+) -> Iterator[ActivityDefinition[Any, Any] | WorkflowDefinition[Any, Any]]:
+    """Every definition that ``near`` and the workflows it can reach can reach, nearest first."""
+    queue, seen = [near], set()
+    while queue:
+        fn = queue.pop(0)
+        if not isinstance(fn, FunctionType) or fn in seen:
+            continue
+        seen.add(fn)
+        scopes = list(own_scopes(fn))
+        for scope in (*scopes, *further_scopes(scopes)):
+            for value in list(scope.values()):
+                if isinstance(value, WorkflowDefinition):
+                    queue.append(value.fn)
+                    yield value
+                elif isinstance(value, ActivityDefinition):
+                    yield value

@@ -103,7 +103,13 @@ class World:
     """All runs, their clock, and what is under way."""
 
     def __init__(
-        self, registry: Registry, clock: Clock, *, crash_at_every_event: bool, threads: bool
+        self,
+        registry: Registry,
+        clock: Clock,
+        *,
+        crash_at_every_event: bool,
+        threads: bool,
+        patience: float,
     ) -> None:
         self.registry = registry
         self.clock = clock
@@ -116,6 +122,8 @@ class World:
         self.news = asyncio.Event()
         """Set whenever anything changed."""
         self.turn_count = 0
+        self.patience = patience
+        """Real seconds in which something must happen while somebody waits."""
         self._crash = crash_at_every_event
         self._threads = threads
         self._facts: deque[tuple[Run, Fact]] = deque()

@@ -1,0 +1,225 @@
+"""Handle: a run of a test environment, as its test sees it.
+
+The methods are those of `durable.WorkflowHandle`, with what a test wants to know besides.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Generic, TypeVar, cast
+
+from durable.codec import DEFAULT_CODEC, Signature, failure_from_payload
+from durable.engine.definition import WorkflowDefinition, handler_name
+from durable.engine.execution import Execution
+from durable.errors import (
+    InvalidArgumentError,
+    PayloadError,
+    WorkflowCancelledError,
+    WorkflowError,
+    WorkflowFailedError,
+    WorkflowNotFoundError,
+    WorkflowTerminatedError,
+    WorkflowTimedOutError,
+)
+from durable.events import EventKind, Message, MessageKind, RunState
+from durable.testing.history import History
+from durable.testing.waiting import settle, until
+from durable.testing.world import Fact, Run, World
+
+R = TypeVar("R")
+
+ENDINGS: dict[RunState, tuple[type[WorkflowError], str]] = {
+    RunState.FAILED: (WorkflowFailedError, "failed"),
+    RunState.CANCELLED: (WorkflowCancelledError, "was cancelled"),
+    RunState.TERMINATED: (WorkflowTerminatedError, "was terminated"),
+    RunState.TIMED_OUT: (WorkflowTimedOutError, "is over its time"),
+}
+
+
+class TestHandle(Generic[R]):
+    """A run of a `WorkflowEnvironment`, or the chain of runs that it became."""
+
+    __test__ = False
+
+    def __init__(self, world: World, run: Run) -> None:
+        self._world = world
+        self._run = run
+
+    @property
+    def workflow_id(self) -> str:
+        """The id that the whole chain shares."""
+        return self._run.new.workflow_id
+
+    @property
+    def run_id(self) -> str:
+        """The run that is, or was, the last of the chain."""
+        return self._last().new.run_id
+
+    async def state(self) -> RunState:
+        """Where the last run of the chain is."""
+        await settle(self._world)
+        return self._last().state
+
+    async def result(self) -> R:
+        """Let time pass until the workflow ends, and return its result.
+
+        Raises WorkflowFailedError and its siblings as `WorkflowHandle.result` does. What would
+        park a run in production (a mismatch, an input that does not fit) is raised as it is.
+        StuckError: the run waits for something that nobody sends.
+        """
+        await until(self._world, self._is_over, self._waiting)
+        run = self._last()
+        if run.error is not None:
+            raise run.error
+        assert run.closing is not None
+        if run.closing.state == RunState.COMPLETED:
+            decode = run.definition.signature.decode_result
+            return cast(R, decode(run.closing.result or b"null"))
+        raise self._failure(run)
+
+    async def signal(self, name: str | Callable[..., Any], *args: Any) -> None:
+        """Send a signal; raise WorkflowNotFoundError when the run has ended."""
+        self._send(EventKind.SIGNAL_RECEIVED, handler_name(name), encode_call(name, args))
+        await settle(self._world)
+
+    async def cancel(self, reason: str | None = None) -> None:
+        """Ask the run to cancel itself."""
+        payload = None if reason is None else DEFAULT_CODEC.encode({"reason": reason})
+        self._send(EventKind.CANCEL_REQUESTED, None, payload)
+        await settle(self._world)
+
+    async def terminate(self, reason: str = "") -> None:
+        """End the run from outside; its code does not run again."""
+        failure = {"type": "Terminated", "message": reason or "terminated"}
+        self._send(EventKind.RUN_TERMINATED, None, DEFAULT_CODEC.encode(failure))
+        await settle(self._world)
+
+    async def query(self, name: str | Callable[..., Any], *args: Any) -> Any:
+        """Ask a question; raise what the handler raises."""
+        await settle(self._world)
+        execution = self._execution()
+        label = handler_name(name)
+        answer = execution.query(label, encode_call(name, args))
+        return decode_answer(self._run.definition, "query", label, answer)
+
+    async def update(self, name: str | Callable[..., Any], *args: Any) -> Any:
+        """Have the run change something and return its answer, letting time pass until it is there.
+
+        Raises UpdateRejectedError when the run refused it, else what the handler raised.
+        """
+        label = handler_name(name)
+        request_id = f"update {len(self._world.responses) + 1}"
+        meta = DEFAULT_CODEC.encode({"request_id": request_id})
+        run = self._last()
+        if not run.is_open:
+            raise WorkflowNotFoundError(f"{self.workflow_id} has ended")
+        payload = encode_call(name, args)
+        self._world.tell(run, Fact(MessageKind.UPDATE_REQUESTED, 0, label, meta, payload))
+        responses = self._world.responses
+        await until(
+            self._world, lambda: request_id in responses or run.error is not None, self._waiting
+        )
+        if request_id not in responses and run.error is not None:
+            raise run.error
+        response = responses[request_id]
+        if response.failure is not None:
+            raise failure_from_payload(response.failure, None)
+        definition = self._run.definition
+        return decode_answer(definition, "update", label, response.payload or b"null")
+
+    async def vars(self) -> dict[str, Any]:
+        """What the code set by `workflow.set_vars`, now or at its end."""
+        await settle(self._world)
+        return self._execution().vars
+
+    async def where(self) -> list[str]:
+        """Where each task of the run waits: ``task: file:line function``."""
+        await settle(self._world)
+        return self._execution().where()
+
+    async def history(self) -> History:
+        """What happened in the last run of the chain."""
+        await settle(self._world)
+        return History(self._last().recorded())
+
+    async def histories(self) -> list[History]:
+        """What happened in each run of the chain."""
+        await settle(self._world)
+        return [History(run.recorded()) for run in self._chain()]
+
+    # -- how it does it --------------------------------------------------------------------------
+
+    def _chain(self) -> list[Run]:
+        runs = [self._run]
+        while (following := runs[-1].successor) is not None:
+            runs.append(following)
+        return runs
+
+    def _last(self) -> Run:
+        return self._chain()[-1]
+
+    def _is_over(self) -> bool:
+        return not self._last().is_open
+
+    def _waiting(self) -> str:
+        run = self._last()
+        where = run.execution.where() if run.execution is not None else []
+        places = "; ".join(where) or "not started"
+        return f"{run.new.workflow_type} {self.workflow_id!r} ({places})"
+
+    def _execution(self) -> Execution:
+        run = self._last()
+        if run.error is not None:
+            raise run.error
+        if run.execution is None:
+            raise WorkflowNotFoundError(f"{self.workflow_id} has not begun")
+        return run.execution
+
+    def _send(self, kind: EventKind, name: str | None, payload: bytes | None) -> None:
+        run_id = self._last().new.run_id
+        if self._world.send(Message(kind, run_id=run_id, name=name, payload=payload)) is None:
+            raise WorkflowNotFoundError(f"{self.workflow_id} has ended")
+
+    def _failure(self, run: Run) -> WorkflowError:
+        closing = run.closing
+        assert closing is not None
+        kind, what = ENDINGS[closing.state]
+        data = DEFAULT_CODEC.decode(closing.failure) if closing.failure else {}
+        said = data.get("message") or data.get("type") or "" if isinstance(data, dict) else ""
+        error = kind(
+            f"{run.new.workflow_type} {self.workflow_id!r} {what}{f': {said}' if said else ''}",
+            workflow_id=self.workflow_id,
+            run_id=run.new.run_id,
+            failure=data if isinstance(data, dict) else None,
+        )
+        if closing.failure:
+            error.__cause__ = failure_from_payload(closing.failure, None)
+        return error
+
+
+def encode_call(handler: str | Callable[..., Any], args: tuple[Any, ...]) -> bytes:
+    """The arguments of a signal, query or update; checked when the handler itself is given.
+
+    Raises InvalidArgumentError when they do not fit, EncodeError when they cannot be written.
+    """
+    if isinstance(handler, str):
+        return DEFAULT_CODEC.encode(list(args))
+    # An update method wraps the function that was decorated.
+    signature = Signature.of(getattr(handler, "fn", handler), skip_first=True)
+    payload = signature.encode_args(args, {})
+    try:
+        signature.decode_args(payload)
+    except PayloadError as error:
+        raise InvalidArgumentError(str(error)) from error
+    return payload
+
+
+def decode_answer(
+    definition: WorkflowDefinition[Any, Any], kind: str, name: str, payload: bytes
+) -> Any:
+    """An answer as the handler's annotation says, where its class is known; else plain JSON."""
+    for handler in definition.handlers:
+        if handler.kind == kind and handler.name == name:
+            fn = getattr(handler.fn, "fn", handler.fn)
+            return Signature.of(fn, skip_first=True).decode_result(payload)
+    return DEFAULT_CODEC.decode(payload)

@@ -234,3 +234,16 @@ def record(program: Program, choices: Sequence[int]) -> Recording:
     made.is_finished = rig.loop.is_finished
     rig.evict()
     return made
+
+
+def started(program: Program) -> Rig:
+    batch, head = first_batch()
+    return Rig(program).load([batch], head)
+
+
+def cold(program: Program, made: Recording, *, short_cut: bool = True) -> Rig:
+    return Rig(program, short_cut=short_cut).load(made.batches, made.head)
+
+
+ANSWER = Fact(EventKind.ACTIVITY_COMPLETED, 2, START_US + 5, payload=b"7")
+"""The outcome of the first command of a run."""

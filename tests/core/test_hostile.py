@@ -1,0 +1,191 @@
+"""Calls that no engine of ours makes give exceptions, never a panic, and change nothing."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import threading
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from rig import ANSWER, START_US, Fact, Rig, cold, next_fact, record, started
+from test_loop import gathered, grouped, shielded
+
+from durable._core import current
+from durable.events import EventKind
+
+
+def reenter(rig: Rig) -> None:
+    rig.loop.deliver(EventKind.SIGNAL_RECEIVED, 0, 0, "again", None, None)
+
+
+HOSTILE: list[tuple[type[BaseException], Callable[[Rig], object]]] = [
+    (TypeError, lambda rig: rig.loop.deliver("one", 0, 0, None, None, None)),  # type: ignore[arg-type]
+    (TypeError, lambda rig: rig.loop.deliver(5, 0, 0, None, "text", None)),  # type: ignore[arg-type]
+    (OverflowError, lambda rig: rig.loop.deliver(5, -1, 0, None, None, None)),
+    (OverflowError, lambda rig: rig.loop.deliver(5, 0, 1 << 64, None, None, None)),
+    (OverflowError, lambda rig: rig.loop.deliver(300, 0, 0, None, None, None)),
+    (ValueError, lambda rig: rig.loop.deliver(99, 0, 0, None, None, None)),
+    (ValueError, lambda rig: rig.loop.deliver(64, 0, 0, None, None, None)),
+    (ValueError, lambda rig: rig.loop.deliver(2, 77, 0, None, None, None)),
+    (ValueError, lambda rig: rig.loop.deliver(4, 2, 0, None, None, None)),
+    (ValueError, lambda rig: rig.loop.deliver(8, 77, 0, None, None, None)),
+    (UnicodeEncodeError, lambda rig: rig.loop.deliver(5, 0, 0, "\ud800", None, None)),
+    (ValueError, lambda rig: rig.loop.emit(64)),
+    (ValueError, lambda rig: rig.loop.emit(5)),
+    (ValueError, lambda rig: rig.loop.emit(65, ref=77)),
+    (ValueError, lambda rig: rig.loop.command(72)),
+    (ValueError, lambda rig: rig.loop.command(255)),
+    (ValueError, lambda rig: rig.loop.call_later(float("nan"), print)),
+    (ValueError, lambda rig: rig.loop.call_at(float("inf"), print)),
+    (TypeError, lambda rig: rig.loop.call_soon()),  # type: ignore[call-arg]
+    (RuntimeError, lambda rig: rig.loop.load([])),
+    (TypeError, lambda rig: rig.loop.load(["text"])),  # type: ignore[list-item]
+    (ValueError, lambda rig: type(rig.loop)(b"short", rig)),
+    (TypeError, lambda rig: type(rig.loop)(None, rig)),  # type: ignore[arg-type]
+    (AttributeError, lambda rig: rig.loop.set_main(None)),
+    (TypeError, lambda rig: rig.loop.record(72, "x", lambda: "text")),  # type: ignore[arg-type,return-value]
+    (ZeroDivisionError, lambda rig: rig.loop.record(72, "x", lambda: 1 // 0)),  # type: ignore[arg-type,return-value]
+    (ValueError, lambda rig: rig.loop.record(250, "x", lambda: b"")),
+]
+
+
+@pytest.mark.parametrize(("error", "call"), HOSTILE)
+def test_a_wrong_call_is_an_exception_and_changes_nothing(
+    error: type[BaseException], call: Callable[[Rig], object]
+) -> None:
+    rig = started(gathered)
+    rig.loop.take()
+
+    with pytest.raises(error):
+        call(rig)
+
+    assert rig.loop.take() is None
+    assert not rig.loop.is_dead
+    rig.deliver(ANSWER)
+    assert rig.loop.take() is not None
+    rig.evict()
+
+
+def test_a_run_cannot_be_entered_from_inside() -> None:
+    seen: list[str] = []
+
+    async def program(rig: Rig) -> Any:
+        for enter in (rig.loop.replay, rig.loop.run_ready, rig.loop.evict, lambda: reenter(rig)):
+            try:
+                enter()
+            except RuntimeError as error:
+                seen.append(str(error))
+        return await rig.act("a")
+
+    rig = started(program)
+    rig.deliver(ANSWER)
+
+    assert rig.loop.is_finished
+    assert seen == ["this run is already running"] * 4
+
+
+def test_one_run_may_drive_another() -> None:
+    inner = started(shielded)
+
+    async def program(rig: Rig) -> Any:
+        assert current() is rig.loop
+        inner.deliver(ANSWER)
+        assert current() is rig.loop
+        assert asyncio.get_running_loop() is rig.loop
+        return await rig.act("a")
+
+    rig = started(program)
+
+    assert inner.loop.is_finished
+    assert not rig.loop.is_finished
+    assert current() is None
+    rig.evict()
+
+
+def test_taking_twice_gives_nothing_twice() -> None:
+    rig = started(gathered)
+
+    assert rig.loop.take() is not None
+    assert rig.loop.take() is None
+    rig.evict()
+    rig.evict()
+    assert rig.loop.take() is None
+
+
+def test_a_finalizer_may_use_the_run_that_lets_go_of_it() -> None:
+    class Nosy:
+        def __init__(self, rig: Rig) -> None:
+            self.rig = rig
+
+        def __call__(self, *args: object) -> None:
+            pass
+
+        def __del__(self) -> None:
+            loop = self.rig.loop
+            loop.take()
+            loop.pending()
+            loop.call_soon(print).cancel()
+            loop.is_pending(2)
+
+    async def program(rig: Rig) -> Any:
+        future = rig.act("a")
+        future.add_done_callback(Nosy(rig))
+        future.remove_done_callback(Nosy(rig))
+        rig.loop.call_soon(Nosy(rig)).cancel()
+        rig.loop.call_later(5, Nosy(rig)).cancel()
+        rig.loop.call_later(6, Nosy(rig))
+        return await future
+
+    rig = started(program)
+    rig.loop.context = Nosy(rig)
+    rig.loop.context = None
+    rig.loop.context = Nosy(rig)
+    rig.evict()
+    gc.collect()
+
+    assert rig.loop.is_dead
+
+
+def test_threads_replay_their_own_runs_at_the_same_time() -> None:
+    """Eight threads, each with runs of its own: none sees another's loop."""
+    program = grouped
+    made = record(program, [4, 2])
+    begin = threading.Barrier(8)
+    wrong: list[object] = []
+
+    def work() -> None:
+        begin.wait(30)
+        for _ in range(50):
+            rig = cold(program, made)
+            fact = next_fact(rig.commands, rig.loop.now_us, 0)
+            if not rig.loop.is_finished or fact is not None or rig.loop.take() is not None:
+                wrong.append(rig)
+            rig.evict()
+            if current() is not None:
+                wrong.append(current())
+
+    threads = [threading.Thread(target=work) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+
+    assert not any(thread.is_alive() for thread in threads)
+    assert wrong == []
+
+
+def test_a_run_may_move_between_threads() -> None:
+    rig = started(gathered)
+
+    def deliver() -> None:
+        rig.deliver(ANSWER)
+        rig.deliver(Fact(EventKind.ACTIVITY_COMPLETED, 3, START_US, payload=b"8"))
+
+    thread = threading.Thread(target=deliver)
+    thread.start()
+    thread.join(30)
+
+    assert rig.main is not None
+    assert rig.main.result() == [7, 8]

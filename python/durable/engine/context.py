@@ -195,7 +195,7 @@ class ChildHandle(Generic[R]):
         self.future = future
         """The result, as a future for asyncio."""
         self.run_id = child_run_id(context.info.run_id, future.event_id)
-        self.workflow_id = given_id or child_workflow_id(context.info.workflow_id, future.event_id)
+        self.workflow_id = given_id or child_workflow_id(context.info, future.event_id)
 
     def __await__(self) -> Generator[Any, None, R]:
         return self.future.__await__()
@@ -220,9 +220,13 @@ class ChildHandle(Generic[R]):
         )
 
 
-def child_workflow_id(workflow_id: str, event_id: int) -> str:
-    """The id of a child that was not given one."""
-    return f"{workflow_id}/{event_id}"
+def child_workflow_id(parent: WorkflowInfo, event_id: int) -> str:
+    """The id of a child that was not given one: the same in every replay, another in every run.
+
+    Runs of one chain share their workflow id, so the event alone would not tell their children
+    apart.
+    """
+    return f"{parent.workflow_id}/{event_id}-{child_run_id(parent.run_id, event_id)[-12:]}"
 
 
 def context(what: str) -> WorkflowContext:

@@ -156,7 +156,7 @@ class TurnBuilder:
         info, options = self.context.info, recorded_options(event)
         given_id = options.get("id")
         meta = StartMeta(
-            workflow_id=given_id or child_workflow_id(info.workflow_id, event[0]),
+            workflow_id=given_id or child_workflow_id(info, event[0]),
             version=options.get("version"),
             queue=options.get("queue") or info.queue,
             parent=ParentInfo(info.run_id, info.workflow_id, event[0]),

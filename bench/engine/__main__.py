@@ -1,6 +1,8 @@
 """`python -m bench.engine`: measure the engine and print the table (bench/README.md)."""
 
 import asyncio
+import signal
+import sys
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 
@@ -32,6 +34,7 @@ WORKLOADS: dict[str, Workload] = {
     "idle-fleet": behaviour.idle_fleet,
     "scaling": scaling,
 }
+WORKLOAD_SECONDS_MAX = 1200.0
 QUICK_WITHOUT_PEERS = {"steps-100", "wf-0"}
 """Peers take most of the time; a quick run compares where it says most."""
 
@@ -49,7 +52,8 @@ async def measure(setting: Setting, names: list[str], rows: list[Row]) -> list[s
         progress(name)
         setting.peers = with_peers and not (setting.quick and name in QUICK_WITHOUT_PEERS)
         try:
-            rows += await WORKLOADS[name](setting)
+            async with asyncio.timeout(60 if setting.quick else WORKLOAD_SECONDS_MAX):
+                rows += await WORKLOADS[name](setting)
         except Exception as error:
             # One that fails must not take the results of the others with it.
             failed.append(name)
@@ -79,6 +83,8 @@ def main(
     profile: Path | None,
 ) -> None:
     """Measure durable on a real PostgreSQL, beside DBOS and Absurd."""
+    # So that the server and the workers are stopped, too.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     if not no_peers:
         link.install()
     rows: list[Row] = []

@@ -24,7 +24,7 @@ from bench.report import RESULTS, ROOT
 from durable.client import Client
 
 STOP_SECONDS_MAX = 40.0
-RESULT_SECONDS_MAX = 300.0
+RESULT_SECONDS_MAX = 120.0
 APP = "bench.flows"
 PROFILED_APP = "bench.engine.profiled"
 DATABASE = "durable_bench"

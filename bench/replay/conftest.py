@@ -13,7 +13,7 @@ import pytest
 
 from bench.peers import link
 from bench.replay import load
-from bench.replay.workloads import OURS, Setting, Side, Temporal, Workload, workloads
+from bench.replay.workloads import OURS, Setting, Side, Temporal, Workload, folders, workloads
 from bench.report import Goal, Row, finish, progress
 
 
@@ -137,6 +137,8 @@ def pytest_report_teststatus(report: pytest.TestReport) -> tuple[str, str, str] 
 def pytest_unconfigure(config: pytest.Config) -> None:
     Temporal.stop()
     load.stop()
+    for folder in folders:
+        folder.cleanup()
 
 
 def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:

@@ -32,6 +32,9 @@ OURS = "durable"
 US = 1e6
 FRESH_SECONDS_MAX = 300.0
 
+folders: list[tempfile.TemporaryDirectory[str]] = []
+"""With histories for fresh processes; to be removed at the end."""
+
 
 @dataclass(frozen=True)
 class Side:
@@ -330,7 +333,9 @@ def in_fresh_process(
     """A workload whose every sample is a process."""
 
     def prepare() -> Callable[[], Any]:
-        path = Path(tempfile.mkdtemp(prefix="bench-")) / "history"
+        folder = tempfile.TemporaryDirectory(prefix="bench-")
+        folders.append(folder)
+        path = Path(folder.name) / "history"
         run().save(path)
         return lambda: fresh(verb, str(path))["value"]
 

@@ -4,10 +4,12 @@
     mocks         replaced activities, held to the real signatures
     history       `History`: assert on what happened
     replayer      `Replayer`: replay recorded histories
+    postgres      `PostgresEnvironment`: the same tests on a real database
     plugin        the pytest fixture ``workflow_env``
 
 How it works: `world` drives the engine, `clock` is its time, `attempts` run the activities,
-`checks` crash and compare, `lookup` finds definitions by their recorded names.
+`checks` crash and compare, `lookup` finds definitions by their recorded names, `waiting`
+lets time pass.
 """
 
 from durable.testing.environment import WorkflowEnvironment

@@ -551,3 +551,33 @@ def test_the_duplicate_of_an_outcome_is_void() -> None:
     before = len(run.batches)
     run.deliver(EventKind.ACTIVITY_COMPLETED, 2, payload=DEFAULT_CODEC.encode(4))
     assert len(run.batches) == before
+
+
+def test_the_size_estimate_follows_what_is_pending() -> None:
+    @workflow.defn
+    async def wide() -> None:
+        await asyncio.gather(*(add(number, 0) for number in range(100)))
+
+    run = MemoryRun(wide)
+    before = run.execution.bytes_estimate
+    cold = run.cold().bytes_estimate
+    assert abs(before - cold) < 10_000
+    for _ in range(99):
+        run.complete("add", 0)
+    assert run.execution.bytes_estimate < before
+    assert run.execution.pending_count == 1
+
+
+def test_every_failure_of_a_wide_gather_is_named() -> None:
+    @workflow.defn
+    async def wide() -> list[str]:
+        ended = await asyncio.gather(
+            *(add(1, 2) for _ in range(3)), other(3, 4), return_exceptions=True
+        )
+        return [each.name for each in ended if isinstance(each, ActivityError)]
+
+    run = MemoryRun(wide)
+    for ref in (5, 2, 3, 4):
+        run.fail(ref)
+    assert run.result == ["add", "add", "add", "other"]
+    run.check_replays()

@@ -56,6 +56,9 @@ __all__ = ["Execution", "ScheduledActivity", "Turn"]
 IDLE_RUN_BYTES = 6 * 1024
 """What a warm run takes in memory beside its history: the coroutine, the loop, the context."""
 
+PENDING_BYTES = 1024
+"""What a command that waits takes: its future, its task, a slot in the core."""
+
 OUTCOMES = frozenset(
     {
         EventKind.ACTIVITY_COMPLETED,
@@ -111,6 +114,8 @@ class Execution:
         self._loading: Sequence[bytes] = ()
         self._names: dict[int, str] = {}
         """What failed commands were called, by event id; filled when a failure asks for it."""
+        self._open = 0
+        """About how many commands wait for their outcome; counting them exactly takes longer."""
         self._dead = False
 
     # -- what the runtime does with it --------------------------------------------------------
@@ -125,11 +130,14 @@ class Execution:
         self._loading = batches
         try:
             self._loop.load(batches, head_hash)
+            recorded = self._loop.event_count
             self._loop.replay()
         except BaseException as error:
             raise self._died(error) from None
         finally:
             self._loading, self._names = (), {}
+        # Those made just now are counted when they are taken.
+        self._open = sum(event[0] <= recorded for event in self._loop.pending())
 
     def deliver(
         self,
@@ -153,6 +161,8 @@ class Execution:
         if self.is_dead or self._is_void(kind, ref):
             return None
         self._deliver(kind, ref, time_us, name, meta, payload)
+        if ref:
+            self._open -= 1
         return None
 
     def take(self) -> Turn | None:
@@ -166,6 +176,7 @@ class Execution:
         turn = Turn(taken[0], taken[1], taken[2], taken[3])
         builder = TurnBuilder(self._context, self._meta, self._loop.now_us)
         builder.build(taken, turn)
+        self._open += len(turn.scheduled) + len(turn.timers) + len(turn.children)
         if self._ended is not None:
             turn.closing = self._ended
         turn.responses[:0] = responses
@@ -232,7 +243,7 @@ class Execution:
     @property
     def bytes_estimate(self) -> int:
         """About how much memory it holds."""
-        return IDLE_RUN_BYTES + 2 * self._loop.history_bytes + 1024 * len(self._loop.pending())
+        return IDLE_RUN_BYTES + 2 * self._loop.history_bytes + PENDING_BYTES * max(self._open, 0)
 
     @property
     def event_count(self) -> int:
@@ -436,7 +447,7 @@ class Execution:
         meta: bytes | None,
         payload: bytes | None,
     ) -> None:
-        if kind in FAILURES:
+        if kind in FAILURES and ref not in self._names:
             self._names = {event[0]: event[4] or "" for event in self._loop.pending()}
         try:
             self._loop.deliver(kind, ref, time_us, name, meta, payload)

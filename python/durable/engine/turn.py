@@ -26,6 +26,12 @@ if TYPE_CHECKING:
 PARENT_CLOSE_POLICIES = ("terminate", "cancel", "abandon")
 
 
+# Plain numbers: an enum's members are looked up more slowly, and this runs for every step.
+ACTIVITY_SCHEDULED = int(EventKind.ACTIVITY_SCHEDULED)
+TIMER_STARTED = int(EventKind.TIMER_STARTED)
+RUN_COMPLETED = int(EventKind.RUN_COMPLETED)
+
+
 @dataclass(slots=True)
 class ScheduledActivity:
     """An activity that the code asked for and that has no outcome yet."""
@@ -106,13 +112,13 @@ class TurnBuilder:
         """Fill ``turn`` from what the core gave."""
         for event in taken[4]:
             kind = event[1]
-            if kind == EventKind.ACTIVITY_SCHEDULED:
+            if kind == ACTIVITY_SCHEDULED:
                 self.activities[event[0]] = scheduled_activity(
                     event, self.context.info.queue, self.now_us
                 )
-            elif kind == EventKind.TIMER_STARTED:
+            elif kind == TIMER_STARTED:
                 self.timers[event[0]] = NewTimer(event[0], event[3])
-            elif kind >= EventKind.RUN_COMPLETED:
+            elif kind >= RUN_COMPLETED:
                 self.ending = event
             else:
                 self.add_other(event, turn)

@@ -841,6 +841,40 @@ async def test_a_dead_session_loses_everything_at_once(rig: Rig) -> None:
     assert await rig.other.end_sessions([dead]) == 0
 
 
+async def test_an_attempt_that_kills_its_workers_counts_as_failed(rig: Rig) -> None:
+    run = await rig.owned("a", await rig.session())
+    options = {"retry": {"initial": 10, "attempts": 2}}
+    await rig.accept(change(run, b"b", activities=[activity(5, options=options)]))
+
+    for _ in range(3):
+        worker = await rig.session()
+        assert (await claim_one(rig, worker)).attempt == 1
+        await rig.store.end_sessions([worker])
+    last = await rig.session(10 * HOUR_US)
+    assert await rig.store.claim_activities(last, [QUEUE], ["pay"], 9) == []
+    await rig.pass_time(11_000_000)
+    await rig.store.promote_due(10)
+    second = await claim_one(rig, last)
+    assert second.attempt == 2
+    assert json.loads(second.last_failure)["type"] == "WorkerCrashedError"
+
+    await rig.store.end_sessions([last])
+
+    (item,) = await rig.inbox(run.run_id)
+    assert (item.kind, item.ref) == (EventKind.ACTIVITY_FAILED, 5)
+    assert json.loads(item.payload or b"")["type"] == "WorkerCrashedError"
+
+
+async def test_a_drained_worker_does_not_make_its_attempts_suspect(rig: Rig) -> None:
+    run = await rig.owned("a", await rig.session())
+    await rig.accept(change(run, b"b", activities=[activity(5)]))
+
+    for _ in range(5):
+        worker = await rig.session()
+        assert (await claim_one(rig, worker)).attempt == 1
+        await rig.store.end_sessions([worker], crashed=False)
+
+
 async def test_crashes_count_until_a_commit_goes_through(rig: Rig) -> None:
     run = await rig.owned("a")
     for crashes in (1, 2):

@@ -28,6 +28,29 @@ def build(ordered: Sequence[RunCommit], flush: int) -> list[Call]:
     if len(set(runs)) != len(runs):
         raise StoreError("a run may occur once in a commit: merge its changes")
     calls: list[Call] = [("commit_runs", runs_params(ordered, runs, flush))]
+    busy = [
+        c
+        for c in ordered
+        if c.timers
+        or c.timers_done
+        or c.activities
+        or c.activities_done
+        or c.responses
+        or c.children
+        or c.messages
+        or c.release
+        or c.closing is not None
+        or c.park is not None
+        or c.search is not None
+    ]
+    if busy:
+        calls.extend(side_calls(busy))
+    return calls
+
+
+def side_calls(ordered: Sequence[RunCommit]) -> list[Call]:
+    """What only some commits have, in the order in which it has to happen."""
+    calls: list[Call] = []
     if any(c.timers or c.timers_done for c in ordered):
         calls.append(("commit_timers", timers_params(ordered)))
     if any(c.activities for c in ordered):

@@ -32,6 +32,7 @@ from durable.events import (
     Started,
     TimerKind,
     TypeInfo,
+    Verdict,
 )
 from durable.store.memory_commit import commit_run
 from durable.store.memory_tables import (
@@ -68,6 +69,8 @@ class MemoryStore:
         self.tables = Tables(clock_us)
         self.clock_us = clock_us
         self.fault = fault
+        self.flushes: dict[str, int] = {}
+        """The last flush that wrote each run."""
         self.listeners: set[asyncio.Queue[None]] = set()
 
     async def open(self) -> None:
@@ -112,9 +115,8 @@ class MemoryStore:
             run.fence += 1
             run.crashes += crashed
             tables.wake(run.run_id)
-        for activity in tables.activities.values():
-            if activity.session in dead:
-                tables.enqueue(activity, 0)
+        for key in [k for k, a in tables.activities.items() if a.session in dead]:
+            tables.crash(key, crashed=crashed)
         for task in tables.tasks.values():
             if task.session in dead:
                 task.session = None
@@ -313,10 +315,18 @@ class MemoryStore:
         items = [i for run_id in dict.fromkeys(run_ids) for i in self.tables.inbox.get(run_id, ())]
         return sorted(items, key=lambda item: item.id)
 
-    async def commit(self, commits: Sequence[RunCommit]) -> CommitResult:
+    async def commit(self, commits: Sequence[RunCommit], flush: int = 0) -> CommitResult:
         """Group commit: a verdict per run."""
         self.fault("commit", "before")
-        verdicts = [commit_run(self.tables, change) for change in commits]
+        verdicts = []
+        for change in commits:
+            if flush and self.flushes.get(change.run_id) == flush:
+                verdicts.append(Verdict.ACCEPTED)
+                continue
+            verdict = commit_run(self.tables, change)
+            if verdict == Verdict.ACCEPTED:
+                self.flushes[change.run_id] = flush
+            verdicts.append(verdict)
         self.fault("commit", "after")
         return CommitResult(verdicts, self.clock_us())
 
@@ -402,6 +412,7 @@ class MemoryStore:
             self.tables.settle(key, outcome.kind, outcome.payload)
         else:
             activity.attempt += outcome.count_attempt
+            activity.crashes = 0
             activity.last_failure = outcome.payload or activity.last_failure
             activity.details = outcome.details or activity.details
             self.tables.enqueue(activity, outcome.delay_us)

@@ -142,6 +142,7 @@ class Activity:
     session: int | None = None
     token: int | None = None
     started_us: int | None = None
+    crashes: int = 0
     policy: dict[str, Any] = field(default_factory=dict)
 
     def limit_us(self, name: str) -> int | None:
@@ -316,23 +317,39 @@ class Tables:
         self.deliver(key[0], kind, key[1], payload)
 
     def time_out(self, key: tuple[str, int]) -> None:
-        """An attempt is over its time: try again, or give up."""
+        """An attempt is over its time."""
         activity = self.activities[key]
-        now = self.clock_us()
-        total = activity.limit_us("schedule_to_close")
         limit = activity.limit_us("start_to_close")
-        over = total is not None and activity.scheduled_us + total <= now
-        if over:
+        if self.is_over(activity):
             reason = "schedule-to-close timeout"
         elif activity.state != CLAIMED or activity.started_us is None:
             reason = "schedule-to-start timeout"
-        elif limit is not None and activity.started_us + limit <= now:
+        elif limit is not None and activity.started_us + limit <= self.clock_us():
             reason = "start-to-close timeout"
         else:
             reason = "heartbeat timeout"
-        failure = failure_json("TimeoutError", reason)
+        self.fail_attempt(key, failure_json("TimeoutError", reason))
+
+    def crash(self, key: tuple[str, int], *, crashed: bool) -> None:
+        """The worker of an attempt is gone: put it back; suspect it from the third one on."""
+        activity = self.activities[key]
+        activity.crashes += crashed
+        if crashed and activity.crashes >= 3:
+            reason = "its worker died while it ran this attempt, once again"
+            self.fail_attempt(key, failure_json("WorkerCrashedError", reason))
+        else:
+            self.enqueue(activity, 0)
+
+    def is_over(self, activity: Activity) -> bool:
+        """Whether the time for all attempts together has passed."""
+        total = activity.limit_us("schedule_to_close")
+        return total is not None and activity.scheduled_us + total <= self.clock_us()
+
+    def fail_attempt(self, key: tuple[str, int], failure: bytes) -> None:
+        """An attempt failed without saying so: try again, or give up."""
+        activity = self.activities[key]
         wait = activity.backoff_us()
-        if activity.state == CLAIMED and not over and wait is not None:
+        if activity.state == CLAIMED and not self.is_over(activity) and wait is not None:
             activity.attempt += 1
             activity.last_failure = failure
             self.enqueue(activity, wait)

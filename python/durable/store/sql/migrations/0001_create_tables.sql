@@ -166,13 +166,15 @@ CREATE TABLE {s}.request (
     PRIMARY KEY (run_id, request_id)
 );
 
--- state: 0 waits for its retry timer, 1 queued, 2 claimed. policy is options, parsed.
+-- state: 0 waits for its retry timer, 1 queued, 2 claimed. policy is options, parsed. crashes: how
+-- many workers in a row died while they had it.
 CREATE TABLE {s}.activity (
     run_id uuid NOT NULL,
     ref integer NOT NULL,
     attempt integer NOT NULL,
     state smallint NOT NULL,
     priority smallint NOT NULL,
+    crashes smallint NOT NULL DEFAULT 0,
     session bigint,
     token bigint,
     scheduled_at timestamptz NOT NULL,

@@ -106,6 +106,9 @@ END $$;
 -- Declare sessions dead and hand over what they own. The session rows go first: a claim holds its
 -- own session row, so that after this statement we see every run that a claim has got. The fences
 -- make what the dead still send void. p_expired: those whose lease is over, besides.
+--
+-- An attempt whose worker died is put back as it was. From the third worker in a row on it is the
+-- attempt that is suspected: it counts as failed then, and waits like any other that failed.
 CREATE FUNCTION {s}.end_sessions(
     p_sessions bigint[], p_crashed boolean, p_expired boolean
 ) RETURNS TABLE (sessions integer, runs integer) LANGUAGE plpgsql
@@ -115,6 +118,9 @@ AS $$
 DECLARE
     v_dead bigint[];
     v_runs uuid[];
+    v_act_run uuid[];
+    v_act_ref integer[];
+    v_guilty boolean[];
 BEGIN
     WITH dead AS (
         SELECT id FROM {s}.session
@@ -138,19 +144,29 @@ BEGIN
     runs := cardinality(v_runs);
     PERFORM {s}.wake(v_runs);
 
-    WITH locked AS MATERIALIZED (
-        SELECT run_id, ref FROM {s}.activity WHERE session = ANY (v_dead)
+    PERFORM FROM (
+        SELECT r.run_id FROM {s}.run r WHERE r.run_id IN (
+            SELECT a.run_id FROM {s}.activity a
+            WHERE a.session = ANY (v_dead) AND p_crashed AND a.crashes >= 2)
+        ORDER BY r.run_id FOR KEY SHARE OF r
+    ) held;
+    SELECT array_agg(run_id), array_agg(ref), array_agg(p_crashed AND crashes >= 2)
+    INTO v_act_run, v_act_ref, v_guilty FROM (
+        SELECT run_id, ref, crashes FROM {s}.activity WHERE session = ANY (v_dead)
         ORDER BY run_id, ref FOR UPDATE
-    ), freed AS (
-        UPDATE {s}.activity a SET state = 1, session = NULL, token = NULL, started_at = NULL
-        FROM locked WHERE a.run_id = locked.run_id AND a.ref = locked.ref
-        RETURNING a.run_id, a.ref, a.queue, a.priority, a.name
-    ), quiet AS (
-        DELETE FROM {s}.timer t USING freed f
-        WHERE t.run_id = f.run_id AND t.ref = f.ref AND t.kind = 3
-    )
-    INSERT INTO {s}.task (queue, priority, kind, type, run_id, ref)
-    SELECT queue, priority, 2, name, run_id, ref FROM freed;
+    ) locked;
+    IF v_act_run IS NOT NULL THEN
+        UPDATE {s}.activity a SET crashes = least(a.crashes + p_crashed::integer, 32767)
+        FROM unnest(v_act_run, v_act_ref) AS i(run_id, ref)
+        WHERE a.run_id = i.run_id AND a.ref = i.ref;
+        PERFORM {s}.enqueue(array_agg(run_id), array_agg(ref), array_agg(0::bigint))
+        FROM unnest(v_act_run, v_act_ref, v_guilty) AS i(run_id, ref, guilty)
+        WHERE NOT guilty HAVING count(*) > 0;
+        PERFORM {s}.fail_attempts(array_agg(run_id), array_agg(ref), 'WorkerCrashedError',
+                                  'its worker died while it ran this attempt, once again')
+        FROM unnest(v_act_run, v_act_ref, v_guilty) AS i(run_id, ref, guilty)
+        WHERE guilty HAVING count(*) > 0;
+    END IF;
 
     -- Those that somebody holds right now are found by free_stale_tokens later.
     UPDATE {s}.task t SET session = NULL

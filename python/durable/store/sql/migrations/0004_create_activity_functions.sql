@@ -44,7 +44,9 @@ AS $$
         UPDATE {s}.activity a
         SET state = CASE WHEN i.waits THEN 0 ELSE 1 END, session = NULL, token = NULL,
             started_at = NULL
-        FROM i WHERE a.run_id = i.run_id AND a.ref = i.ref
+        FROM i
+        WHERE a.run_id = i.run_id AND a.ref = i.ref
+          AND (a.token IS NOT NULL OR a.state <> CASE WHEN i.waits THEN 0 ELSE 1 END)
     ), quiet AS (
         DELETE FROM {s}.timer t USING i
         WHERE t.run_id = i.run_id AND t.ref = i.ref AND (
@@ -190,7 +192,7 @@ BEGIN
     WHERE good AND kind <> 0 HAVING count(*) > 0;
 
     UPDATE {s}.activity a
-    SET attempt = a.attempt + i.count::integer, last_failure = coalesce(i.payload, a.last_failure),
+    SET attempt = a.attempt + i.count::integer, crashes = 0, last_failure = coalesce(i.payload, a.last_failure),
         details = coalesce(i.details, a.details)
     FROM unnest(p_run, p_ref, p_kind, p_payload, p_details, p_count, v_good)
          AS i(run_id, ref, kind, payload, details, count, good)
@@ -201,8 +203,11 @@ BEGIN
     RETURN QUERY SELECT good FROM unnest(v_good) WITH ORDINALITY AS g(good, n) ORDER BY n;
 END $$;
 
--- Claimed attempts that are over their time: try again, or give up. The rows are locked already.
-CREATE FUNCTION {s}.time_out(p_runs uuid[], p_refs integer[]) RETURNS void LANGUAGE plpgsql
+-- Attempts that failed without saying so: by a time limit (p_type NULL) or for p_message. Try again,
+-- or give up. The rows are locked already.
+CREATE FUNCTION {s}.fail_attempts(
+    p_runs uuid[], p_refs integer[], p_type text, p_message text
+) RETURNS void LANGUAGE plpgsql
 SET enable_seqscan = off SET enable_hashjoin = off SET enable_mergejoin = off SET jit = off
 AS $$
 #variable_conflict use_column
@@ -212,18 +217,21 @@ DECLARE
     v_failure bytea[];
     v_delay bigint[];
 BEGIN
-    SELECT array_agg(o.retry ORDER BY i.n), array_agg({s}.failure('TimeoutError', o.reason) ORDER BY i.n),
+    SELECT array_agg(o.retry ORDER BY i.n),
+           array_agg({s}.failure(coalesce(p_type, 'TimeoutError'), o.reason) ORDER BY i.n),
            array_agg(coalesce((extract(epoch FROM o.wait) * 1000000)::bigint, 0) ORDER BY i.n)
     INTO v_again, v_failure, v_delay
     FROM unnest(p_runs, p_refs) WITH ORDINALITY AS i(run_id, ref, n)
     JOIN {s}.activity a USING (run_id, ref)
     CROSS JOIN LATERAL (
-        SELECT coalesce(a.scheduled_at + {s}.seconds(a.policy, 'schedule_to_close') <= t, false) AS over,
+        SELECT coalesce(a.scheduled_at + {s}.seconds(a.policy, 'schedule_to_close') <= t, false)
+               AS over,
                {s}.backoff(a.policy, a.attempt) AS wait
     ) b
     CROSS JOIN LATERAL (
         SELECT b.wait, a.state = 2 AND NOT b.over AND b.wait IS NOT NULL AS retry,
-               CASE WHEN b.over THEN 'schedule-to-close timeout'
+               CASE WHEN p_type IS NOT NULL THEN p_message
+                    WHEN b.over THEN 'schedule-to-close timeout'
                     WHEN a.state <> 2 THEN 'schedule-to-start timeout'
                     WHEN a.started_at + {s}.seconds(a.policy, 'start_to_close') <= t
                     THEN 'start-to-close timeout'
@@ -236,7 +244,8 @@ BEGIN
     PERFORM {s}.enqueue(array_agg(run_id), array_agg(ref), array_agg(delay))
     FROM unnest(p_runs, p_refs, v_again, v_delay) AS i(run_id, ref, again, delay)
     WHERE again HAVING count(*) > 0;
-    PERFORM {s}.settle(array_agg(run_id), array_agg(ref), array_agg(3::smallint), array_agg(failure))
+    PERFORM {s}.settle(array_agg(run_id), array_agg(ref), array_agg(3::smallint),
+                       array_agg(failure))
     FROM unnest(p_runs, p_refs, v_again, v_failure) AS i(run_id, ref, again, failure)
     WHERE NOT again HAVING count(*) > 0;
 END $$;
@@ -318,7 +327,7 @@ BEGIN
                   SELECT FROM unnest(v_run, v_ref, v_kind) AS o(run_id, ref, kind)
                   WHERE o.run_id = i.run_id AND o.ref = i.ref AND o.kind = 3)) again
         HAVING count(*) > 0;
-        PERFORM {s}.time_out(array_agg(run_id), array_agg(ref))
+        PERFORM {s}.fail_attempts(array_agg(run_id), array_agg(ref), NULL, NULL)
         FROM (SELECT DISTINCT i.run_id, i.ref
               FROM unnest(v_run, v_ref, v_kind) AS i(run_id, ref, kind)
               JOIN unnest(v_act_run, v_act_ref) AS a(run_id, ref) USING (run_id, ref)

@@ -123,15 +123,15 @@ BEGIN
     ), queued AS (
         INSERT INTO {s}.activity AS a (run_id, ref, attempt, state, priority, scheduled_at, name,
                                        queue, input, options, policy, last_failure, details)
-        SELECT i.run_id, i.ref, i.attempt, 0, i.priority,
+        SELECT i.run_id, i.ref, i.attempt, CASE WHEN i.delay_us > 0 THEN 0 ELSE 1 END, i.priority,
                CASE WHEN i.scheduled_us > 0 THEN {s}.ts(i.scheduled_us) ELSE clock_timestamp() END,
                i.name, i.queue, i.input, i.options,
                coalesce(nullif(convert_from(i.options, 'UTF8'), ''), '{}')::jsonb,
                i.failure, i.details
         FROM i ORDER BY i.run_id, i.ref
         ON CONFLICT (run_id, ref) DO UPDATE
-        SET attempt = excluded.attempt, state = 0, priority = excluded.priority, session = NULL,
-            token = NULL, started_at = NULL, name = excluded.name, queue = excluded.queue,
+        SET attempt = excluded.attempt, state = excluded.state, priority = excluded.priority,
+            session = NULL, token = NULL, started_at = NULL, name = excluded.name, queue = excluded.queue,
             input = excluded.input, options = excluded.options, policy = excluded.policy,
             last_failure = excluded.last_failure, details = excluded.details
         RETURNING a.run_id, a.ref

@@ -1026,3 +1026,79 @@ def test_the_guard_can_be_switched_off_for_a_block(tmp_path: Path) -> None:
             return [refused, file.read_text()]
 
     assert MemoryRun(knowing).result == [True, "x"]
+
+
+@pytest.mark.parametrize("wrong", [float("nan"), float("inf"), 1e18, timedelta.max])
+def test_what_is_no_duration_is_refused(wrong: Any) -> None:
+    @workflow.defn
+    async def sleepy() -> str:
+        try:
+            await workflow.sleep(wrong)
+        except ConfigurationError:
+            return "refused"
+        return "slept"
+
+    assert MemoryRun(sleepy).result == "refused"
+
+
+def test_the_end_of_a_run_warns_of_handlers_under_way(caplog: pytest.LogCaptureFixture) -> None:
+    @workflow.defn
+    async def leaving() -> None:
+        workflow.on_signal("go", lambda: double(1))
+        await workflow.wait_signal("end")
+
+    run = MemoryRun(leaving)
+    run.signal("go")
+    assert caplog.text == ""
+    run.signal("end")
+    assert run.execution.is_finished
+    assert "all_handlers_finished" in caplog.text
+    run.check_replays()
+
+
+def test_an_update_whose_handler_is_gone_is_a_mismatch() -> None:
+    @workflow.defn(name="updated")
+    async def before() -> None:
+        workflow.on_update("put", double)
+        await asyncio.Event().wait()
+
+    @workflow.defn(name="updated")
+    async def after() -> None:
+        await asyncio.Event().wait()
+
+    run = MemoryRun(before)
+    run.update("put", 1)
+    with pytest.raises(NonDeterminismError, match="handler"):
+        run.cold(workflow=after)
+
+
+def test_functions_take_updates_and_answer_queries() -> None:
+    @workflow.defn
+    async def counting() -> int:
+        total = 0
+
+        def check(number: int) -> None:
+            if number < 0:
+                raise ValueError("negative")
+
+        async def put(number: int) -> int:
+            nonlocal total
+            total += number
+            return total
+
+        workflow.on_update("put", put, validator=check)
+        workflow.on_query("total", lambda: total)
+        await workflow.wait_condition(lambda: total >= 10)
+        return total
+
+    run = MemoryRun(counting)
+    answer = run.update("put", 4)
+    assert answer is not None
+    assert answer.payload == b"4"
+    refused = run.update("put", -1)
+    assert refused is not None
+    assert refused.failure is not None
+    assert run.query("total") == 4
+    run.update("put", 6)
+    assert run.result == 10
+    run.check_replays()

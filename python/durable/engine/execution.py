@@ -315,6 +315,14 @@ class Execution:
         """The main task is done and nothing is ready: make the ending command."""
         main = self._main
         assert main is not None
+        under_way = self._context.running_handlers
+        if under_way and not self._loop.is_replaying:
+            tasks.log.warning(
+                "run %s ends while %d of its signal or update handlers are under way; await "
+                "workflow.wait_condition(workflow.all_handlers_finished) first",
+                self.run_id,
+                under_way,
+            )
         error = self._handler_error
         if error is None and main.cancelled():
             if self._context.cancel_requested:

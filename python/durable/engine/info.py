@@ -13,7 +13,11 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
+from durable.errors import ConfigurationError
+
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+DURATION_SECONDS_MAX = 1000 * 366 * 24 * 3600
+"""Longer than any wait that is meant, and far from what overflows a history's times."""
 
 
 def to_datetime(time_us: int) -> datetime:
@@ -29,10 +33,19 @@ def to_us(when: datetime) -> int:
 
 
 def duration_us(duration: timedelta | float | int) -> int:
-    """A duration (timedelta, or seconds) in microseconds."""
+    """A duration (timedelta, or seconds) in microseconds.
+
+    Raise ConfigurationError for what is not a finite number, or over a thousand years.
+    """
     if isinstance(duration, timedelta):
-        return duration // timedelta(microseconds=1)
-    return round(duration * 1_000_000)
+        duration_us = duration // timedelta(microseconds=1)
+    elif duration != duration or abs(duration) > DURATION_SECONDS_MAX:
+        duration_us = DURATION_SECONDS_MAX * 1_000_000 + 1
+    else:
+        duration_us = round(duration * 1_000_000)
+    if abs(duration_us) > DURATION_SECONDS_MAX * 1_000_000:
+        raise ConfigurationError(f"not a duration of at most a thousand years: {duration!r}")
+    return duration_us
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,13 @@ from durable.codec import failure_to_payload
 from durable.engine.handlers import Handler
 from durable.engine.start import decode_json
 from durable.engine.tasks import log
-from durable.errors import DefinitionError, GuardError, PayloadError, UpdateRejectedError
+from durable.errors import (
+    DefinitionError,
+    GuardError,
+    NonDeterminismError,
+    PayloadError,
+    UpdateRejectedError,
+)
 from durable.events import EventKind
 
 if TYPE_CHECKING:
@@ -48,6 +54,8 @@ class Requests:
         """Request ids of accepted updates; a repeat is dropped."""
         self.open: dict[str, int] = {}
         """Accepted updates without an answer yet: request id to number."""
+        self.accepted = 0
+        """How many updates were accepted: their answers are numbered by it in history."""
         self._fail = fail
 
     def add(
@@ -106,11 +114,20 @@ class Requests:
     def accept(self, name: str, meta: bytes | None, payload: bytes | None) -> None:
         """Run the handler of an accepted update; its end is recorded as the answer."""
         request_id = request_id_of(meta)
-        number = len(self.seen) + 1
-        self.seen.add(request_id)
+        self.accepted += 1
+        number = self.accepted
+        if request_id:
+            self.seen.add(request_id)
         self.open[request_id] = number
         context = self.context
-        handler = self.updates[name]
+        handler = self.updates.get(name)
+        if handler is None:
+            raise NonDeterminismError(
+                0,
+                f"UPDATE_ACCEPTED {name}",
+                f"no handler of that name; there are: {known_names(self.updates)}",
+                hint="was the update's handler removed, or is it registered later than before?",
+            )
         args, kwargs = handler.arguments(payload)
 
         def done(error: BaseException | None, value: Any) -> None:

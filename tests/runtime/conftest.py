@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack
 from typing import Any
 
@@ -14,6 +15,20 @@ from durable.runtime.worker import Worker
 from durable.store.postgres import PostgresStore
 
 Serve = Callable[..., Any]
+SOON = 20.0
+"""Seconds within which anything that is to happen has happened, however slow the machine."""
+
+
+@pytest.fixture
+def until() -> Callable[[Callable[[], Awaitable[object]]], Awaitable[None]]:
+    """Wait until something that only the database can tell is so."""
+
+    async def wait(is_so: Callable[[], Awaitable[object]]) -> None:
+        async with asyncio.timeout(SOON):
+            while not await is_so():
+                await asyncio.sleep(0.01)
+
+    return wait
 
 
 @pytest.fixture

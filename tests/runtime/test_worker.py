@@ -238,7 +238,7 @@ async def test_queries_and_updates_are_answered(client: Client, serve: Any) -> N
 
 
 async def test_incompatible_code_parks_and_compatible_code_goes_on(
-    client: Client, serve: Any, dsn: str
+    client: Client, dsn: str, until: Any
 ) -> None:
     @workflow.defn(name="order")
     async def first() -> int:
@@ -250,19 +250,18 @@ async def test_incompatible_code_parks_and_compatible_code_goes_on(
         await workflow.sleep(5)
         return await add(3, 4)
 
-    async def until(wanted: RunState) -> None:
-        while (await handle.describe()).state != wanted:
-            await asyncio.sleep(0.01)
+    async def has_number() -> bool:
+        return "ACTIVITY_COMPLETED" in [each.kind for each in await handle.history()]
+
+    async def is_parked() -> bool:
+        return (await handle.describe()).state == RunState.PARKED
 
     handle = await client.start(first, id="order")
     async with Worker(dsn, workflows=[first], activities=[add]):
-        async with asyncio.timeout(SOON):
-            while "ACTIVITY_COMPLETED" not in [each.kind for each in await handle.history()]:
-                await asyncio.sleep(0.01)
+        await until(has_number)
     async with Worker(dsn, workflows=[second], activities=[add]):
         await handle.signal("go", 10)
-        async with asyncio.timeout(SOON):
-            await until(RunState.PARKED)
+        await until(is_parked)
         with pytest.raises(WorkflowParkedError, match="nondeterminism"):
             await handle.result(timeout=0.05)
     with pytest.raises(NonDeterminismError):
@@ -272,7 +271,7 @@ async def test_incompatible_code_parks_and_compatible_code_goes_on(
         assert await handle.result(SOON) == 13
 
 
-async def test_a_parked_run_can_be_terminated(client: Client, dsn: str) -> None:
+async def test_a_parked_run_can_be_terminated(client: Client, dsn: str, until: Any) -> None:
     @workflow.defn(name="order")
     async def first() -> None:
         await workflow.sleep(3600)
@@ -281,16 +280,18 @@ async def test_a_parked_run_can_be_terminated(client: Client, dsn: str) -> None:
     async def second() -> None:
         await workflow.wait_signal("go")
 
+    async def has_timer() -> bool:
+        return len(await handle.history()) > 1
+
+    async def is_parked() -> bool:
+        return (await handle.describe()).state == RunState.PARKED
+
     handle = await client.start(first, id="order")
     async with Worker(dsn, workflows=[first]):
-        async with asyncio.timeout(SOON):
-            while len(await handle.history()) < 2:
-                await asyncio.sleep(0.01)
+        await until(has_timer)
     async with Worker(dsn, workflows=[second]):
         await handle.signal("go")
-        async with asyncio.timeout(SOON):
-            while (await handle.describe()).state != RunState.PARKED:
-                await asyncio.sleep(0.01)
+        await until(is_parked)
         await handle.terminate("give it up")
         with pytest.raises(WorkflowTerminatedError):
             await handle.result(SOON)

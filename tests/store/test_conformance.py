@@ -884,7 +884,9 @@ async def test_crashes_count_until_a_commit_goes_through(rig: Rig) -> None:
         (run,) = await rig.claim(await rig.session())
         assert run.crashes == crashes
 
+    # The first batch only says what the start caused: nothing that may crash has run yet.
     await rig.accept(change(run, b"b"))
+    await rig.accept(change(run, b"c", seq=2))
 
     last = (await rig.store.view(run_id=run.run_id)).session  # type: ignore[union-attr]
     assert last is not None

@@ -140,13 +140,14 @@ class AttemptPoller(Service):
         session = self._session.id
         if self._must_recover:
             # A claim whose outcome is not known may have taken attempts: they are ours to run.
+            # Those that run here, or have run and are being answered, are known.
+            known = self.answers.tokens | {each.token for each in self._claimed.values()}
             _, owned = await self._store.owned(session)
             self._must_recover = False
             lost = [
                 each
                 for each in owned
-                if (each.run_id, each.ref) not in self._claimed
-                and each.name in self._executor.definitions
+                if each.token not in known and each.name in self._executor.definitions
             ]
             if lost:
                 self._must_recover = len(lost) > limit
@@ -243,6 +244,11 @@ class Answers(Service):
         """Write this one soon."""
         self._outcomes.append(outcome)
         self._wake.set()
+
+    @property
+    def tokens(self) -> set[int]:
+        """Those of the attempts whose outcome is not written yet."""
+        return {each.token for each in self._outcomes}
 
     def forget(self) -> None:
         """Drop what is not written: its tokens are void."""

@@ -5,21 +5,21 @@ next batch forms in memory while that one is on its way. One flush is in flight 
 ever has two. What must not happen before it is durable (starting activities, answering, dropping a
 closed run) is done by the handler when the verdict says ACCEPTED.
 
-When the store does not answer, the batch is kept as it is and sent again: user code is never run
-again for it. A repeated batch may have been committed the first time; its runs then come back
-STALE, and are compared with what the store has before they are given up.
+When the store does not answer, the batch is kept as it is and sent again under the same flush
+number, by which the store knows what it has written already: user code is never run again for it.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
+import random
 import time
 from collections.abc import Sequence
 from typing import Protocol
 
 from durable.errors import StoreError, StoreUnavailableError
-from durable.events import RunCommit, RunState, RunView, Verdict
+from durable.events import RunCommit, Verdict
 from durable.runtime.metrics import Metrics
 from durable.runtime.service import Service
 from durable.runtime.wakeup import Backoff
@@ -69,15 +69,6 @@ def commit_bytes(commit: RunCommit) -> int:
     if closing is not None:
         size += len(closing.result or b"") + len(closing.failure or b"")
     return size
-
-
-def is_written(commit: RunCommit, view: RunView | None) -> bool:
-    """Whether the store holds just what this commit wrote: it was accepted, unheard."""
-    if view is None or commit.batch is None:
-        return False
-    if commit.closing is not None and view.state < RunState.COMPLETED:
-        return False
-    return view.head_hash == commit.head_hash and view.event_batches == commit.expected_seq + 1
 
 
 class Committer(Service):
@@ -176,9 +167,10 @@ class Committer(Service):
     async def _send(self, batch: Sequence[tuple[WarmRun, RunCommit]]) -> int:
         """Write the batch, however long it takes; return the store's time."""
         backoff = Backoff()
+        flush = random.getrandbits(62) + 1
         while True:
             try:
-                result = await self._store.commit([commit for _, commit in batch])
+                result = await self._store.commit([commit for _, commit in batch], flush)
             except StoreUnavailableError as error:
                 self._stall(backoff, error)
                 await asyncio.sleep(backoff.next_seconds())
@@ -188,8 +180,7 @@ class Committer(Service):
             break
         self.is_stalled = False
         self._clock.observe(result.now_us)
-        was_repeated = backoff.failures > 0
-        for (run, commit), verdict in zip(batch, result.verdicts, strict=True):
+        for (run, _), verdict in zip(batch, result.verdicts, strict=True):
             if run.gone:
                 continue
             if verdict == Verdict.ACCEPTED:
@@ -198,8 +189,6 @@ class Committer(Service):
                 self._handler.unread(run)
             elif verdict == Verdict.REFUSED:
                 self._handler.refused(run, StoreError("the database cannot store a value of it"))
-            elif was_repeated and is_written(commit, await self._view(run)):
-                self._handler.accepted(run)
             else:
                 self._handler.stale(run)
         return result.now_us
@@ -223,11 +212,3 @@ class Committer(Service):
         middle = len(batch) // 2
         first = await self._send(batch[:middle])
         return max(first, await self._send(batch[middle:]))
-
-    async def _view(self, run: WarmRun) -> RunView | None:
-        backoff = Backoff()
-        while True:
-            try:
-                return await self._store.view(run_id=run.run_id)
-            except StoreUnavailableError:
-                await asyncio.sleep(backoff.next_seconds())

@@ -131,23 +131,26 @@ class RunPoller(Service):
 
     async def _poll(self) -> tuple[bool, bool]:
         """One round; return whether there was anything, and whether there may be more."""
-        room = self._room()
         if self._must_recover:
             await self._recover()
-        limit = min(room, CLAIM_MAX)
-        claimed: list[ClaimedRun] = []
-        mail: list[str] = []
-        if limit > 0 and not self._committer.is_stalled:
-            claimed, mail = await self._claim(limit)
+        # What earlier rounds left undone goes first.
+        await self._read_all()
+        limit = min(self._room(), CLAIM_MAX)
+        if limit <= 0 or self._committer.is_stalled:
+            return False, False
+        claimed, mail = await self._claim(limit)
         self._opened += claimed
         self._mail.update(dict.fromkeys(mail))
+        await self._read_all()
+        return bool(claimed or mail), limit <= len(claimed)
+
+    async def _read_all(self) -> None:
         while self._opened:
             await self._warm()
         while self._mail:
             await self._read_mail()
         while self._redo:
             await self._redo_one()
-        return bool(claimed or mail), 0 < limit <= len(claimed)
 
     async def _claim(self, limit: int) -> tuple[list[ClaimedRun], list[str]]:
         session = self._session.id

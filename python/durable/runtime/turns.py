@@ -137,7 +137,8 @@ class Turns:
                 self._start(run, each)
             else:
                 run.activities.append(queued(each))
-        run.settles = run.crashes > 0
+        # Nothing of it runs here, so it is not what kills workers. (What runs has to end first.)
+        run.settles = run.crashes > 0 and not run.running
         self.committer.mark(run)
 
     # -- facts -------------------------------------------------------------------------------

@@ -63,8 +63,8 @@ class Store(Protocol):
         """Declare sessions dead and hand over all they own at once; return the number of runs.
 
         Raises the fence of each run and makes it claimable; puts each claimed activity attempt
-        back on its queue. With ``crashed`` each run's crash counter goes up by one; a clean
-        commit sets it back to zero.
+        back on its queue. With ``crashed`` each run's crash counter goes up by one; a commit sets
+        it back to zero, but not that of a run's first batch, before which nothing has run.
         """
 
     async def reap_sessions(self) -> int:
@@ -144,8 +144,13 @@ class Store(Protocol):
     async def inbox(self, run_ids: Sequence[str]) -> list[InboxItem]:
         """Unread items in order of id."""
 
-    async def commit(self, commits: Sequence[RunCommit]) -> CommitResult:
-        """Group commit: one transaction, a verdict per run. Rows are locked in run id order."""
+    async def commit(self, commits: Sequence[RunCommit], flush: int = 0) -> CommitResult:
+        """Group commit: one transaction, a verdict per run. Rows are locked in run id order.
+
+        ``flush`` is a random number that names this commit: after an unknown outcome the same
+        commits may be sent again under it, and what was written the first time is ACCEPTED and not
+        written twice. 0: it will not be sent again.
+        """
 
     async def promote_due(self, limit: int) -> DueReport:
         """Turn due timers into inbox rows, wake tokens and claimable activities."""

@@ -103,8 +103,12 @@ class Target:
             self.pooler = True
             conn = await self.connect_once()
         if not self.pooler:
-            cursor = await conn.execute("SELECT pg_backend_pid()")
-            row = await cursor.fetchone()
+            try:
+                cursor = await conn.execute("SELECT pg_backend_pid()")
+                row = await cursor.fetchone()
+            except BaseException:
+                await conn.close()
+                raise
             if row is not None and row[0] != conn.info.backend_pid:
                 self.pooler = True
                 conn.prepare_threshold = None

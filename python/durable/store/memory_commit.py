@@ -46,10 +46,12 @@ def commit_run(tables: Tables, change: RunCommit) -> Verdict:
         return Verdict.UNREAD
     if not is_storable(change):
         return Verdict.REFUSED
+    if change.batch is None or change.expected_seq > 1:
+        # A run's first batch only says what its start made it ask for: nothing has run yet.
+        run.crashes = 0
     if change.batch is not None:
         run.batches.append(change.batch)
     run.head_hash = change.head_hash
-    run.crashes = 0
     inbox[:] = [item for item in inbox if item.id not in read]
     write_side_rows(tables, run, change)
     if change.park is not None or change.release:

@@ -42,7 +42,11 @@ async def hints(target: Target, schema: str) -> AsyncIterator[AsyncIterator[None
 async def subscribe(target: Target, schema: str) -> Conn:
     """A connection that listens."""
     conn = await target.connect()
-    await conn.execute(f"LISTEN {quote_schema(schema)}".encode())
+    try:
+        await conn.execute(f"LISTEN {quote_schema(schema)}".encode())
+    except BaseException:
+        await conn.close()
+        raise
     return conn
 
 

@@ -329,7 +329,7 @@ class PostgresStore:
             return []
         return [InboxItem(*row) for row in await self.fetch("inbox", (uuids(run_ids),))]
 
-    async def commit(self, commits: Sequence[RunCommit]) -> CommitResult:
+    async def commit(self, commits: Sequence[RunCommit], flush: int = 0) -> CommitResult:
         """Group commit: one transaction, a verdict per run. Rows are locked in run id order.
 
         Where a value of one run cannot be stored, that run gets Verdict.REFUSED and the others
@@ -338,13 +338,15 @@ class PostgresStore:
         if not commits:
             return CommitResult([], await self.now_us())
         ordered = sorted(commits, key=RUN_ID)
-        verdicts, now_us = await self.commit_ordered(ordered)
+        verdicts, now_us = await self.commit_ordered(ordered, flush)
         by_run = dict(zip([c.run_id for c in ordered], verdicts, strict=True))
         return CommitResult([by_run[c.run_id] for c in commits], now_us)
 
-    async def commit_ordered(self, ordered: Sequence[RunCommit]) -> tuple[list[Verdict], int]:
+    async def commit_ordered(
+        self, ordered: Sequence[RunCommit], flush: int
+    ) -> tuple[list[Verdict], int]:
         """Commit runs sorted by id; split in halves to find the one that cannot be stored."""
-        flush = random.getrandbits(62) + 1
+        flush = flush or random.getrandbits(62) + 1
         try:
             calls = [(self.queries[name], params) for name, params in build(ordered, flush)]
             verdicts, now_us = await self.hot.call(lambda conn, unsure: transact(conn, calls))
@@ -353,8 +355,8 @@ class PostgresStore:
                 logger.error("run %s cannot be stored: %s", ordered[0].run_id, error)
                 return [Verdict.REFUSED], await self.now_us()
             half = len(ordered) // 2
-            first, _ = await self.commit_ordered(ordered[:half])
-            second, now_us = await self.commit_ordered(ordered[half:])
+            first, _ = await self.commit_ordered(ordered[:half], flush)
+            second, now_us = await self.commit_ordered(ordered[half:], flush)
             return first + second, now_us
         return [VERDICTS[digit] for digit in verdicts], now_us
 

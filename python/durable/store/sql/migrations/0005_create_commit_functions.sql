@@ -40,7 +40,9 @@ BEGIN
     ), ok AS (
         UPDATE {s}.run r
         SET next_seq = r.next_seq + (i.batch IS NOT NULL)::integer, head_hash = i.head,
-            flush = p_flush, crashes = 0
+            flush = p_flush,
+            -- A run's first batch only says what its start made it ask for: nothing has run yet.
+            crashes = CASE WHEN i.seq = 1 AND i.batch IS NOT NULL THEN r.crashes ELSE 0 END
         FROM i
         WHERE r.run_id = i.run_id AND r.fence = i.fence AND r.next_seq = i.seq
           AND r.flush <> p_flush AND r.run_id <> ALL (v_unread)

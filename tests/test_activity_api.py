@@ -9,9 +9,18 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
+from support.memory_run import MemoryRun
 
-from durable import ActivityOptions, ConfigurationError, DefinitionError, RetryPolicy, activity
+from durable import (
+    ActivityOptions,
+    ConfigurationError,
+    DefinitionError,
+    RetryPolicy,
+    activity,
+    workflow,
+)
 from durable.engine.info import ACTIVITY_CONTEXT, ActivityContext, to_datetime, to_us
+from durable.engine.registry import Registry
 
 
 @contextmanager
@@ -135,3 +144,33 @@ async def test_the_context_is_inherited_by_tasks() -> None:
 def test_times_survive_to_the_microsecond() -> None:
     for time_us in (0, 1, 1_700_000_000_123_456, 253_402_300_799_999_999):
         assert to_us(to_datetime(time_us)) == time_us
+
+
+class Payments:
+    """Activities that need something to work with."""
+
+    def __init__(self, currency: str) -> None:
+        self.currency = currency
+
+    @activity.defn(name="charge")
+    async def charge(self, cents: int) -> str:
+        return f"{cents} {self.currency}"
+
+
+async def test_a_method_is_called_from_the_class_and_run_on_an_instance() -> None:
+    @workflow.defn
+    async def paying() -> str:
+        return await Payments.charge(5)
+
+    run = MemoryRun(paying)
+    [scheduled] = run.turns[0].scheduled
+    assert (scheduled.name, scheduled.input) == ("charge", b"[5]")
+
+    registered = Registry(activities=[Payments("EUR").charge]).activities["charge"]
+    args, kwargs = registered.signature.decode_args(scheduled.input)
+    assert await registered.fn(*args, **kwargs) == "5 EUR"
+
+
+def test_a_method_without_its_object_cannot_be_registered() -> None:
+    with pytest.raises(DefinitionError, match="instance"):
+        Registry(activities=[Payments.charge])

@@ -7,19 +7,21 @@ that unit tests need nothing.
 
 from __future__ import annotations
 
+import asyncio
 import dataclasses
 import inspect
 import re
 from collections.abc import Callable, Coroutine, Mapping
-from typing import TYPE_CHECKING, Any, Generic, ParamSpec, Self, TypeVar
+from typing import TYPE_CHECKING, Any, Concatenate, Generic, ParamSpec, Self, TypeVar
 
-from durable._core import ActivityBase, CommandFuture, current
+from durable._core import ActivityBase, current
 from durable.codec import DEFAULT_CODEC, Codec, Signature
 from durable.engine.retry import options_to_json
 from durable.errors import ContextError, DefinitionError
 from durable.options import ID_LENGTH_MAX, ActivityOptions, RetryPolicy
 
 P = ParamSpec("P")
+Q = ParamSpec("Q")
 R = TypeVar("R")
 
 HANDLER_MARK = "__durable_handler__"
@@ -35,6 +37,14 @@ def check_name(name: str, what: str) -> str:
     return name
 
 
+def is_method(fn: Callable[..., Any]) -> bool:
+    """Whether a function was written as a method: its first parameter is called self."""
+    if inspect.ismethod(fn):
+        return False
+    code = getattr(inspect.unwrap(fn), "__code__", None)
+    return code is not None and code.co_argcount > 0 and code.co_varnames[0] == "self"
+
+
 class ActivityDefinition(ActivityBase, Generic[P, R]):
     """An activity: call it in a workflow to have it done, anywhere else to do it."""
 
@@ -42,6 +52,8 @@ class ActivityDefinition(ActivityBase, Generic[P, R]):
     options: ActivityOptions
     codec: Codec
     is_async: bool
+    is_unbound: bool
+    """Whether it is a method that still lacks its object: callable in a workflow, not runnable."""
     __wrapped__: Callable[..., Any]
 
     def __new__(
@@ -54,7 +66,9 @@ class ActivityDefinition(ActivityBase, Generic[P, R]):
         codec: Codec = DEFAULT_CODEC,
     ) -> Self:
         check_name(name, "activity")
-        signature = Signature.of(fn, codec) if signature is None else signature
+        is_unbound = is_method(fn)
+        if signature is None:
+            signature = Signature.of(fn, codec, skip_first=is_unbound)
         self = super().__new__(
             cls,
             name,
@@ -68,6 +82,7 @@ class ActivityDefinition(ActivityBase, Generic[P, R]):
         self.signature = signature
         self.options = options
         self.codec = codec
+        self.is_unbound = is_unbound
         self.is_async = inspect.iscoroutinefunction(fn)
         self.__doc__ = fn.__doc__
         self.__wrapped__ = fn
@@ -76,6 +91,21 @@ class ActivityDefinition(ActivityBase, Generic[P, R]):
     if TYPE_CHECKING:
 
         def __call__(self, *args: P.args, **kwargs: P.kwargs) -> Coroutine[Any, Any, R]: ...
+
+        def __get__(
+            self: ActivityDefinition[Concatenate[Any, Q], R], instance: object, owner: Any = None
+        ) -> ActivityDefinition[Q, R]: ...
+
+    else:
+
+        def __get__(self, instance, owner=None):
+            """A method of a class: bound to an instance it can be registered and run."""
+            if instance is None or not self.is_unbound:
+                return self
+            bound = self.fn.__get__(instance)
+            return ActivityDefinition(
+                self.name, bound, self.options, signature=self.signature, codec=self.codec
+            )
 
     def with_options(self, **options: Any) -> ActivityDefinition[P, R]:
         """The same activity with some of its options changed, for one call or many."""
@@ -87,11 +117,11 @@ class ActivityDefinition(ActivityBase, Generic[P, R]):
             codec=self.codec,
         )
 
-    def start(self, *args: P.args, **kwargs: P.kwargs) -> CommandFuture:
+    def start(self, *args: P.args, **kwargs: P.kwargs) -> asyncio.Future[R]:
         """Schedule it and return its handle: a future to await, cancel or pass to asyncio."""
         if current() is None:
             raise ContextError(f"{self.name}.start() works only in a workflow; call {self.name}()")
-        handle: CommandFuture = ActivityBase.__call__(self, *args, **kwargs)
+        handle: asyncio.Future[R] = ActivityBase.__call__(self, *args, **kwargs)
         return handle
 
     def __repr__(self) -> str:

@@ -34,6 +34,11 @@ class Registry:
         if isinstance(definition, WorkflowDefinition):
             put(self.workflows, definition.name, definition, "workflow")
         elif isinstance(definition, ActivityDefinition):
+            if definition.is_unbound:
+                raise DefinitionError(
+                    f"activity {definition.name} is a method; "
+                    "register it from an instance, which it then runs on"
+                )
             put(self.activities, definition.name, definition, "activity")
         else:
             name = getattr(definition, "__name__", None) or repr(definition)

@@ -1,8 +1,14 @@
-"""Type checkers accept user code that is right and refuse user code that is wrong."""
+"""Type checkers accept user code that is right and refuse user code that is wrong.
+
+The files in ``typing/`` are checked and never run. A line that must be an error says so:
+``# expect: arg-type``, with the codes of mypy. For pyright it counts that there is an error.
+"""
 
 from __future__ import annotations
 
+import json
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -11,8 +17,23 @@ import pytest
 
 HERE = Path(__file__).parent / "typing"
 ROOT = Path(__file__).parents[1]
+FILES = sorted(path.name for path in HERE.glob("*.py"))
 EXPECTED = re.compile(r"# expect: ([\w -]+)")
 FOUND = re.compile(r"^(\w+)\.py:(\d+): error: .*\[([\w-]+)\]$")
+PYRIGHT = shutil.which("basedpyright", path=str(Path(sys.executable).parent)) or shutil.which(
+    "basedpyright"
+)
+
+
+def expected() -> set[tuple[str, int, str]]:
+    """File, line and code of every marked error."""
+    return {
+        (name.removesuffix(".py"), number, code)
+        for name in FILES
+        for number, line in enumerate((HERE / name).read_text().splitlines(), 1)
+        if (match := EXPECTED.search(line))
+        for code in match.group(1).split()
+    }
 
 
 @pytest.mark.slow
@@ -22,7 +43,7 @@ def test_mypy_objects_to_what_is_wrong_and_to_nothing_else(tmp_path: Path) -> No
         [
             sys.executable,
             *("-m", "mypy", "--strict", "--no-error-summary", "--hide-error-context"),
-            *("--config-file", "", "--cache-dir", str(tmp_path), "right.py", "wrong.py"),
+            *("--config-file", "", "--cache-dir", str(tmp_path), *FILES),
         ],
         cwd=HERE,
         env={"MYPYPATH": str(ROOT / "python"), "PATH": ""},
@@ -31,13 +52,41 @@ def test_mypy_objects_to_what_is_wrong_and_to_nothing_else(tmp_path: Path) -> No
         timeout=280,
         check=False,
     )
+
     lines = [line for line in done.stdout.splitlines() if ": error:" in line]
-    found = {match.groups() for line in lines if (match := FOUND.match(line))}
-    expected = {
-        ("wrong", str(number), code)
-        for number, line in enumerate((HERE / "wrong.py").read_text().splitlines(), 1)
-        if (match := EXPECTED.search(line))
-        for code in match.group(1).split()
-    }
+    matches = [match for line in lines if (match := FOUND.match(line))]
     assert done.stderr == ""
-    assert found == expected, done.stdout
+    assert {(each[1], int(each[2]), each[3]) for each in matches} == expected(), done.stdout
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+@pytest.mark.skipif(PYRIGHT is None, reason="needs basedpyright, which is pyright from a wheel")
+def test_pyright_objects_to_what_is_wrong_and_to_nothing_else(tmp_path: Path) -> None:
+    config = tmp_path / "pyrightconfig.json"
+    config.write_text(
+        json.dumps(
+            {
+                "typeCheckingMode": "standard",
+                "include": [str(HERE)],
+                "extraPaths": [str(ROOT / "python"), str(HERE)],
+                "pythonVersion": "3.11",
+            }
+        )
+    )
+
+    done = subprocess.run(
+        [str(PYRIGHT), "--outputjson", "-p", str(config), "--pythonpath", sys.executable],
+        capture_output=True,
+        text=True,
+        timeout=280,
+        check=False,
+    )
+
+    report = json.loads(done.stdout)
+    errors = {
+        (Path(each["file"]).stem, each["range"]["start"]["line"] + 1)
+        for each in report["generalDiagnostics"]
+        if each["severity"] == "error"
+    }
+    assert errors == {(name, line) for name, line, _ in expected()}, done.stdout

@@ -18,9 +18,18 @@ import uuid
 from collections.abc import Awaitable, Callable, Coroutine
 from contextlib import AbstractContextManager
 from datetime import datetime, timedelta
-from typing import Any, Concatenate, NoReturn, ParamSpec, TypeVar, cast, overload
+from typing import (
+    Any,
+    Concatenate,
+    NoReturn,
+    ParamSpec,
+    TypeVar,
+    TypeVarTuple,
+    cast,
+    overload,
+)
 
-from durable._core import CommandFuture, current
+from durable._core import current
 from durable.engine import guard
 from durable.engine.authoring import (
     RunMethod,
@@ -98,6 +107,8 @@ __all__ = [
 
 P = ParamSpec("P")
 R = TypeVar("R")
+S = TypeVar("S")
+Ts = TypeVarTuple("Ts")
 T = TypeVar("T")
 C = TypeVar("C", bound=type)
 F = TypeVar("F", bound=Callable[..., Any])
@@ -158,9 +169,9 @@ def query(fn: Any = None, /, *, name: str | None = None) -> Any:
 
 
 @overload
-def update(fn: Callable[P, R], /) -> UpdateMethod[P, R]: ...
+def update(fn: Callable[Concatenate[S, P], R], /) -> UpdateMethod[S, P, R]: ...
 @overload
-def update(*, name: str) -> Callable[[Callable[P, R]], UpdateMethod[P, R]]: ...
+def update(*, name: str) -> Callable[[Callable[Concatenate[S, P], R]], UpdateMethod[S, P, R]]: ...
 
 
 def update(fn: Any = None, /, *, name: str | None = None) -> Any:
@@ -397,7 +408,7 @@ def start_activity(
     *args: Any,
     result_type: Any = Any,
     **options: Any,
-) -> CommandFuture:
+) -> asyncio.Future[Any]:
     """Schedule an activity and return its handle: a future to await, cancel or pass to asyncio.
 
     By name the arguments are taken as they are and the result is read as ``result_type``.
@@ -411,7 +422,7 @@ def start_activity(
     if not isinstance(activity, str):
         raise DefinitionError(f"{activity!r} is not an activity; put @activity.defn on it")
     made = ActivityOptions().replace(**options)
-    return this.loop.command(
+    handle = this.loop.command(
         EventKind.ACTIVITY_SCHEDULED,
         name=activity,
         options=options_to_json(made),
@@ -419,6 +430,19 @@ def start_activity(
         decoder=None if result_type is Any else this.codec.decoder(result_type),
         wait_cancel=made.wait_cancel,
     )
+    return cast("asyncio.Future[Any]", handle)
+
+
+@overload
+async def execute_activity(
+    activity: ActivityDefinition[..., R], *args: Any, **options: Any
+) -> R: ...
+@overload
+async def execute_activity(
+    activity: str, *args: Any, result_type: type[T], **options: Any
+) -> T: ...
+@overload
+async def execute_activity(activity: str, *args: Any, **options: Any) -> Any: ...
 
 
 async def execute_activity(
@@ -431,8 +455,35 @@ async def execute_activity(
     return await start_activity(activity, *args, result_type=result_type, **options)
 
 
+@overload
 def start_child(
-    workflow: WorkflowDefinition[..., R] | Callable[..., Awaitable[R]] | str,
+    workflow: Callable[[*Ts], Awaitable[R]],
+    *args: *Ts,
+    id: str | None = ...,
+    queue: str | None = ...,
+    version: str | None = ...,
+    priority: int | None = ...,
+    parent_close: str | None = ...,
+    run_timeout: timedelta | float | None = ...,
+    memo: dict[str, Any] | None = ...,
+) -> ChildHandle[R]: ...
+@overload
+def start_child(
+    workflow: str | type,
+    *args: Any,
+    id: str | None = ...,
+    queue: str | None = ...,
+    version: str | None = ...,
+    priority: int | None = ...,
+    parent_close: str | None = ...,
+    run_timeout: timedelta | float | None = ...,
+    memo: dict[str, Any] | None = ...,
+    result_type: Any = ...,
+) -> ChildHandle[Any]: ...
+
+
+def start_child(  # type: ignore[misc]  # mypy: *args of Any are too few for those of Ts
+    workflow: Any,
     *args: Any,
     id: str | None = None,
     queue: str | None = None,
@@ -442,7 +493,7 @@ def start_child(
     run_timeout: timedelta | float | None = None,
     memo: dict[str, Any] | None = None,
     result_type: Any = Any,
-) -> ChildHandle[R]:
+) -> ChildHandle[Any]:
     """Start a child workflow and return its handle; await the handle for the result.
 
     ``id`` defaults to one derived from the parent's. ``parent_close`` says what becomes of it when
@@ -472,14 +523,19 @@ def start_child(
     return this.start_child(name, payload, decoder, options)
 
 
+@overload
 async def execute_child(
-    workflow: WorkflowDefinition[..., R] | Callable[..., Awaitable[R]] | str,
-    *args: Any,
-    **options: Any,
-) -> R:
+    workflow: Callable[[*Ts], Awaitable[R]], *args: *Ts, **options: Any
+) -> R: ...
+@overload
+async def execute_child(workflow: str | type, *args: Any, **options: Any) -> Any: ...
+
+
+async def execute_child(  # type: ignore[misc]  # as above
+    workflow: Any, *args: Any, **options: Any
+) -> Any:
     """Start a child workflow and return its result. Options are those of `start_child`."""
-    handle: ChildHandle[R] = start_child(workflow, *args, **options)
-    return await handle
+    return await start_child(workflow, *args, **options)
 
 
 async def signal_external(

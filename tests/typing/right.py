@@ -25,6 +25,12 @@ def ship(order: Order, *, express: bool = False) -> str:
     return order.item
 
 
+class Payments:
+    @activity.defn
+    async def charge(self, cents: int) -> str:
+        return str(cents)
+
+
 @workflow.defn
 async def child(number: int) -> str:
     return str(number)
@@ -54,6 +60,11 @@ async def buy(order: Order) -> str:
         await price(signal)
     except ActivityError as error:
         raise RuntimeError(error.name) from error
+    receipt: str = await Payments.charge(5)
+    charged: str = await Payments.charge.start(5)
+    found: int = await workflow.execute_activity(price, order)
+    named: Order = await workflow.execute_activity("elsewhere", 1, result_type=Order)
+    print(receipt, charged, found, named)  # noqa: T201
     if items:
         workflow.continue_as_new(order)
     return parcel + slow + name + other + str(first + drawn + await task)

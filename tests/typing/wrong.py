@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from right import Cart, Order, buy, child, price, ship
+from right import Cart, Order, Payments, buy, child, price, ship
 
 from durable import Client, activity, workflow
 
@@ -16,6 +16,8 @@ async def wrong(order: Order) -> None:
     await ship(order, expres=True)  # expect: call-arg
     await ship.with_options(queue="slow")(3)  # expect: arg-type
     price.start("tea")  # expect: arg-type
+    await Payments.charge("x")  # expect: arg-type
+    cents: str = await workflow.execute_activity(price, order)  # expect: arg-type
     await child("x")  # expect: arg-type
     number: int = await workflow.execute_child(child, 1)  # expect: arg-type
     signal: Order = await workflow.wait_signal("more", int)  # expect: arg-type
@@ -23,7 +25,7 @@ async def wrong(order: Order) -> None:
     items: list[int] = await handle  # expect: assignment
     await workflow.sleep("long")  # expect: arg-type
     drawn: str = workflow.side_effect(lambda: 3)  # expect: assignment
-    print(text, number, signal, items, drawn)  # noqa: T201
+    print(text, cents, number, signal, items, drawn)  # noqa: T201
 
 
 @workflow.defn  # expect: arg-type

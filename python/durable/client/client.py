@@ -10,10 +10,10 @@ import asyncio
 import os
 import re
 import uuid
-from collections.abc import Iterable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from datetime import datetime, timedelta
 from types import TracebackType
-from typing import Any, Self, TypeVar, overload
+from typing import Any, Self, TypeVar, TypeVarTuple, overload
 
 from durable.client.handle import WorkflowHandle
 from durable.client.waiter import Waiter
@@ -38,6 +38,7 @@ from durable.store.hints import Hinter
 from durable.store.postgres import PostgresStore
 
 R = TypeVar("R")
+Ts = TypeVarTuple("Ts")
 
 CONNECT_SECONDS_MAX = 6.0
 CLOCK_SECONDS_MAX = 30.0
@@ -136,8 +137,8 @@ class Client:
     @overload
     async def start(
         self,
-        workflow: WorkflowDefinition[Any, R],
-        *args: Any,
+        workflow: Callable[[*Ts], Awaitable[R]],
+        *args: *Ts,
         id: str,
         queue: str | None = ...,
         version: str | None = ...,
@@ -152,7 +153,7 @@ class Client:
     @overload
     async def start(
         self,
-        workflow: str,
+        workflow: str | type,
         *args: Any,
         id: str,
         queue: str | None = ...,
@@ -166,9 +167,9 @@ class Client:
         **kwargs: Any,
     ) -> WorkflowHandle[Any]: ...
 
-    async def start(
+    async def start(  # type: ignore[misc]  # mypy: *args of Any are too few for those of Ts
         self,
-        workflow: WorkflowDefinition[Any, Any] | str,
+        workflow: Any,
         *args: Any,
         id: str,
         queue: str | None = None,

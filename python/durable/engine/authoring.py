@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Coroutine, Iterator, MutableMapping, Sequence
-from typing import Any, Generic, ParamSpec, Protocol, TypeVar, overload
+from typing import Any, Concatenate, Generic, ParamSpec, Protocol, TypeVar, overload
 
 from durable._core import current
 from durable.engine.definition import (
@@ -17,6 +17,7 @@ from durable.engine.definition import (
 from durable.errors import ConfigurationError, DefinitionError
 
 P = ParamSpec("P")
+S = TypeVar("S")
 R = TypeVar("R")
 T = TypeVar("T")
 C = TypeVar("C", bound=type)
@@ -78,10 +79,10 @@ class RunMethod(Protocol[P, R]):
     ) -> Callable[P, Coroutine[Any, Any, R]]: ...
 
 
-class UpdateMethod(Generic[P, R]):
+class UpdateMethod(Generic[S, P, R]):
     """An update handler of a workflow class, callable as the method that it is."""
 
-    def __init__(self, fn: Callable[P, R], name: str | None) -> None:
+    def __init__(self, fn: Callable[Concatenate[S, P], R], name: str | None) -> None:
         self.fn = fn
         self.__name__ = fn.__name__
         self.__doc__ = fn.__doc__
@@ -93,10 +94,15 @@ class UpdateMethod(Generic[P, R]):
         setattr(self, HANDLER_MARK, HandlerMark("update", known.name, fn))
         return fn
 
-    def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R:
-        return self.fn(*args, **kwargs)
+    def __call__(self, instance: S, /, *args: P.args, **kwargs: P.kwargs) -> R:
+        return self.fn(instance, *args, **kwargs)
 
-    def __get__(self, instance: object, owner: type | None = None) -> Any:
+    @overload
+    def __get__(self, instance: None, owner: type) -> UpdateMethod[S, P, R]: ...
+    @overload
+    def __get__(self, instance: S, owner: type | None = None) -> Callable[P, R]: ...
+
+    def __get__(self, instance: Any, owner: type | None = None) -> Any:
         return self if instance is None else self.fn.__get__(instance)
 
 

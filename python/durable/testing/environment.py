@@ -12,11 +12,11 @@ nothing else is left to do; then it jumps to what is due next, so a year takes n
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable, Iterator
+from collections.abc import Awaitable, Callable, Iterable, Iterator
 from contextlib import AsyncExitStack, contextmanager
 from datetime import UTC, datetime, timedelta
 from functools import partial
-from typing import Any, ParamSpec, TypeVar, overload
+from typing import Any, ParamSpec, TypeVar, TypeVarTuple, overload
 
 from durable.codec import DEFAULT_CODEC
 from durable.engine.definition import ActivityDefinition, WorkflowDefinition
@@ -40,6 +40,7 @@ from durable.testing.world import World, new_run_id
 
 P = ParamSpec("P")
 R = TypeVar("R")
+Ts = TypeVarTuple("Ts")
 
 START_TIME = datetime(2030, 1, 1, tzinfo=UTC)
 
@@ -191,9 +192,9 @@ class WorkflowEnvironment:
     @overload
     async def start(
         self,
-        workflow: WorkflowDefinition[..., R],
+        workflow: Callable[[*Ts], Awaitable[R]],
         /,
-        *args: Any,
+        *args: *Ts,
         id: str | None = ...,
         queue: str | None = ...,
         version: str | None = ...,
@@ -205,10 +206,21 @@ class WorkflowEnvironment:
     ) -> TestHandle[R]: ...
     @overload
     async def start(
-        self, workflow: str | type, /, *args: Any, id: str | None = ..., **kwargs: Any
+        self,
+        workflow: str | type,
+        /,
+        *args: Any,
+        id: str | None = ...,
+        queue: str | None = ...,
+        version: str | None = ...,
+        start_delay: timedelta | float | None = ...,
+        start_at: datetime | None = ...,
+        run_timeout: timedelta | float | None = ...,
+        id_reuse: IdReuse = ...,
+        **kwargs: Any,
     ) -> TestHandle[Any]: ...
 
-    async def start(
+    async def start(  # type: ignore[misc]  # mypy: *args of Any are too few for those of Ts
         self,
         workflow: Any,
         /,

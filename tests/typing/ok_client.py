@@ -1,0 +1,53 @@
+"""Starting and testing workflows, as it should be done."""
+
+from datetime import timedelta
+
+from durable import Client, activity, workflow
+from durable.testing import Mock, Replayer, TestHandle, WorkflowEnvironment
+
+
+@activity.defn
+async def charge(cents: int) -> str:
+    return str(cents)
+
+
+@workflow.defn
+async def order(cents: int, note: str = "") -> str:
+    return await charge(cents) + note
+
+
+@workflow.defn
+class Basket:
+    @workflow.run
+    async def run(self, owner: str) -> int:
+        return 1
+
+    @workflow.signal
+    def add(self, item: str) -> None: ...
+
+
+async def start(dsn: str) -> str:
+    async with Client.connect(dsn) as client:
+        handle = await client.start(order, 5, id="order-7", start_delay=timedelta(hours=1))
+        await client.start(order, 5, "by hand", id="order-8")
+        await client.start(order, 5, note="by name", id="order-9")
+        await handle.signal("go", 1)
+        result: str = await handle.result(timeout=5)
+        return result
+
+
+async def test_order() -> None:
+    async with WorkflowEnvironment(crash_at_every_event=True) as env:
+        mock: Mock = env.mock(charge, "paid")
+        result: str = await env.execute(order, 5, note="x")
+        handle: TestHandle[str] = await env.start(order, 5, id="order-7")
+        again: str = await handle.result()
+        assert result == again == "paid"
+        assert mock.call_count == 2
+        assert await env.execute(Basket, "ann") == 1
+        Replayer([order]).replay(await handle.history())
+
+
+async def outside() -> str:
+    """Outside of a workflow an activity is the plain function."""
+    return await charge(3)

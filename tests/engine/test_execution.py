@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import gc
+import weakref
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
@@ -581,3 +583,26 @@ def test_every_failure_of_a_wide_gather_is_named() -> None:
         run.fail(ref)
     assert run.result == ["add", "add", "add", "other"]
     run.check_replays()
+
+
+def test_an_evicted_execution_is_freed() -> None:
+    @workflow.defn
+    async def busy() -> None:
+        workflow.on_query("q", lambda: 1)
+        workflow.on_signal("s", lambda: None)
+        await asyncio.gather(
+            add(1, 2),
+            workflow.sleep(5),
+            workflow.wait_signal("x"),
+            workflow.wait_condition(lambda: False),
+        )
+
+    run = MemoryRun(busy)
+    execution = run.cold()
+    run._executions.remove(execution)
+    execution.query("q")
+    freed = weakref.ref(execution)
+    execution.evict()
+    del execution
+    gc.collect()
+    assert freed() is None

@@ -22,6 +22,7 @@ from durable import (
     DefinitionError,
     GuardError,
     NonDeterminismError,
+    PayloadTooLargeError,
     RetryPolicy,
     UpdateRejectedError,
     WorkflowNotFoundError,
@@ -31,6 +32,7 @@ from durable import (
 from durable.codec import DEFAULT_CODEC, failure_from_payload
 from durable.engine.context import child_run_id
 from durable.events import EventKind, RunState
+from durable.options import PAYLOAD_BYTES_MAX
 
 START = datetime(2023, 11, 14, 22, 13, 20, tzinfo=UTC)
 
@@ -1102,3 +1104,28 @@ def test_functions_take_updates_and_answer_queries() -> None:
     run.update("put", 6)
     assert run.result == 10
     run.check_replays()
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda big: workflow.start_activity("name", big),
+        lambda big: workflow.start_child("name", big),
+        lambda big: book_order(Order(big, 1)),
+        lambda big: workflow.side_effect(lambda: big),
+        lambda big: workflow.continue_as_new(big, workflow="name"),
+        lambda big: workflow.set_status(big),
+    ],
+)
+def test_a_payload_over_the_limit_is_refused_at_the_call(call: Any) -> None:
+    @workflow.defn
+    async def bulky() -> str:
+        try:
+            call("x" * (PAYLOAD_BYTES_MAX + 1))
+        except PayloadTooLargeError as error:
+            return str(error)
+        return "accepted"
+
+    run = MemoryRun(bulky)
+    assert "over the limit" in run.result
+    assert run.turns[0].event_count == 1

@@ -250,7 +250,7 @@ def upsert_search_attributes(**values: Any) -> None:
     """Set attributes that runs can be found by; None removes one. Recorded in history."""
     this = context("upsert_search_attributes()")
     this.check_writable("search attributes")
-    payload = this.codec.encode(values)
+    payload = this.encode(values, "the search attributes")
     for key, value in values.items():
         if value is None:
             this.search.pop(key, None)
@@ -286,7 +286,9 @@ def side_effect(fn: Callable[[], T], name: str | None = None) -> T:
     this = context("side_effect()")
     this.check_writable("side_effect()")
     label = name or getattr(fn, "__name__", "side_effect")
-    payload = this.loop.record(EventKind.SIDE_EFFECT, label, lambda: this.codec.encode(fn()))
+    payload = this.loop.record(
+        EventKind.SIDE_EFFECT, label, lambda: this.encode(fn(), f"side effect {label!r}")
+    )
     value: T = this.codec.decoder(Any)(payload)
     return value
 
@@ -426,7 +428,7 @@ def start_activity(
         EventKind.ACTIVITY_SCHEDULED,
         name=activity,
         options=options_to_json(made),
-        payload=this.codec.encode(list(args)),
+        payload=this.encode(list(args), f"the arguments of activity {activity!r}"),
         decoder=None if result_type is Any else this.codec.decoder(result_type),
         wait_cancel=made.wait_cancel,
     )
@@ -507,7 +509,8 @@ def start_child(  # type: ignore[misc]  # mypy: *args of Any are too few for tho
         decoder = workflow.signature.result_decoder
         queue, version = queue or workflow.queue, version or workflow.version
     elif isinstance(workflow, str):
-        name, payload = workflow, this.codec.encode(list(args))
+        name = workflow
+        payload = this.encode(list(args), f"the arguments of workflow {name!r}")
         decoder = None if result_type is Any else this.codec.decoder(result_type)
     else:
         raise DefinitionError(f"{workflow!r} is not a workflow; put @workflow.defn on it")
@@ -543,10 +546,9 @@ async def signal_external(
 ) -> None:
     """Send a signal to another run; raise WorkflowNotFoundError when there is none."""
     this = context("signal_external()")
-    payload = this.codec.encode(list(args))
-    await this.send_external(
-        EventKind.EXTERNAL_SIGNAL, workflow_id, run_id, handler_name(name), payload
-    )
+    label = handler_name(name)
+    payload = this.encode(list(args), f"the arguments of signal {label!r}")
+    await this.send_external(EventKind.EXTERNAL_SIGNAL, workflow_id, run_id, label, payload)
 
 
 async def cancel_external(workflow_id: str, *, run_id: str | None = None) -> None:
@@ -571,7 +573,8 @@ def continue_as_new(
     if isinstance(target, WorkflowDefinition):
         name, payload = target.name, target.signature.encode_args(args, {})
     else:
-        name, payload = target, this.codec.encode(list(args))
+        name = target
+        payload = this.encode(list(args), f"the arguments of workflow {name!r}")
     raise ContinueAsNew(name, payload, {"queue": queue, "memo": memo})
 
 

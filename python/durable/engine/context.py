@@ -13,7 +13,7 @@ from random import Random
 from typing import Any, Generic, TypeVar
 
 from durable._core import CommandFuture, current
-from durable.codec import Codec
+from durable.codec import Codec, check_size
 from durable.engine.definition import WorkflowDefinition, handler_name
 from durable.engine.handlers import Mailbox
 from durable.engine.info import WorkflowInfo
@@ -21,6 +21,7 @@ from durable.engine.requests import Requests
 from durable.engine.tasks import WorkflowLoop
 from durable.errors import ContextError, GuardError
 from durable.events import EventKind
+from durable.options import PAYLOAD_BYTES_WARN
 
 __all__ = [
     "ChildHandle",
@@ -95,6 +96,13 @@ class WorkflowContext:
                 f"a query or validator must not use {what}: it may only look; "
                 "do it in a signal or update handler"
             )
+
+    def encode(self, value: Any, what: str) -> bytes:
+        """A value as bytes; raise EncodeError, or PayloadTooLargeError that says ``what`` it is."""
+        payload = self.codec.encode(value)
+        if len(payload) > PAYLOAD_BYTES_WARN:
+            check_size(payload, what)
+        return payload
 
     @property
     def random(self) -> Random:
@@ -211,12 +219,10 @@ class ChildHandle(Generic[R]):
 
     async def signal(self, name: str | Callable[..., Any], *args: Any) -> None:
         """Send the child a signal."""
+        label = handler_name(name)
+        payload = self._context.encode(list(args), f"the arguments of signal {label!r}")
         await self._context.send_external(
-            EventKind.EXTERNAL_SIGNAL,
-            self.workflow_id,
-            self.run_id,
-            handler_name(name),
-            self._context.codec.encode(list(args)),
+            EventKind.EXTERNAL_SIGNAL, self.workflow_id, self.run_id, label, payload
         )
 
 

@@ -133,7 +133,7 @@ class Requests:
         def done(error: BaseException | None, value: Any) -> None:
             kind, data = EventKind.UPDATE_COMPLETED, b""
             try:
-                data = context.codec.encode(value)
+                data = context.encode(value, f"the answer of update {name!r}")
             except PayloadError as misfit:
                 error = error or misfit
             if error is not None:

@@ -212,6 +212,96 @@ def test_an_activity_is_not_run_by_the_close_of_its_caller() -> None:
     assert current() is None
 
 
+def test_a_run_is_closed_from_the_inside_out() -> None:
+    """Each `finally` sees that its coroutine is closed, and no error of an inner one's close."""
+    seen: list[tuple[str, str]] = []
+
+    async def inner(rig: Rig) -> None:
+        try:
+            await rig.act("a")
+        except BaseException as error:
+            seen.append(("inner", type(error).__name__))
+            raise
+        finally:
+            for _ in range(3):
+                with contextlib.suppress(GeneratorExit):
+                    await rig.act("cleanup")
+
+    async def program(rig: Rig) -> None:
+        try:
+            await inner(rig)
+        except BaseException as error:
+            seen.append(("outer", type(error).__name__))
+            raise
+        finally:
+            await inner(rig)
+
+    rig = started(program)
+    rig.evict()
+    loop = weakref.ref(rig.loop)
+    del rig
+    gc.collect()
+
+    assert seen == [
+        ("inner", "GeneratorExit"),
+        ("outer", "GeneratorExit"),
+        ("inner", "GeneratorExit"),
+    ]
+    assert loop() is None
+
+
+# -- recorded values ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("is_caught", [True, False])
+def test_a_value_that_could_not_be_made_fails_the_same_way_on_replay(is_caught: bool) -> None:
+    async def program(rig: Rig) -> Any:
+        await rig.act("a")
+        try:
+            rig.loop.record(EventKind.SIDE_EFFECT, "x", lambda: bytes(1 // 0))
+        except ZeroDivisionError:
+            if not is_caught:
+                raise
+        return await rig.act("b")
+
+    made = record(program, [2, 2])
+
+    rig = cold(program, made)
+
+    assert rig.loop.is_finished
+    assert rig.loop.take() is None
+
+
+def test_making_a_value_may_not_make_commands() -> None:
+    refused: list[str] = []
+
+    async def program(rig: Rig) -> Any:
+        def greedy() -> bytes:
+            for ask in (
+                lambda: rig.act("b"),
+                lambda: rig.loop.record(EventKind.SIDE_EFFECT, "y", lambda: b"2"),
+                lambda: rig.loop.patched("z"),
+                lambda: rig.loop.call_later(5, print),
+            ):
+                try:
+                    ask()
+                except RuntimeError as error:
+                    refused.append(str(error))
+            return b"1"
+
+        value = rig.loop.record(EventKind.SIDE_EFFECT, "x", greedy)
+        await rig.act("a")
+        return value
+
+    made = record(program, [2])
+    kinds = [event[1] for event in made.commands]
+
+    assert kinds == [EventKind.SIDE_EFFECT, EventKind.ACTIVITY_SCHEDULED, EventKind.RUN_COMPLETED]
+    assert len(refused) == 4
+    assert cold(program, made).loop.is_finished
+    assert len(refused) == 4
+
+
 # -- the short cut -----------------------------------------------------------------------------
 
 

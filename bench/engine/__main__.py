@@ -87,6 +87,8 @@ def main(
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     if not no_peers:
         link.install()
+    if profile is not None:
+        profile.resolve().parent.mkdir(parents=True, exist_ok=True)
     rows: list[Row] = []
     with Database() as database:
         shown = settings_line(database)

@@ -1,12 +1,14 @@
 """Profiled: the measured app with cProfile in each worker process.
 
 The profile begins when a worker imports this and is written to ``$BENCH_PROFILE.<pid>`` on SIGUSR1.
-A profiled worker is about half as fast; its shares are what counts, not its rates.
+Times are CPU times of the worker's main thread, so a busy machine does not blur them. A profiled
+worker is about half as fast; its shares are what counts, not its rates.
 """
 
 import cProfile
 import os
 import signal
+import time
 from types import FrameType
 
 from bench import flows
@@ -18,7 +20,7 @@ steps, fan_out, orders = flows.steps, flows.fan_out, flows.orders
 records, nap, collect = flows.records, flows.nap, flows.collect
 
 if PATH is not None:
-    profiler = cProfile.Profile()
+    profiler = cProfile.Profile(time.thread_time)
 
     def dump(number: int, frame: FrameType | None) -> None:
         """Write down what was seen, in one move."""

@@ -138,14 +138,10 @@ class Absurd(Side):
         """One sample."""
         count = self.count
         self.peer.call("enqueue", steps=self.steps, count=count)
+        processes = self.setting.processes
+        self.peer.call("start", processes=processes, connections=ABSURD_CONNECTIONS, go=False)
         costs = Costs(self.setting, self.database, self.peer.pid)
-        seconds = self.peer.call(
-            "drain",
-            steps=self.steps,
-            count=count,
-            processes=self.setting.processes,
-            connections=ABSURD_CONNECTIONS,
-        )
+        seconds = self.peer.call("drain", steps=self.steps, count=count)
         self.add(costs.sample(count * max(1, self.steps), seconds))
 
 

@@ -111,10 +111,11 @@ class Bench:
             app.close()
         return elapsed
 
-    def start(self, processes: int, connections: int) -> None:
-        """Start worker processes, which begin at once."""
+    def start(self, processes: int, connections: int, go: bool = True) -> None:
+        """Start worker processes, which begin at once or with `drain`."""
         self.workers = Workers(work, processes, self.dsn, connections)
-        self.workers.ask("go")
+        if go:
+            self.workers.ask("go")
 
     def stop(self) -> None:
         """Stop the worker processes."""
@@ -122,9 +123,10 @@ class Bench:
             self.workers.stop()
             self.workers = None
 
-    def drain(self, steps: int, count: int, processes: int, connections: int) -> float:
-        """Let workers do the tasks that wait; seconds from the first start to the last end."""
-        self.start(processes, connections)
+    def drain(self, steps: int, count: int) -> float:
+        """Let the workers do the tasks that wait; seconds from the first start to the last end."""
+        assert self.workers is not None
+        self.workers.ask("go")
         deadline = time.monotonic() + WAIT_SECONDS_MAX
         query = (
             f"select count(*), extract(epoch from max(completed_at) - min(started_at))::float8 "

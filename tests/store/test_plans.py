@@ -174,3 +174,25 @@ async def settled_reads(dsn: str) -> dict[str, int]:
             if row is not None and row[0] == 0:
                 break
     return await reads(dsn)
+
+
+async def test_flushes_and_heartbeats_touch_no_index(postgres: PostgresRig) -> None:
+    session = await postgres.session()
+    run = await postgres.owned("a", session)
+
+    for seq in range(1, 31):
+        await postgres.accept(change(run, b"b", seq=seq, timers=[NewTimer(seq, 1)]))
+        await postgres.store.heartbeat([session], HOUR_US)
+
+    await postgres.store.close()
+    await postgres.other.close()
+    await settled_reads(postgres.dsn)
+    async with await psycopg.AsyncConnection.connect(postgres.dsn) as conn:
+        rows = await (
+            await conn.execute(
+                "SELECT relname, n_tup_upd, n_tup_hot_upd FROM pg_stat_user_tables "
+                "WHERE relname IN ('run', 'session') ORDER BY 1"
+            )
+        ).fetchall()
+    # The claim is the one update of an indexed column.
+    assert rows == [("run", 31, 30), ("session", 30, 30)]

@@ -541,3 +541,53 @@ fn a_command_that_was_refused_is_refused_again_on_replay() {
     ));
     assert_eq!(replay.advance(), Ok(Fact::Live));
 }
+
+#[test]
+fn an_outcome_answers_the_commands_it_is_for_and_no_other() {
+    use Kind::*;
+    let answers = [
+        (ActivityCompleted, vec![ActivityScheduled]),
+        (ActivityFailed, vec![ActivityScheduled]),
+        (TimerFired, vec![TimerStarted]),
+        (ChildCompleted, vec![ChildInitiated]),
+        (ChildFailed, vec![ChildInitiated]),
+        (ExternalDone, vec![ExternalSignal, ExternalCancel]),
+        (ExternalFailed, vec![ExternalSignal, ExternalCancel]),
+    ];
+    for &fact in Kind::ALL {
+        let expected = answers.iter().find(|(kind, _)| *kind == fact);
+        assert_eq!(fact.is_outcome(), expected.is_some(), "{fact:?}");
+        let failures = [ActivityFailed, ChildFailed, ExternalFailed];
+        assert_eq!(fact.is_failure(), failures.contains(&fact), "{fact:?}");
+        for &command in Kind::ALL {
+            let answers = expected.is_some_and(|(_, commands)| commands.contains(&command));
+            assert_eq!(fact.answers(command), answers, "{fact:?} of {command:?}");
+        }
+    }
+    for &command in Kind::ALL {
+        let is_answered = answers
+            .iter()
+            .any(|(_, commands)| commands.contains(&command));
+        assert_eq!(command.awaits_outcome(), is_answered, "{command:?}");
+    }
+}
+
+#[test]
+fn the_table_of_kinds_is_whole() {
+    for number in 0..=u8::MAX {
+        let kind = Kind::from_number(number);
+        assert_eq!(kind.map(|kind| kind as u8), kind.map(|_| number));
+        assert_eq!(
+            kind.is_some(),
+            Kind::ALL.iter().any(|kind| *kind as u8 == number)
+        );
+    }
+    for &kind in Kind::ALL {
+        let number = kind as u8;
+        assert_eq!(kind.is_inbound(), number < 64);
+        assert_eq!(kind.is_ending(), number >= 128);
+        assert!(!kind.name().is_empty());
+        // Facts and endings are matched by their kind alone.
+        assert!(kind.compared() == 0 || (64..128).contains(&number));
+    }
+}

@@ -189,3 +189,59 @@ def test_a_run_may_move_between_threads() -> None:
 
     assert rig.main is not None
     assert rig.main.result() == [7, 8]
+
+
+OUTCOMES = {
+    EventKind.ACTIVITY_COMPLETED: {EventKind.ACTIVITY_SCHEDULED},
+    EventKind.ACTIVITY_FAILED: {EventKind.ACTIVITY_SCHEDULED},
+    EventKind.TIMER_FIRED: {EventKind.TIMER_STARTED},
+    EventKind.CHILD_COMPLETED: {EventKind.CHILD_INITIATED},
+    EventKind.CHILD_FAILED: {EventKind.CHILD_INITIATED},
+    EventKind.EXTERNAL_DONE: {EventKind.EXTERNAL_SIGNAL, EventKind.EXTERNAL_CANCEL},
+    EventKind.EXTERNAL_FAILED: {EventKind.EXTERNAL_SIGNAL, EventKind.EXTERNAL_CANCEL},
+}
+AWAITED = sorted(set().union(*OUTCOMES.values()))
+
+
+@pytest.mark.parametrize("command", AWAITED)
+@pytest.mark.parametrize("outcome", OUTCOMES)
+def test_an_outcome_is_taken_for_its_own_command_only(
+    outcome: EventKind, command: EventKind
+) -> None:
+    async def program(rig: Rig) -> Any:
+        due = rig.loop.now_us + 5 if command == EventKind.TIMER_STARTED else 0
+        return await rig.loop.command(command, time_us=due, name="x", payload=b"[]")
+
+    rig = started(program)
+    answer = Fact(outcome, 2, START_US + 5, payload=b'"x"')
+
+    if command in OUTCOMES[outcome]:
+        rig.deliver(answer)
+        assert rig.loop.is_finished
+        with pytest.raises(RuntimeError):
+            rig.deliver(answer)
+    else:
+        with pytest.raises(ValueError, match="answers no waiting command"):
+            rig.deliver(answer)
+        assert rig.loop.is_pending(2)
+    rig.evict()
+
+
+def test_what_is_used_again_is_known_to_the_garbage_collector() -> None:
+    """Objects from a free list are as good as new ones."""
+    seen: list[bool] = []
+
+    async def program(rig: Rig) -> Any:
+        for _ in range(5):
+            future = rig.act("a")
+            handle = rig.loop.call_soon(print)
+            handle.cancel()
+            seen.extend([gc.is_tracked(future), gc.is_tracked(handle)])
+            await future
+            del future, handle
+
+    made = record(program, [0] * 5)
+
+    assert made.is_finished
+    assert cold(program, made).loop.is_finished
+    assert seen == [True] * 20

@@ -15,7 +15,7 @@ pub const START_US: u64 = 1_700_000_000_000_000;
 /// So many generated cases; few under Miri, which is slow and has no files.
 pub fn cases(count: u32) -> ProptestConfig {
     ProptestConfig {
-        cases: if cfg!(miri) { 5 } else { count },
+        cases: if cfg!(miri) { 2 } else { count },
         failure_persistence: None,
         ..ProptestConfig::default()
     }

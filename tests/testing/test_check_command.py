@@ -179,6 +179,14 @@ async def test_run_of_a_type_that_the_app_lost_is_a_problem(folder: Path, dsn: s
     assert "unknown in parcel: 1" in result.stdout
 
 
+async def test_replayer_reads_the_database_itself(folder: Path, dsn: str) -> None:
+    await start_and_run_first_turn(dsn, 3)
+
+    report = await Replayer([old_parcel]).replay_database(dsn)
+
+    assert (report.replayed, report.ok) == (3, True)
+
+
 async def test_exported_history_replays_from_its_file(folder: Path, dsn: str) -> None:
     (folder / "parcels_old.py").write_text(OLD)
     (folder / "parcels_later.py").write_text(NEW)

@@ -22,7 +22,7 @@ from durable.errors import (
     WorkflowTimedOutError,
 )
 from durable.options import RetryPolicy
-from durable.testing import StuckError, WorkflowEnvironment
+from durable.testing import StuckError, WorkflowEnvironment, waiting
 
 
 @dataclass
@@ -472,3 +472,99 @@ async def test_activity_by_name_can_be_mocked(env: WorkflowEnvironment) -> None:
     env.mock("remote", lambda number: number + 1)
 
     assert await env.execute(by_name) == 21
+
+
+async def test_mock_by_name_is_held_to_the_real_result(env: WorkflowEnvironment) -> None:
+    env.mock("charge", lambda order: 3)
+
+    with pytest.raises(WorkflowFailedError, match="Receipt"):
+        await env.execute(buy, ORDER)
+
+
+async def test_thousand_activities_at_once_all_run(env: WorkflowEnvironment) -> None:
+    @workflow.defn
+    async def spread(count: int) -> int:
+        return sum(await asyncio.gather(*(sync_double(n) for n in range(count))))
+
+    count = 100 if env.crashes else 1000
+
+    assert await env.execute(spread, count) == count * (count - 1)
+
+
+async def test_cancelled_activity_hears_of_it(env: WorkflowEnvironment) -> None:
+    heard: list[str] = []
+
+    @activity.defn
+    async def patient() -> None:
+        try:
+            await env.hang()
+        except asyncio.CancelledError:
+            heard.append("cancelled")
+            raise
+
+    @workflow.defn
+    async def impatient() -> str:
+        try:
+            await asyncio.wait_for(patient(), 60)
+        except TimeoutError:
+            await asyncio.sleep(1)
+            return "late"
+        return "in time"
+
+    assert await env.execute(impatient) == "late"
+    assert heard == ["cancelled"]
+
+
+async def test_loop_without_end_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(waiting, "TURNS_MAX", 1000)
+
+    @workflow.defn
+    async def for_ever() -> None:
+        while True:
+            await asyncio.sleep(1)
+
+    async with WorkflowEnvironment() as env:
+        with pytest.raises(StuckError, match="goes on and on"):
+            await env.execute(for_ever)
+
+
+async def test_retried_workflow_starts_again(env: WorkflowEnvironment) -> None:
+    @workflow.defn(retry=RetryPolicy(max_attempts=3, initial_interval=60))
+    async def third_time() -> int:
+        if workflow.info().attempt < 3:
+            raise RuntimeError("again")
+        return workflow.info().attempt
+
+    begin = env.now
+
+    assert await env.execute(third_time) == 3
+    assert env.now > begin
+
+
+async def test_child_of_a_closed_parent_is_terminated(env: WorkflowEnvironment) -> None:
+    @workflow.defn
+    async def sleeper() -> None:
+        await asyncio.sleep(3600)
+
+    @workflow.defn
+    async def parent() -> None:
+        workflow.start_child(sleeper, id="child")
+        await asyncio.sleep(1)
+
+    await env.execute(parent)
+
+    with pytest.raises(WorkflowTerminatedError):
+        await env.get_handle("child").result()
+
+
+async def test_parked_child_is_named_to_who_waits_for_it(env: WorkflowEnvironment) -> None:
+    @workflow.defn
+    async def lost() -> None:
+        await workflow.execute_activity("missing")
+
+    @workflow.defn
+    async def parent() -> None:
+        await workflow.start_child(lost, id="lost-1")
+
+    with pytest.raises(StuckError, match=r"'lost-1' is parked: no activity is called 'missing'"):
+        await env.execute(parent)

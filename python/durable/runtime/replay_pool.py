@@ -177,6 +177,29 @@ def chunks(runs: Iterable[Listed]) -> Iterator[list[Listed]]:
         yield chunk
 
 
+async def replay_here(
+    dsn: str,
+    schema: str,
+    registry: Registry,
+    *,
+    workflow_type: str | None = None,
+    closed_max: int = 0,
+) -> Tally:
+    """As `replay_runs`, in this process and against definitions that are here."""
+    runs = await list_runs(dsn, schema, workflow_type=workflow_type, closed_max=closed_max)
+    tally = Tally()
+    store = PostgresStore(dsn, schema=schema)
+    await store.open()
+    try:
+        for chunk in chunks(runs):
+            histories = await store.load({run.run_id: run.part for run in chunk})
+            for run in chunk:
+                check_run(registry, run, histories[run.run_id][: run.batch_count], tally)
+    finally:
+        await store.close()
+    return tally
+
+
 # -- in a process of the pool ------------------------------------------------------------------
 
 

@@ -95,6 +95,8 @@ class WorkflowEnvironment:
             threads=threads,
             patience=patience,
         )
+        self.crashes = crash_at_every_event
+        """Whether runs are replayed after every event."""
         self._check_values = check_values
         self._seed = seed
         self._numbers = 0

@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from importlib import import_module
 from pathlib import Path
 from types import ModuleType
 
@@ -104,6 +105,25 @@ class Replayer:
             if problem is not None:
                 report.problems.append(problem)
         return report
+
+    async def replay_database(
+        self,
+        dsn: str,
+        *,
+        schema: str = "durable",
+        workflow_type: str | None = None,
+        closed_max: int = 1000,
+    ) -> ReplayReport:
+        """Replay all open runs of a database and its newest closed ones, and report.
+
+        In this process; ``durable check --replay`` uses all cores. Raises StoreError.
+        """
+        # Here, because every pytest session imports this module and few need the database driver.
+        pool = import_module("durable.runtime.replay_pool")
+        tally = await pool.replay_here(
+            dsn, schema, self._registry, workflow_type=workflow_type, closed_max=closed_max
+        )
+        return ReplayReport(tally.replayed, tally.problems)
 
     def mismatch(self, source: Source) -> NonDeterminismError | None:
         """The mismatch of one history, or None when it replays."""

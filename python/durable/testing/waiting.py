@@ -45,8 +45,15 @@ async def until(world: World, done: Callable[[], bool], describe: Callable[[], s
             continue
         await asyncio.sleep(0)
         world.pump()
-        if not done() and not world.is_busy() and not world.step():
-            await wait_for_news(world, describe)
+        if done() or world.is_busy() or world.step():
+            continue
+        if world.parked:
+            other = world.parked[0]
+            raise StuckError(
+                f"{describe()} waits, and {other.new.workflow_type} {other.new.workflow_id!r} is "
+                f"parked: {other.error}"
+            ) from other.error
+        await wait_for_news(world, describe)
 
 
 async def wait_for_news(world: World, describe: Callable[[], str]) -> None:

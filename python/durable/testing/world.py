@@ -15,7 +15,6 @@ from __future__ import annotations
 import asyncio
 import uuid
 from collections import deque
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -118,6 +117,7 @@ class World:
         """By run id."""
         self.latest: dict[str, Run] = {}
         """By workflow id."""
+        self.parked: list[Run] = []
         self.responses: dict[str, Response] = {}
         self.news = asyncio.Event()
         """Set whenever anything changed."""
@@ -128,6 +128,8 @@ class World:
         self._threads = threads
         self._facts: deque[tuple[Run, Fact]] = deque()
         self._pumping = False
+        self._active: set[ActivityCall] = set()
+        """Calls without an outcome, of all runs."""
 
     # -- from outside ----------------------------------------------------------------------------
 
@@ -211,11 +213,7 @@ class World:
 
     def is_busy(self) -> bool:
         """Whether activities run that time must not overtake."""
-        return any(call.is_busy for run in self.open_runs() for call in run.calls.values())
-
-    def open_runs(self) -> Iterator[Run]:
-        """The runs that can still do something."""
-        return (run for run in self.runs.values() if run.is_open)
+        return any(call.is_busy for call in self._active)
 
     def call_of(self, run_id: str, ref: int) -> ActivityCall | None:
         """The activity call ``ref`` of a run, while it is under way."""
@@ -316,9 +314,7 @@ class World:
         run.state = closing.state
         for entry in run.timers.values():
             entry.cancel()
-        for call in run.calls.values():
-            call.drop()
-        run.calls.clear()
+        self._drop_calls(run)
         if run.execution is not None:
             run.execution.evict()
         if successor is not None:
@@ -326,6 +322,12 @@ class World:
             run.successor = self.start(successor, run.definition.fn)
         elif run.new.parent_run_id is not None:
             self._tell_parent(run, closing)
+
+    def _drop_calls(self, run: Run) -> None:
+        for call in run.calls.values():
+            call.drop()
+            self._active.discard(call)
+        run.calls.clear()
 
     def _tell_parent(self, run: Run, closing: Closing) -> None:
         parent = self.runs.get(run.new.parent_run_id or "")
@@ -339,8 +341,8 @@ class World:
     def _park(self, run: Run, error: BaseException) -> None:
         run.error = error
         run.state = RunState.PARKED
-        for call in run.calls.values():
-            call.drop()
+        self.parked.append(run)
+        self._drop_calls(run)
         for entry in run.timers.values():
             entry.cancel()
         self.news.set()
@@ -349,10 +351,13 @@ class World:
 
     def _start_activity(self, run: Run, scheduled: Any) -> None:
         mock = self.mocks.get(scheduled.name)
+        definition: ActivityDefinition[Any, Any] | None
         definition = self.registry.activities.get(scheduled.name) or find_definition(
             run.definition.fn, scheduled.name, ActivityDefinition
         )
-        if mock is None and definition is None:
+        # The real signature where it is known: a mock given by name was checked against nothing.
+        source = definition or mock
+        if source is None:
             raise DefinitionError(
                 f"no activity is called {scheduled.name!r}; give it to the environment: "
                 f"activities=[...], or env.mock({scheduled.name!r}, ...)"
@@ -362,8 +367,8 @@ class World:
             run_id=run.new.run_id,
             workflow_id=run.new.workflow_id,
             workflow_type=run.new.workflow_type,
-            fn=mock.fn if mock else definition.fn,
-            signature=mock.signature if mock else definition.signature,
+            fn=source.fn if mock is None else mock.fn,
+            signature=source.signature,
             on_call=None if mock is None else lambda *call: mock.calls.append(call),
             clock=self.clock,
             threads=self._threads,
@@ -371,10 +376,12 @@ class World:
             changed=self.news.set,
         )
         run.calls[scheduled.ref] = call
+        self._active.add(call)
         call.begin()
 
     def _ended(self, run: Run, call: ActivityCall, kind: int, payload: bytes | None) -> None:
         run.calls.pop(call.scheduled.ref, None)
+        self._active.discard(call)
         self.tell(run, Fact(kind, call.scheduled.ref, payload=payload))
 
     def _start_child(self, run: Run, new: NewRun) -> None:

@@ -191,7 +191,7 @@ def now() -> datetime:
 
 def start_time() -> datetime:
     """When the run was meant to begin, UTC."""
-    return to_datetime(context("start_time()").start_us)
+    return to_datetime(context("start_time()").meta.start_us or 0)
 
 
 def info() -> WorkflowInfo:

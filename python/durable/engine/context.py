@@ -18,6 +18,7 @@ from durable.engine.definition import WorkflowDefinition, handler_name
 from durable.engine.handlers import Mailbox
 from durable.engine.info import WorkflowInfo
 from durable.engine.requests import Requests
+from durable.engine.start import StartMeta
 from durable.engine.tasks import WorkflowLoop
 from durable.errors import ContextError, GuardError
 from durable.events import EventKind
@@ -60,15 +61,15 @@ class WorkflowContext:
     def __init__(
         self,
         loop: WorkflowLoop,
-        info: WorkflowInfo,
-        start_us: int,
+        run_id: str,
+        meta: StartMeta,
         codec: Codec,
         definition: WorkflowDefinition[Any, Any],
         fail: Callable[[BaseException], None],
     ) -> None:
         self.loop = loop
-        self.info = info
-        self.start_us = start_us
+        self.run_id = run_id
+        self.meta = meta
         self.codec = codec
         self.definition = definition
         self.input: bytes | None = None
@@ -88,6 +89,36 @@ class WorkflowContext:
         self.running_handlers = 0
         self.requests = Requests(self, fail)
         self._random: Random | None = None
+        self._info: WorkflowInfo | None = None
+
+    def begin(self, meta: StartMeta, payload: bytes | None) -> None:
+        """The run's first event: its circumstances and its input."""
+        if not meta.workflow_id:
+            meta.workflow_id = self.meta.workflow_id
+        if meta.start_us is None:
+            meta.start_us = self.loop.now_us
+        self.meta = meta
+        self.input = payload
+        self.search.update(meta.search)
+
+    @property
+    def info(self) -> WorkflowInfo:
+        """The facts of the run, as its code sees them. Made when first asked for."""
+        if self._info is None:
+            meta = self.meta
+            self._info = WorkflowInfo(
+                workflow_id=meta.workflow_id,
+                run_id=self.run_id,
+                name=self.definition.name,
+                queue=meta.queue,
+                version=meta.version,
+                attempt=meta.attempt,
+                parent=meta.parent,
+                continued_from=meta.continued_from,
+                memo=meta.memo,
+                headers=meta.headers,
+            )
+        return self._info
 
     def check_writable(self, what: str) -> None:
         """Raise GuardError when a query or validator tries to do ``what``."""
@@ -108,7 +139,7 @@ class WorkflowContext:
     def random(self) -> Random:
         """The run's own random numbers: the same in every replay."""
         if self._random is None:
-            self._random = Random(uuid.UUID(self.info.run_id).int)
+            self._random = Random(uuid.UUID(self.run_id).int)
         return self._random
 
     def mailbox(self, name: str) -> Mailbox:
@@ -202,7 +233,7 @@ class ChildHandle(Generic[R]):
         self._context = context
         self.future = future
         """The result, as a future for asyncio."""
-        self.run_id = child_run_id(context.info.run_id, future.event_id)
+        self.run_id = child_run_id(context.run_id, future.event_id)
         self.workflow_id = given_id or child_workflow_id(context.info, future.event_id)
 
     def __await__(self) -> Generator[Any, None, R]:

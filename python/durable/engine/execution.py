@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import asyncio
 import inspect
-import uuid
 from collections.abc import Sequence
 from contextvars import Context
 from typing import TYPE_CHECKING, Any
@@ -99,13 +98,13 @@ class Execution:
         self.definition = definition
         self.run_id = run_id
         self.workflow_id = workflow_id
-        self._queue = queue
         self._codec = codec
-        self._registry = registry or Registry()
+        self._errors = registry.errors if registry is not None else {}
         self._task_count = 0
-        self._loop = tasks.WorkflowLoop(uuid.UUID(run_id).bytes, self)
-        self._meta = StartMeta(workflow_id=workflow_id, queue=queue)
-        self._context = self._new_context()
+        self._run_bytes = bytes.fromhex(run_id.replace("-", ""))
+        self._loop = tasks.WorkflowLoop(self._run_bytes, self)
+        meta = StartMeta(workflow_id=workflow_id, queue=queue)
+        self._context = WorkflowContext(self._loop, run_id, meta, codec, definition, self._fail)
         self._loop.context = self._context
         self._main: asyncio.Task[Any] | None = None
         self._handler_error: BaseException | None = None
@@ -174,7 +173,7 @@ class Execution:
                 return None
             return Turn(None, 0, 0, 0, responses=responses)
         turn = Turn(taken[0], taken[1], taken[2], taken[3])
-        builder = TurnBuilder(self._context, self._meta, self._loop.now_us)
+        builder = TurnBuilder(self._context, self._loop.now_us)
         builder.build(taken, turn)
         self._open += len(turn.scheduled) + len(turn.timers) + len(turn.children)
         if self._ended is not None:
@@ -188,7 +187,7 @@ class Execution:
 
     def pending_activities(self) -> list[ScheduledActivity]:
         """Activities without an outcome, oldest first: what a cold start must see to."""
-        queue, now_us = self._context.info.queue, self._loop.now_us
+        queue, now_us = self._context.meta.queue, self._loop.now_us
         return [
             scheduled_activity(event, queue, now_us)
             for event in self._pending(EventKind.ACTIVITY_SCHEDULED)
@@ -298,8 +297,8 @@ class Execution:
             return unreachable(payload)
         called = name or self._name_of(ref)
         if kind == EventKind.ACTIVITY_FAILED:
-            return activity_error(called, payload, self._registry.errors)
-        error = child_error(called, payload, self._registry.errors)
+            return activity_error(called, payload, self._errors)
+        error = child_error(called, payload, self._errors)
         started = self._context.children.get(ref)
         if started is not None and not started.done():
             started.set_exception(error)
@@ -359,23 +358,6 @@ class Execution:
 
     # -- how it does it -----------------------------------------------------------------------
 
-    def _new_context(self) -> WorkflowContext:
-        meta = self._meta
-        info = WorkflowInfo(
-            workflow_id=meta.workflow_id or self.workflow_id,
-            run_id=self.run_id,
-            name=self.definition.name,
-            queue=meta.queue,
-            version=meta.version,
-            attempt=meta.attempt,
-            parent=meta.parent,
-            continued_from=meta.continued_from,
-            memo=meta.memo,
-            headers=meta.headers,
-        )
-        start_us = self._loop.now_us if meta.start_us is None else meta.start_us
-        return WorkflowContext(self._loop, info, start_us, self._codec, self.definition, self._fail)
-
     def _fail(self, error: BaseException) -> None:
         """An exception that a signal handler let through fails the run, as one of the code does."""
         if self._handler_error is None:
@@ -384,10 +366,8 @@ class Execution:
                 self._main.cancel("a signal handler failed")
 
     def _start(self, meta: bytes | None, payload: bytes | None) -> None:
-        self._meta = StartMeta.from_json(meta)
-        context = self._context = self._loop.context = self._new_context()
-        context.input = payload
-        context.search.update(self._meta.search)
+        context = self._context
+        context.begin(StartMeta.from_json(meta), payload)
         requests = context.requests
         args, kwargs = self.definition.signature.decode_args(payload or b"[]")
         fn, instance = self.definition.instantiate()
@@ -400,7 +380,7 @@ class Execution:
                 requests.add(requests.queries, handler.name, bound)
             elif handler.kind == "update":
                 requests.add(requests.updates, handler.name, bound, validator)
-        for name, signal in self._meta.signals:
+        for name, signal in context.meta.signals:
             context.mailbox(name).put(signal)
         self._main = self._loop.create_task(fn(*args, **kwargs), name="main")
         self._loop.set_main(self._main)
@@ -435,7 +415,7 @@ class Execution:
         if policy is not None and not isinstance(error, asyncio.CancelledError):
             delay = next_delay_seconds(
                 policy,
-                self._meta.attempt,
+                self._context.meta.attempt,
                 type_names(error),
                 self._context.random.random(),
                 is_final=is_final(error),
@@ -490,7 +470,7 @@ class Execution:
     def _name_of(self, ref: int) -> str:
         """The name of a command that failed: looked up then, so that successes cost nothing."""
         if not self._names:
-            events = decode(uuid.UUID(self.run_id).bytes, self._loading)
+            events = decode(self._run_bytes, self._loading)
             self._names = {event[0]: event[4] for event in events if event[4]}
         return self._names.get(ref, "")
 

@@ -82,7 +82,7 @@ class Requests:
             except PayloadError as error:
                 # One malformed signal must not end a run that others depend on.
                 if not self.context.loop.is_replaying:
-                    run = self.context.info.run_id
+                    run = self.context.run_id
                     log.error("run %s: a signal %r is dropped: %s", run, name, error)
                 return
             self._spawn(handler, args, kwargs, None)

@@ -99,9 +99,9 @@ def recorded_options(event: Event) -> Mapping[str, Any]:
 class TurnBuilder:
     """Sorts the commands of one turn."""
 
-    def __init__(self, context: WorkflowContext, meta: StartMeta, now_us: int) -> None:
+    def __init__(self, context: WorkflowContext, now_us: int) -> None:
         self.context = context
-        self.meta = meta
+        self.meta = context.meta
         self.now_us = now_us
         self.activities: dict[int, ScheduledActivity] = {}
         self.timers: dict[int, NewTimer] = {}
@@ -113,9 +113,7 @@ class TurnBuilder:
         for event in taken[4]:
             kind = event[1]
             if kind == ACTIVITY_SCHEDULED:
-                self.activities[event[0]] = scheduled_activity(
-                    event, self.context.info.queue, self.now_us
-                )
+                self.activities[event[0]] = scheduled_activity(event, self.meta.queue, self.now_us)
             elif kind == TIMER_STARTED:
                 self.timers[event[0]] = NewTimer(event[0], event[3])
             elif kind >= RUN_COMPLETED:
@@ -181,7 +179,7 @@ class TurnBuilder:
 
     def to_child(self, ref: int, kind: EventKind) -> Message:
         """A request to the child that event ``ref`` started."""
-        run_id = self.context.info.run_id
+        run_id = self.context.run_id
         return Message(
             kind=kind,
             run_id=child_run_id(run_id, ref),
@@ -199,7 +197,7 @@ class TurnBuilder:
             name=event[4],
             payload=event[7],
             ref=event[0],
-            request_id=f"{self.context.info.run_id}:{event[0]}",
+            request_id=f"{self.context.run_id}:{event[0]}",
         )
 
     def close(self, event: Event, turn: Turn) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 
 import psycopg
 import pytest
+from psycopg.conninfo import conninfo_to_dict, make_conninfo
 from support.store_rig import HOUR_US, QUEUE, TYPE, PostgresRig, change, new_run
 
 from durable.errors import ConfigurationError, StoreError, StoreUnavailableError
@@ -180,6 +181,79 @@ async def test_a_server_that_does_not_answer_is_given_up(
 
         with pytest.raises(StoreUnavailableError):
             await postgres.commit(change(run, b"b"))
+
+
+class Line:
+    """A proxy in front of the server whose open connections can be made to go silent."""
+
+    def __init__(self, dsn: str) -> None:
+        self.dsn = dsn
+        self.silent: set[str] = set()
+        self.tasks: set[asyncio.Task[None]] = set()
+
+    async def __aenter__(self) -> Line:
+        self.server = await asyncio.start_server(self.accept, "127.0.0.1", 0)
+        return self
+
+    async def __aexit__(self, *error: object) -> None:
+        self.server.close()
+        for task in self.tasks:
+            task.cancel()
+        await asyncio.gather(*self.tasks, return_exceptions=True)
+
+    @property
+    def proxied(self) -> str:
+        port = self.server.sockets[0].getsockname()[1]
+        return make_conninfo(self.dsn, host="127.0.0.1", port=port)
+
+    async def accept(self, client: asyncio.StreamReader, answers: asyncio.StreamWriter) -> None:
+        info = conninfo_to_dict(self.dsn)
+        replies, server = await asyncio.open_connection(info["host"], int(info["port"] or 5432))
+        # What is silent is this connection, not those that come after it.
+        silent = self.silent
+        for way, source, target in (("out", client, server), ("back", replies, answers)):
+            task = asyncio.create_task(self.forward(way, source, target, silent))
+            self.tasks.add(task)
+
+    async def forward(
+        self, way: str, source: asyncio.StreamReader, target: asyncio.StreamWriter, silent: set[str]
+    ) -> None:
+        try:
+            while data := await source.read(65536):
+                if way not in silent:
+                    target.write(data)
+                    await target.drain()
+        except ConnectionError:
+            pass
+        finally:
+            target.close()
+
+    def fall_silent(self, way: str) -> None:
+        """Swallow what the open connections carry this way; keep them open."""
+        self.silent.add(way)
+        self.silent = set()
+
+
+@pytest.mark.parametrize("way", ["out", "back"])
+async def test_a_line_that_goes_silent_costs_a_deadline_and_nothing_else(
+    postgres: PostgresRig, monkeypatch: pytest.MonkeyPatch, way: str
+) -> None:
+    session = await postgres.session()
+    run, target = await postgres.owned("a", session), await postgres.owned("b", session)
+    async with Line(postgres.dsn) as line:
+        store = PostgresStore(line.proxied)
+        await store.commit([change(run, b"b")])
+        monkeypatch.setattr(connection, "CALL_SECONDS_MAX", 0.5)
+        line.fall_silent(way)
+
+        result = await store.commit(
+            [change(run, b"c", seq=2, messages=[Message(SIGNAL, workflow_id="b")])]
+        )
+
+        await store.close()
+    assert result.verdicts == [Verdict.ACCEPTED]
+    assert await postgres.store.load({run.run_id: 1}) == {run.run_id: [b"started", b"b", b"c"]}
+    assert len(await postgres.inbox(target.run_id)) == 1
 
 
 async def test_a_cancelled_commit_is_all_or_nothing(postgres: PostgresRig) -> None:

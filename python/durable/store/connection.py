@@ -103,12 +103,15 @@ class Target:
             self.pooler = True
             conn = await self.connect_once()
         if not self.pooler:
+            watchdog = asyncio.get_running_loop().call_later(CALL_SECONDS_MAX, sever, conn)
             try:
                 cursor = await conn.execute("SELECT pg_backend_pid()")
                 row = await cursor.fetchone()
             except BaseException:
                 await conn.close()
                 raise
+            finally:
+                watchdog.cancel()
             if row is not None and row[0] != conn.info.backend_pid:
                 self.pooler = True
                 conn.prepare_threshold = None
@@ -169,14 +172,18 @@ class Lane:
     def __init__(self, target: Target) -> None:
         self.target = target
         self.conn: Conn | None = None
+        self.asked = False
+        """Whether the last run got as far as its work: before that, nothing can have happened."""
 
     async def run(self, work: Work[T], unsure: bool) -> T:
         """Run ``work`` once within the deadline."""
+        self.asked = False
         if self.conn is None or self.conn.closed:
             self.conn = None
             self.conn = await self.target.connect()
         conn = self.conn
         watchdog = asyncio.get_running_loop().call_later(CALL_SECONDS_MAX, sever, conn)
+        self.asked = True
         try:
             return await work(conn, unsure)
         except BaseException as error:
@@ -217,10 +224,10 @@ class Lanes:
                     refused = refusal(error)
                     if refused is not None:
                         raise refused from error
-                    unsure = unsure or lane.conn is None
+                    unsure = unsure or (lane.asked and lane.conn is None)
                     problem: Exception = error
                 except OSError as error:
-                    unsure = True
+                    unsure = unsure or lane.asked
                     problem = error
                 finally:
                     self.idle.append(lane)

@@ -27,6 +27,8 @@ EXPLICIT_DELAY_SECONDS_MAX = 10 * 366 * 86400.0
 EXACT_MAX = 2.0**53
 """Up to here every whole float is an integer that any JSON reader keeps."""
 
+GROWTH_FLOAT_MAX = 700.0
+"""Logarithm of about the largest float."""
 DEFAULT_POLICY = RetryPolicy()
 DEFAULT_OPTIONS = ActivityOptions()
 
@@ -77,9 +79,12 @@ def backoff_seconds(policy: RetryPolicy, attempt: int) -> float:
     most = seconds(policy.max_interval, "max_interval")
     if attempt == 1 or first == 0 or first >= most:
         return min(first, most)
-    # Compared as logarithms: backoff ** 10**6 is not a float.
-    if (attempt - 1) * math.log(policy.backoff) >= math.log(most / first):
+    # As logarithms: backoff ** 10**6 is not a float, nor is most / first when first is tiny.
+    growth = (attempt - 1) * math.log(policy.backoff)
+    if growth >= math.log(most) - math.log(first):
         return most
+    if growth > GROWTH_FLOAT_MAX:
+        return min(math.exp(growth + math.log(first)), most)
     return min(first * policy.backoff ** (attempt - 1), most)
 
 

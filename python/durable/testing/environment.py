@@ -45,14 +45,21 @@ Ts = TypeVarTuple("Ts")
 START_TIME = datetime(2030, 1, 1, tzinfo=UTC)
 
 
+checking: list[bool] = []
+"""What the codec was told before, for each environment that checks values; they may overlap."""
+
+
 @contextmanager
 def checked_values() -> Iterator[None]:
     """Have every argument and result read back and compared where it is written."""
-    before, DEFAULT_CODEC.verify = DEFAULT_CODEC.verify, True
+    checking.append(DEFAULT_CODEC.verify)
+    DEFAULT_CODEC.verify = True
     try:
         yield
     finally:
-        DEFAULT_CODEC.verify = before
+        before = checking.pop()
+        if not checking:
+            DEFAULT_CODEC.verify = before
 
 
 def resolve(future: asyncio.Future[None]) -> None:

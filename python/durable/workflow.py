@@ -20,9 +20,7 @@ from contextlib import AbstractContextManager
 from datetime import datetime, timedelta
 from typing import (
     Any,
-    Concatenate,
     NoReturn,
-    ParamSpec,
     TypeVar,
     TypeVarTuple,
     cast,
@@ -32,21 +30,20 @@ from typing import (
 from durable._core import current
 from durable.engine import guard
 from durable.engine.authoring import (
-    RunMethod,
     Saga,
-    UpdateMethod,
-    WorkflowDecorator,
     WorkflowLogger,
+    defn,
     logger,
-    make_definition,
     map_activity,
-    mark,
+    query,
+    run,
+    signal,
+    update,
 )
 from durable.engine.context import ChildHandle, ContinueAsNew, Random, context
 from durable.engine.definition import (
     ActivityDefinition,
     WorkflowDefinition,
-    WorkflowOptions,
     handler_name,
 )
 from durable.engine.handlers import SignalChannel, value_decoder
@@ -54,7 +51,7 @@ from durable.engine.info import ParentInfo, WorkflowInfo, duration_us, to_dateti
 from durable.engine.retry import options_to_json
 from durable.errors import ConfigurationError, DefinitionError
 from durable.events import EventKind
-from durable.options import ActivityOptions, RetryPolicy
+from durable.options import ActivityOptions
 
 __all__ = [
     "ChildHandle",
@@ -105,78 +102,9 @@ __all__ = [
     "wait_signal",
 ]
 
-P = ParamSpec("P")
 R = TypeVar("R")
-S = TypeVar("S")
 Ts = TypeVarTuple("Ts")
 T = TypeVar("T")
-C = TypeVar("C", bound=type)
-F = TypeVar("F", bound=Callable[..., Any])
-
-
-@overload
-def defn(cls: C, /) -> C: ...
-@overload
-def defn(fn: Callable[P, Awaitable[R]], /) -> WorkflowDefinition[P, R]: ...
-@overload
-def defn(
-    *,
-    name: str | None = None,
-    version: str | None = None,
-    queue: str | None = None,
-    retry: RetryPolicy | None = None,
-) -> WorkflowDecorator: ...
-
-
-def defn(target: Any = None, /, *, name: str | None = None, **options: Any) -> Any:
-    """Make an async function, or a class with an ``@workflow.run`` method, a workflow.
-
-    ``name`` is what history records (default: its own name); ``version`` and ``queue`` are what its
-    runs are started with; ``retry`` starts the whole workflow again when it fails. Raises
-    DefinitionError when it cannot be one: not async, or types that cannot travel.
-    """
-    made = WorkflowOptions(**options)
-    if target is not None:
-        return make_definition(target, name, made)
-    return lambda later: make_definition(later, name, made)
-
-
-def run(fn: Callable[Concatenate[Any, P], Awaitable[R]]) -> RunMethod[P, R]:
-    """Mark the method of a workflow class that is its code; ``Class.run`` is the workflow."""
-    return cast("RunMethod[P, R]", mark(fn, "run", None))
-
-
-@overload
-def signal(fn: F, /) -> F: ...
-@overload
-def signal(*, name: str) -> Callable[[F], F]: ...
-
-
-def signal(fn: Any = None, /, *, name: str | None = None) -> Any:
-    """Mark a method that takes a signal; each signal runs it once, in order of arrival."""
-    return mark(fn, "signal", name) if fn is not None else lambda later: mark(later, "signal", name)
-
-
-@overload
-def query(fn: F, /) -> F: ...
-@overload
-def query(*, name: str) -> Callable[[F], F]: ...
-
-
-def query(fn: Any = None, /, *, name: str | None = None) -> Any:
-    """Mark a plain method that answers a query. It may look at everything and change nothing."""
-    return mark(fn, "query", name) if fn is not None else lambda later: mark(later, "query", name)
-
-
-@overload
-def update(fn: Callable[Concatenate[S, P], R], /) -> UpdateMethod[S, P, R]: ...
-@overload
-def update(*, name: str) -> Callable[[Callable[Concatenate[S, P], R]], UpdateMethod[S, P, R]]: ...
-
-
-def update(fn: Any = None, /, *, name: str | None = None) -> Any:
-    """Mark a method that changes the run and answers; ``@<method>.validator`` may refuse first."""
-    return UpdateMethod(fn, name) if fn is not None else lambda later: UpdateMethod(later, name)
 
 
 def in_workflow() -> bool:

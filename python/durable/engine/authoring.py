@@ -1,11 +1,11 @@
-"""What `durable.workflow` needs beside the running context: decorators, logger, bounded map."""
+"""The part of `durable.workflow` that needs no running workflow: decorators, logger, sagas, map."""
 
 from __future__ import annotations
 
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Coroutine, Iterator, MutableMapping, Sequence
-from typing import Any, Concatenate, Generic, ParamSpec, Protocol, TypeVar, overload
+from typing import Any, Concatenate, Generic, ParamSpec, Protocol, TypeVar, cast, overload
 
 from durable._core import current
 from durable.engine.definition import (
@@ -15,6 +15,7 @@ from durable.engine.definition import (
     WorkflowOptions,
 )
 from durable.errors import ConfigurationError, DefinitionError
+from durable.options import RetryPolicy
 
 P = ParamSpec("P")
 S = TypeVar("S")
@@ -104,6 +105,71 @@ class UpdateMethod(Generic[S, P, R]):
 
     def __get__(self, instance: Any, owner: type | None = None) -> Any:
         return self if instance is None else self.fn.__get__(instance)
+
+
+@overload
+def defn(cls: C, /) -> C: ...
+@overload
+def defn(fn: Callable[P, Awaitable[R]], /) -> WorkflowDefinition[P, R]: ...
+@overload
+def defn(
+    *,
+    name: str | None = None,
+    version: str | None = None,
+    queue: str | None = None,
+    retry: RetryPolicy | None = None,
+) -> WorkflowDecorator: ...
+
+
+def defn(target: Any = None, /, *, name: str | None = None, **options: Any) -> Any:
+    """Make an async function, or a class with an ``@workflow.run`` method, a workflow.
+
+    ``name`` is what history records (default: its own name); ``version`` and ``queue`` are what its
+    runs are started with; ``retry`` starts the whole workflow again when it fails. Raises
+    DefinitionError when it cannot be one: not async, or types that cannot travel.
+    """
+    made = WorkflowOptions(**options)
+    if target is not None:
+        return make_definition(target, name, made)
+    return lambda later: make_definition(later, name, made)
+
+
+def run(fn: Callable[Concatenate[Any, P], Awaitable[R]]) -> RunMethod[P, R]:
+    """Mark the method of a workflow class that is its code; ``Class.run`` is the workflow."""
+    return cast("RunMethod[P, R]", mark(fn, "run", None))
+
+
+@overload
+def signal(fn: F, /) -> F: ...
+@overload
+def signal(*, name: str) -> Callable[[F], F]: ...
+
+
+def signal(fn: Any = None, /, *, name: str | None = None) -> Any:
+    """Mark a method that takes a signal; each signal runs it once, in order of arrival."""
+    return mark(fn, "signal", name) if fn is not None else lambda later: mark(later, "signal", name)
+
+
+@overload
+def query(fn: F, /) -> F: ...
+@overload
+def query(*, name: str) -> Callable[[F], F]: ...
+
+
+def query(fn: Any = None, /, *, name: str | None = None) -> Any:
+    """Mark a plain method that answers a query. It may look at everything and change nothing."""
+    return mark(fn, "query", name) if fn is not None else lambda later: mark(later, "query", name)
+
+
+@overload
+def update(fn: Callable[Concatenate[S, P], R], /) -> UpdateMethod[S, P, R]: ...
+@overload
+def update(*, name: str) -> Callable[[Callable[Concatenate[S, P], R]], UpdateMethod[S, P, R]]: ...
+
+
+def update(fn: Any = None, /, *, name: str | None = None) -> Any:
+    """Mark a method that changes the run and answers; ``@<method>.validator`` may refuse first."""
+    return UpdateMethod(fn, name) if fn is not None else lambda later: UpdateMethod(later, name)
 
 
 class WorkflowLogger(logging.LoggerAdapter[logging.Logger]):

@@ -2,7 +2,9 @@
 
 mod support;
 
-use durable_core::batch::{BATCH_BYTES_MAX, NAME_BYTES_MAX, Writer, chain_next, chain_start};
+use durable_core::batch::{
+    BATCH_BYTES_MAX, NAME_BYTES_MAX, NAMES_MAX, Writer, chain_next, chain_start,
+};
 use durable_core::event::field;
 use durable_core::wire::put_varint;
 use durable_core::{Command, Error, History, Kind};
@@ -340,4 +342,58 @@ fn what_the_writer_takes_the_reader_takes() {
     assert_eq!(history.push(batch), Ok(()));
     assert_eq!(history.check_head(chain), Ok(()));
     assert!(history.check_events().is_ok());
+}
+
+#[test]
+#[cfg_attr(miri, ignore = "a million names")]
+fn a_history_has_so_many_names_and_no_more() {
+    let mut writer = Writer::default();
+    let push = |writer: &mut Writer, name: &str| {
+        let event = Command {
+            name: Some(name),
+            ..Command::new(Kind::SignalReceived)
+        };
+        writer.push(&event, Some(0))
+    };
+    for number in 0..NAMES_MAX {
+        assert_eq!(push(&mut writer, &number.to_string()), Ok(()));
+    }
+    assert!(matches!(
+        push(&mut writer, "one more"),
+        Err(Error::TooLarge {
+            what: "number of names",
+            limit: NAMES_MAX,
+            ..
+        })
+    ));
+    assert_eq!(push(&mut writer, "7"), Ok(()), "a known name is no new one");
+    let (batch, _) = writer.take(1, chain_start(&RUN));
+    let mut history = History::new(&RUN);
+    assert_eq!(history.push(batch), Ok(()));
+    assert_eq!(history.check_events(), Ok(NAMES_MAX as u32 + 1));
+}
+
+#[test]
+fn a_writer_is_empty_again_after_a_take() {
+    let mut writer = Writer::default();
+    assert!(writer.is_empty());
+    assert_eq!((writer.len(), writer.event_count()), (0, 0));
+    let signal = Command {
+        name: Some("name"),
+        ..Command::new(Kind::SignalReceived)
+    };
+    assert_eq!(writer.push(&signal, Some(0)), Ok(()));
+    assert!(!writer.is_empty());
+    // Kind, length, flags, time, name; and the name with its length.
+    assert_eq!((writer.len(), writer.event_count()), (5 + 5, 1));
+    let (first, chain) = writer.take(1, chain_start(&RUN));
+    assert!(writer.is_empty());
+    assert_eq!(writer.push(&signal, Some(0)), Ok(()));
+    let (second, head) = writer.take(2, chain);
+    // The name is known by now.
+    assert_eq!(first.len(), second.len() + 5);
+    assert_eq!(
+        load(&RUN, &[first, second], Some(head)).map(|it| it.event_count()),
+        Ok(2)
+    );
 }

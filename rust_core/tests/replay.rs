@@ -512,6 +512,7 @@ fn bytes_and_events_are_counted_with_what_is_new() {
     assert!(unsaved > 0);
     let (batch, _, first_id, count) = replay.take().expect("new");
     assert_eq!((first_id, count, replay.event_count()), (1, 1, 1));
+    assert_eq!(replay.take(), None, "what was taken is not new any more");
     assert_eq!(replay.byte_count(), batch.len());
     let history = load(&RUN, std::slice::from_ref(&batch), None).expect("right");
     assert_eq!(

@@ -179,6 +179,39 @@ async def test_run_of_a_type_that_the_app_lost_is_a_problem(folder: Path, dsn: s
     assert "unknown in parcel: 1" in result.stdout
 
 
+async def test_code_that_ends_the_process_is_a_problem_of_its_runs(folder: Path, dsn: str) -> None:
+    code = OLD.replace("    await asyncio.sleep(3600)", "    raise SystemExit(3)")
+    (folder / "parcels_exit.py").write_text(code)
+    await start_and_run_first_turn(dsn, 2)
+
+    result = await in_thread("check", "--replay", "--dsn", dsn, "parcels_exit")
+
+    assert result.exit_code == 1
+    assert "2 runs replayed, 2 with a problem" in result.stdout
+
+
+async def test_app_that_ends_the_process_is_told(folder: Path, dsn: str) -> None:
+    (folder / "parcels_die.py").write_text(
+        OLD + "import multiprocessing, os\n"
+        "if multiprocessing.parent_process() is not None:\n    os._exit(3)\n"
+    )
+    await start_and_run_first_turn(dsn, 2)
+
+    result = await in_thread("check", "--replay", "--dsn", dsn, "parcels_die")
+
+    assert result.exit_code == 2
+    assert "a replaying process died" in result.stderr
+
+
+async def test_what_the_app_prints_stays_out_of_the_report(folder: Path, dsn: str) -> None:
+    (folder / "parcels_loud.py").write_text(OLD + "print('here I am')\n")
+    await start_and_run_first_turn(dsn, 2)
+
+    result = await in_thread("check", "--replay", "--json", "--dsn", dsn, "parcels_loud")
+
+    assert json.loads(result.stdout)["replayed"] == 2
+
+
 async def test_replayer_reads_the_database_itself(folder: Path, dsn: str) -> None:
     await start_and_run_first_turn(dsn, 3)
 

@@ -6,6 +6,7 @@ import os
 import sys
 from collections import Counter
 from collections.abc import Sequence
+from contextlib import redirect_stdout
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -139,7 +140,9 @@ def files_of(target: str) -> list[Path]:
 
 def replay_files(app: str, path: Path) -> Tally:
     """Replay exported histories in this process."""
-    loaded = load_app(app)
+    # What user code prints must not end up in the report.
+    with redirect_stdout(sys.stderr):
+        loaded = load_app(app)
     registry = Registry(loaded.workflows, loaded.activities)
     files = sorted(path.rglob("*.json")) if path.is_dir() else [path]
     if not files:
@@ -161,7 +164,8 @@ def replay_database(
     target: Target, workflow_type: str | None, closed: int, processes: int
 ) -> Tally:
     """Replay the runs of a database in processes of their own."""
-    target.load_needed()
+    with redirect_stdout(sys.stderr):
+        target.load_needed()
     assert target.app is not None
     folder = target.folder or Path.cwd()
     source = Source(target.dsn, target.schema, target.app, str(folder))

@@ -208,6 +208,9 @@ def find_problem(registry: Registry, recorded: RecordedRun) -> Problem | None:
         return Problem("corrupt", *who, str(error))
     except HistoryUnsupportedError as error:
         return Problem("unsupported", *who, str(error))
-    except Exception as error:
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:
+        # Whatever workflow code raises out of the engine (SystemExit too) is this run's problem.
         return Problem("error", *who, f"{type(error).__name__}: {error}")
     return None

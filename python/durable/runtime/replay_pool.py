@@ -30,6 +30,8 @@ from durable.store.postgres import PostgresStore
 CHUNK_RUNS = 100
 CHUNK_BATCHES = 5_000
 """A chunk of histories is in memory at once; long ones make a chunk of fewer runs."""
+CHUNK_SECONDS_MAX = 300
+"""A chunk takes a fraction of a second; one that takes this long never ends."""
 OPEN_RUNS_MAX = 1_000_000
 OPEN_STATES = (RunState.RUNNING, RunState.PARKED)
 CLOSED_STATES = tuple(state for state in RunState if state >= RunState.COMPLETED)
@@ -132,22 +134,26 @@ def replay_runs(
     waiting: set[Future[Tally]] = set()
     # Spawned, not forked: user code meets the same fresh interpreter as in a worker.
     context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(processes, mp_context=context) as pool:
-        try:
-            for chunk in chunks(runs):
-                waiting.add(pool.submit(replay_chunk, source, chunk))
-                if len(waiting) >= 3 * processes:
-                    waiting = collect(waiting, total, progress)
-            while waiting:
+    pool = ProcessPoolExecutor(processes, mp_context=context)
+    try:
+        for chunk in chunks(runs):
+            waiting.add(pool.submit(replay_chunk, source, chunk))
+            if len(waiting) >= 3 * processes:
                 waiting = collect(waiting, total, progress)
-        except BrokenProcessPool as error:
-            raise ConfigurationError(
-                f"a replaying process died; does importing {source.app} or running its workflows "
-                f"end the process? ({error})"
-            ) from error
-        finally:
-            for future in waiting:
-                future.cancel()
+        while waiting:
+            waiting = collect(waiting, total, progress)
+    except BrokenProcessPool as error:
+        raise ConfigurationError(
+            f"a replaying process died; does importing {source.app} or running its workflows "
+            f"end the process? ({error})"
+        ) from error
+    except BaseException:
+        # Without waiting: a process may be in a loop that never ends.
+        pool.shutdown(wait=False, cancel_futures=True)
+        for process in multiprocessing.active_children():
+            process.terminate()
+        raise
+    pool.shutdown()
     return total
 
 
@@ -155,7 +161,12 @@ def collect(
     waiting: set[Future[Tally]], total: Tally, progress: Callable[[int], object]
 ) -> set[Future[Tally]]:
     """Wait for at least one chunk, count those that are done, and return the others."""
-    done, rest = wait(waiting, return_when=FIRST_COMPLETED)
+    done, rest = wait(waiting, timeout=CHUNK_SECONDS_MAX, return_when=FIRST_COMPLETED)
+    if not done:
+        raise ConfigurationError(
+            f"nothing was replayed for {CHUNK_SECONDS_MAX} s; is there a loop in the workflow code "
+            "that never awaits?"
+        )
     for future in done:
         tally = future.result()
         total.add(tally)
@@ -208,6 +219,8 @@ class Station:
 
     def __init__(self, source: Source) -> None:
         self.source = source
+        # What user code prints must not end up in the report.
+        sys.stdout = sys.stderr
         app = load_app(source.app, Path(source.folder))
         self.registry = Registry(app.workflows, app.activities)
         factory = asyncio.SelectorEventLoop if sys.platform == "win32" else None

@@ -250,6 +250,9 @@ class ActivityCall:
 
     def _fail_for_good(self, number: int, error: BaseException) -> None:
         failure = orjson.loads(failure_to_payload(error))
+        if self._is_cancelled and isinstance(error, asyncio.CancelledError):
+            # The workflow asked for it, so it gets the same from `await` as a worker would give.
+            failure["type"] = "CancelledError"
         failure["attempt"] = number
         failure.setdefault("activity", self.scheduled.name)
         self._conclude(number, EventKind.ACTIVITY_FAILED, orjson.dumps(failure))

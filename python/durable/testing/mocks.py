@@ -10,7 +10,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, get_type_hints
 
 from durable.codec import DEFAULT_CODEC, Signature
 from durable.engine.definition import ActivityDefinition
@@ -115,3 +115,35 @@ def check_parameters(real: ActivityDefinition[..., Any], fn: Callable[..., Any])
             raise InvalidArgumentError(
                 f"the mock of {real.signature.describe()} cannot take its arguments: {error}"
             ) from None
+    check_annotations(real, fn)
+
+
+def is_class(annotation: Any) -> bool:
+    """Whether an annotation is a plain class. ``Any`` is one to Python."""
+    return isinstance(annotation, type) and annotation is not Any
+
+
+def check_annotations(real: ActivityDefinition[..., Any], fn: Callable[..., Any]) -> None:
+    """Raise InvalidArgumentError when ``fn`` is annotated for classes that the real one is not.
+
+    Only plain classes are compared, and only where both sides have one: a mock may be vague.
+    """
+    try:
+        wanted, given = get_type_hints(real.fn), get_type_hints(fn)
+    except NameError:
+        # A class that is local to the test; values are checked when the mock is called.
+        return
+    names = list(inspect.signature(real.fn).parameters)
+    pairs = list(zip(names, inspect.signature(fn).parameters, strict=False))
+    for real_name, mock_name in [*pairs, ("return", "return")]:
+        expected, found = wanted.get(real_name), given.get(mock_name)
+        if not is_class(expected) or not is_class(found):
+            continue
+        wide, narrow = (expected, found) if real_name == "return" else (found, expected)
+        # As type checkers have it, and JSON: an int is a float.
+        if not issubclass(narrow, wide) and (narrow, wide) != (int, float):
+            what = "returns" if real_name == "return" else f"takes as {mock_name}"
+            raise InvalidArgumentError(
+                f"the mock of {real.signature.describe()} {what} {found.__name__}, "
+                f"not {expected.__name__}"
+            )

@@ -397,3 +397,44 @@ fn a_writer_is_empty_again_after_a_take() {
         Ok(2)
     );
 }
+
+#[test]
+#[cfg_attr(miri, ignore = "moves many megabytes")]
+fn a_batch_has_so_many_bytes_and_no_more() {
+    let bytes = vec![0; BATCH_BYTES_MAX];
+    let signal = Command::new(Kind::SignalReceived);
+    let meta = |len: usize| Command {
+        meta: Some(&bytes[..len]),
+        ..signal
+    };
+    let payload = |len: usize| Command {
+        payload: Some(&bytes[..len]),
+        ..signal
+    };
+    let room = BATCH_BYTES_MAX - 1000;
+    let mut writer = Writer::default();
+    for event in [meta(BATCH_BYTES_MAX), payload(BATCH_BYTES_MAX)] {
+        let refused = writer.push(&event, None);
+        assert!(
+            matches!(refused, Err(Error::TooLarge { what: "batch", .. })),
+            "{refused:?}"
+        );
+    }
+    let both = Command {
+        meta: Some(&bytes[..room / 2]),
+        ..payload(room / 2 + 1000)
+    };
+    assert!(writer.push(&both, None).is_err());
+    assert!(writer.is_empty(), "what is refused leaves nothing");
+    let full = Command {
+        name: Some("name"),
+        meta: Some(b"meta"),
+        ..payload(room)
+    };
+    assert_eq!(writer.push(&full, None), Ok(()));
+    assert!(
+        writer.push(&payload(1000), None).is_err(),
+        "the batch counts as a whole"
+    );
+    assert_eq!(writer.push(&payload(100), None), Ok(()));
+}

@@ -10,7 +10,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, get_type_hints
+from typing import Any, TypeGuard, get_type_hints
 
 from durable.codec import DEFAULT_CODEC, Signature
 from durable.engine.definition import ActivityDefinition
@@ -118,7 +118,7 @@ def check_parameters(real: ActivityDefinition[..., Any], fn: Callable[..., Any])
     check_annotations(real, fn)
 
 
-def is_class(annotation: Any) -> bool:
+def is_class(annotation: Any) -> TypeGuard[type]:
     """Whether an annotation is a plain class. ``Any`` is one to Python."""
     return isinstance(annotation, type) and annotation is not Any
 

@@ -8,6 +8,7 @@ recorded, results and side values included.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
@@ -23,6 +24,8 @@ if TYPE_CHECKING:
     from durable._core import Event
 
 INBOUND_MAX = 63
+ADDRESS = re.compile(r" at 0x[0-9a-f]+")
+"""Where an object lies in memory, as Python's default repr has it."""
 
 
 def check_cold(warm: Execution, load: Callable[[Any], Execution], run: Any) -> Execution:
@@ -62,9 +65,9 @@ def check_cold(warm: Execution, load: Callable[[Any], Execution], run: Any) -> E
 def state_of(execution: Execution) -> dict[str, Any]:
     """What must be the same in a warm run and a cold one."""
     return {
-        "variables": repr(execution.vars),
+        "variables": ADDRESS.sub("", repr(execution.vars)),
         "status": execution.status,
-        "waits at": execution.where(),
+        "waits at": [ADDRESS.sub("", place) for place in execution.where()],
         "activities": [each.ref for each in execution.pending_activities()],
         "timers": [(each.ref, each.due_us) for each in execution.pending_timers()],
     }

@@ -145,7 +145,11 @@ class Loop:
     @property
     def now_us(self) -> int: ...
     @property
-    def event_count(self) -> int: ...
+    def position(self) -> int:
+        """Id of the last event that the code has reached: the same live and replayed."""
+    @property
+    def event_count(self) -> int:
+        """Events so far, recorded and new. While replaying it is the total, not the position."""
     @property
     def history_bytes(self) -> int: ...
     @property

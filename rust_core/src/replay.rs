@@ -65,6 +65,7 @@ pub struct Replay<B, S> {
     ended: bool,
     now: u64,
     next_id: u32,
+    position: u32,
     taken_id: u32,
     chain: u64,
     new_bytes: usize,
@@ -86,6 +87,7 @@ impl<B: AsRef<[u8]>, S> Replay<B, S> {
             ended: false,
             now: 0,
             next_id,
+            position: 0,
             taken_id: next_id,
             chain,
             new_bytes: 0,
@@ -118,6 +120,11 @@ impl<B: AsRef<[u8]>, S> Replay<B, S> {
         self.ended
     }
 
+    /// Id of the last event that the code has reached: the same live and replayed.
+    pub fn position(&self) -> u32 {
+        self.position
+    }
+
     /// Events so far, recorded and new.
     pub fn event_count(&self) -> u32 {
         self.next_id - 1
@@ -139,8 +146,9 @@ impl<B: AsRef<[u8]>, S> Replay<B, S> {
     }
 
     #[inline]
-    fn step(&mut self) {
+    fn step(&mut self, id: u32) {
         self.peeked = false;
+        self.position = id;
     }
 
     /// The next fact, once the code is quiet. A command here is one that the code no longer makes.
@@ -165,7 +173,7 @@ impl<B: AsRef<[u8]>, S> Replay<B, S> {
     /// Step over a fact that was peeked at.
     #[inline]
     pub fn accept(&mut self, event: &EventView) {
-        self.step();
+        self.step(event.id);
         self.now = event.time;
         // A start is recorded by whoever starts the run, before any code ran.
         if event.kind == Kind::RunStarted && self.history.event_count() == 1 {
@@ -227,7 +235,7 @@ impl<B: AsRef<[u8]>, S> Replay<B, S> {
         let event = self.peek()?;
         match event {
             Some(event) if self.agrees(&event, command) => {
-                self.step();
+                self.step(event.id);
                 Ok(event)
             }
             _ => Err(self.mismatch(event, Some(command))),
@@ -270,6 +278,7 @@ impl<B: AsRef<[u8]>, S> Replay<B, S> {
         writer.push(event, delta)?;
         let id = self.next_id;
         self.next_id += 1;
+        self.position = id;
         Ok(id)
     }
 
@@ -307,7 +316,7 @@ impl<B: AsRef<[u8]>, S> Replay<B, S> {
             event.kind == Kind::PatchMarker && self.history.name(event.name) == name.as_bytes()
         });
         if found {
-            self.step();
+            self.step(self.position + 1);
         }
         Ok(found)
     }

@@ -12,6 +12,9 @@ use super::encode::{plain, put_arguments};
 use super::{EventLoop, current_loop};
 use crate::event::{Command, Kind};
 
+/// A longer argument list goes to the codec, which knows the limits and names the argument.
+const PLAIN_BYTES_MAX: usize = 64 << 10;
+
 thread_local! {
     static SCRATCH: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
 }
@@ -82,7 +85,7 @@ impl ActivityBase {
             && count <= this.arity.1;
         let mut scratch = SCRATCH.take();
         scratch.clear();
-        if positional && put_arguments(args, &mut scratch) {
+        if positional && put_arguments(args, &mut scratch) && scratch.len() <= PLAIN_BYTES_MAX {
             let future = this.schedule(event_loop.bind(py), &scratch);
             SCRATCH.set(scratch);
             return future;

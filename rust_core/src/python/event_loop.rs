@@ -18,7 +18,7 @@ use super::tools::{command_tuple, event_tuple, load_history};
 use super::{CURRENT, optional_bytes, run_id_bytes, to_py_err};
 use crate::event::{Command, EventView, Kind, NO_NAME};
 use crate::history::History;
-use crate::replay::{Fact, Replay};
+use crate::replay::{Fact, Pending, Replay};
 
 /// What is kept with a command that waits.
 pub(super) struct Slot {
@@ -100,6 +100,16 @@ impl EventLoop {
         }
         self.ready.push_back(ready);
         None
+    }
+
+    /// What a waiting command was called: the activity, the child's type.
+    fn name_of(&self, py: Python<'_>, pending: &Pending<Slot>) -> Option<String> {
+        if let Some(view) = &pending.view {
+            let name = self.replay.history().name(view.name);
+            return Some(String::from_utf8_lossy(name).into_owned());
+        }
+        let tuple = pending.slot.tuple.as_ref()?.bind(py);
+        tuple.get_item(4).ok()?.extract().ok()
     }
 
     /// The code and its history part: nothing of this run counts any more.
@@ -205,11 +215,12 @@ impl EventLoop {
         slf: &Bound<'_, Self>,
         future: &Bound<'_, CommandFuture>,
     ) -> Option<PyResult<Py<PyAny>>> {
+        let py = slf.py();
         let (id, command_kind, watched) = {
             let this = future.borrow();
             (this.id(), this.kind(), this.has_callbacks())
         };
-        let (event, slot) = {
+        let (event, slot, name) = {
             let mut this = slf.borrow_mut();
             let alone = this.entered
                 && !this.dead
@@ -225,16 +236,22 @@ impl EventLoop {
                 return None;
             }
             this.replay.accept(&event);
-            (event, this.replay.resolve(id))
+            let pending = this.replay.resolve(id);
+            let name = match &pending {
+                Some(pending) if event.kind.is_failure() => this.name_of(py, pending),
+                _ => None,
+            };
+            (event, pending, name)
         };
         drop(slot);
-        Some(Self::recorded_outcome(slf, &event, future))
+        Some(Self::recorded_outcome(slf, &event, name, future))
     }
 
     /// The value or exception of a recorded outcome.
     fn recorded_outcome(
         slf: &Bound<'_, Self>,
         event: &EventView,
+        name: Option<String>,
         future: &Bound<'_, CommandFuture>,
     ) -> PyResult<Py<PyAny>> {
         let py = slf.py();
@@ -253,7 +270,7 @@ impl EventLoop {
                 None => None,
             }
         };
-        Self::outcome_value(slf, event.kind, event.reference, payload, decoder)
+        Self::outcome_value(slf, event.kind, event.reference, name, payload, decoder)
     }
 
     /// Decode a result, or build the exception of a failure.
@@ -261,6 +278,7 @@ impl EventLoop {
         slf: &Bound<'_, Self>,
         kind: Kind,
         reference: u32,
+        name: Option<String>,
         payload: Option<Bound<'_, PyBytes>>,
         decoder: Option<Py<PyAny>>,
     ) -> PyResult<Py<PyAny>> {
@@ -269,7 +287,7 @@ impl EventLoop {
             let hook = slf.borrow().hook.clone_ref(py);
             let error = hook
                 .bind(py)
-                .call_method1("failure", (kind as u8, reference, py.None(), payload))?;
+                .call_method1("failure", (kind as u8, reference, name, payload))?;
             return Err(PyErr::from_value(error));
         }
         let Some(payload) = payload else {
@@ -286,18 +304,23 @@ impl EventLoop {
         slf: &Bound<'_, Self>,
         kind: Kind,
         reference: u32,
-        outcome: impl FnOnce(&Bound<'_, CommandFuture>) -> PyResult<Py<PyAny>>,
+        outcome: impl FnOnce(&Bound<'_, CommandFuture>, Option<String>) -> PyResult<Py<PyAny>>,
     ) -> PyResult<()> {
         let py = slf.py();
         let pending = slf.borrow_mut().replay.resolve(reference);
         let Some(pending) = pending else {
             return Ok(());
         };
+        let name = if kind.is_failure() {
+            slf.borrow().name_of(py, &pending)
+        } else {
+            None
+        };
         debug_assert!(kind.answers(pending.kind));
         match pending.slot.target {
             Target::Future(future) => {
                 let future = future.bind(py);
-                let outcome = outcome(future);
+                let outcome = outcome(future, name);
                 CommandFuture::settle(future, outcome);
             }
             Target::Timer(timer) => {
@@ -331,8 +354,8 @@ impl EventLoop {
             if let Some(problem) = problem {
                 return Err(problem);
             }
-            return Self::dispatch_outcome(slf, event.kind, event.reference, |future| {
-                Self::recorded_outcome(slf, event, future)
+            return Self::dispatch_outcome(slf, event.kind, event.reference, |future, name| {
+                Self::recorded_outcome(slf, event, name, future)
             });
         }
         let (name, meta, payload) = {
@@ -524,7 +547,7 @@ fn cached<'py>(
 
 fn json_loads(py: Python<'_>) -> PyResult<Bound<'_, PyAny>> {
     static LOADS: PyOnceLock<Py<PyAny>> = PyOnceLock::new();
-    cached(py, &LOADS, "orjson", "loads")
+    cached(py, &LOADS, "msgspec.json", "decode")
 }
 
 fn kind_of(number: u8) -> PyResult<Kind> {
@@ -655,7 +678,7 @@ impl EventLoop {
                 .map_err(|error| to_py_err(py, error))?;
         }
         if kind.is_outcome() {
-            Self::dispatch_outcome(slf, kind, r#ref, |future| {
+            Self::dispatch_outcome(slf, kind, r#ref, |future, name| {
                 let (allowed, decoder) = future.borrow().decoding(py);
                 let payload = payload.map(|payload| payload.into_bound(py));
                 if !kind.is_failure()
@@ -664,7 +687,7 @@ impl EventLoop {
                 {
                     return Ok(value);
                 }
-                Self::outcome_value(slf, kind, r#ref, payload, decoder)
+                Self::outcome_value(slf, kind, r#ref, name, payload, decoder)
             })?;
         } else {
             Self::dispatch_fact(slf, kind, r#ref, name, meta, payload)?;
@@ -943,6 +966,11 @@ impl EventLoop {
     #[getter]
     fn now_us(&self) -> u64 {
         self.replay.now()
+    }
+
+    #[getter]
+    fn position(&self) -> u32 {
+        self.replay.position()
     }
 
     #[getter]

@@ -313,7 +313,7 @@ async def test_a_closed_client_leaves_nobody_waiting(dsn: str) -> None:
     async with Client.connect(dsn) as client:
         handle = await client.start(echo, "a", id="a")
         waiting = asyncio.create_task(handle.result())
-        while not client.waiter._runs:  # noqa: ASYNC110 - the next turns of the loop bring it
+        while not client.waiter._runs:
             await asyncio.sleep(0)
     with pytest.raises(Exception, match="closed"):
         await waiting

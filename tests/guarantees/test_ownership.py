@@ -9,7 +9,7 @@ import pytest
 
 from durable import activity, workflow
 from durable.client import Client
-from durable.events import RunState
+from durable.events import RunState, SessionInfo
 from durable.runtime.parking import CRASHES_MAX
 
 SOON = 20.0
@@ -100,6 +100,24 @@ async def test_a_worker_whose_session_died_serves_again_under_a_new_one(
     handle = await client.start(gate.workflow, ["a"], id="run")
     assert await handle.result(SOON) == ["a"]
     assert worker.session_id != dead
+
+
+async def test_the_runs_of_a_silent_worker_go_on_when_its_lease_is_over(
+    client: Client, serve: Any, store: Any
+) -> None:
+    @workflow.defn
+    async def waits() -> str:
+        return str(await workflow.wait_signal("go"))
+
+    # A process that died without a word: its session is all that is left of it.
+    silent = SessionInfo(id=77, host="h", pid=1, build_id="", queues=["default"])
+    await store.register_session(silent, 500_000)
+    handle = await client.start(waits, id="waits")
+    (run,), _, _ = await store.claim_runs(77, ["default"], ["waits"], 1)
+    assert run.run_id == handle.run_id
+    await handle.signal("go", "on")
+    await serve(waits, lease_seconds=0.3, poll_max_seconds=0.2)
+    assert await handle.result(SOON) == "on"
 
 
 async def test_a_recorded_result_is_never_made_again(

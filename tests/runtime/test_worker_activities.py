@@ -11,7 +11,8 @@ import pytest
 
 from durable import ActivityError, NonRetryable, RetryAfter, RetryPolicy, activity, workflow
 from durable.client import Client
-from durable.errors import WorkflowFailedError
+from durable.errors import WorkflowFailedError, WorkflowTerminatedError
+from durable.runtime.worker import Worker
 
 SOON = 20.0
 QUICK = RetryPolicy(initial_interval=0.01, max_interval=0.02, max_attempts=3)
@@ -379,6 +380,50 @@ async def test_a_queued_activity_that_is_cancelled_answers_at_once(
 
     await serve(gives_up)
     assert await outcome(client, gives_up) == "gave up"
+
+
+async def test_what_mail_causes_begins_when_the_mail_is_recorded(
+    client: Client, serve: Any, calls: list[Any], dsn: str, until: Any
+) -> None:
+    @activity.defn
+    async def use(value: int) -> int:
+        calls.append([event.kind for event in await client.get_handle("mailed").history()])
+        return value
+
+    @workflow.defn
+    async def mailed() -> int:
+        await use(0)
+        return await use(await workflow.wait_signal("value", type=int))
+
+    async def has_result() -> bool:
+        return "ACTIVITY_COMPLETED" in [event.kind for event in await handle.history()]
+
+    handle = await client.start(mailed, id="mailed")
+    async with Worker(dsn, workflows=[mailed], activities=[use]):
+        await until(has_result)
+    await handle.signal("value", 5)
+    await serve(mailed, use)
+    assert await handle.result(SOON) == 5
+    assert calls[1][-2:] == ["SIGNAL_RECEIVED", "ACTIVITY_SCHEDULED"]
+
+
+async def test_a_run_cancelled_before_it_began_starts_no_activity(
+    client: Client, serve: Any, calls: list[Any]
+) -> None:
+    @activity.defn
+    async def never() -> None:
+        calls.append(1)
+
+    @workflow.defn
+    async def late() -> None:
+        await never()
+
+    handle = await client.start(late, id="late")
+    await handle.terminate("not wanted")
+    await serve(late, never)
+    with pytest.raises(WorkflowTerminatedError):
+        await handle.result(SOON)
+    assert calls == []
 
 
 async def test_a_side_effect_is_recorded_before_an_activity_sees_it(

@@ -203,14 +203,27 @@ class WorkflowHandle(Generic[R]):
         name, payload = handler_name(query), self._encode(query, args)
         view = await self.describe()
         if view.state >= RunState.COMPLETED:
-            execution = await self._replay(view)
-            try:
-                answer = execution.query(name, payload)
-            finally:
-                execution.evict()
-            return self._client.codec.decode(answer, result_type)
-        response = await self._ask(MessageKind.QUERY, name, payload, seconds(timeout, "timeout"))
+            return await self._query_closed(view, name, payload, result_type)
+        try:
+            limit = seconds(timeout, "timeout")
+            response = await self._ask(MessageKind.QUERY, name, payload, limit)
+        except (TimeoutError, WorkflowNotFoundError):
+            view = await self.describe()
+            if view.state < RunState.COMPLETED:
+                raise
+            # It ended before it came to the question.
+            return await self._query_closed(view, name, payload, result_type)
         return self._read(response, result_type)
+
+    async def _query_closed(
+        self, view: RunView, name: str, payload: bytes, result_type: Any
+    ) -> Any:
+        execution = await self._replay(view)
+        try:
+            answer = execution.query(name, payload)
+        finally:
+            execution.evict()
+        return self._client.codec.decode(answer, result_type)
 
     async def update(
         self,

@@ -57,6 +57,9 @@ class Turn:
     event_count: int
     scheduled: list[ScheduledActivity] = field(default_factory=list)
     cancelled_activities: list[int] = field(default_factory=list)
+    unstarted_activities: list[int] = field(default_factory=list)
+    """Asked for and cancelled in this turn: whoever commits it answers for them, as no one else
+    will know of them. (An answer that nobody waits for is void.)"""
     timers: list[NewTimer] = field(default_factory=list)
     timers_done: list[int] = field(default_factory=list)
     """Refs of timers that the code cancelled. (What fired is known to whoever delivered it.)"""
@@ -130,9 +133,11 @@ class TurnBuilder:
         """A command that is neither an activity, nor a timer, nor the end."""
         kind, ref = event[1], event[2]
         if kind == EventKind.ACTIVITY_CANCEL_REQUESTED:
-            # Started and cancelled in one turn: nobody needs to know of it.
+            # Started and cancelled in one turn: nobody else needs to know of it.
             if self.activities.pop(ref, None) is None:
                 turn.cancelled_activities.append(ref)
+            else:
+                turn.unstarted_activities.append(ref)
         elif kind == EventKind.TIMER_CANCELLED:
             if self.timers.pop(ref, None) is None:
                 turn.timers_done.append(ref)

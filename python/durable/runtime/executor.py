@@ -72,6 +72,7 @@ class Executor:
         self._attempts: set[Attempt] = set()
         self._reserved = 0
         self._threads = 0
+        self._moved_at = 0.0
         self._idle = asyncio.Event()
         self._idle.set()
         metrics.set("durable_slots", slots)
@@ -87,6 +88,11 @@ class Executor:
     def attempts(self) -> Collection[Attempt]:
         """Those whose code has not returned."""
         return self._attempts
+
+    @property
+    def idle_seconds(self) -> float:
+        """How long ago an attempt ended, or the last one began."""
+        return time.monotonic() - self._moved_at
 
     def startable(self) -> list[str]:
         """Names of the activities that could start now."""
@@ -141,7 +147,7 @@ class Executor:
         loop = asyncio.get_running_loop()
         self._attempts.add(attempt)
         self._idle.clear()
-        attempt.started_at = attempt.beaten_at = time.monotonic()
+        attempt.started_at = attempt.beaten_at = self._moved_at = time.monotonic()
         self._limit(loop, attempt)
         if attempt.definition.is_async:
             attempt.task = loop.create_task(self._run_async(attempt))
@@ -255,6 +261,7 @@ class Executor:
     def _release(self, attempt: Attempt) -> None:
         self._attempts.discard(attempt)
         self.give_back(attempt.name)
+        self._moved_at = time.monotonic()
         if not self._attempts:
             self._idle.set()
         attempt.source.released(attempt)

@@ -34,6 +34,7 @@ LOAD_BATCHES_MAX = 5000
 INBOX_RUNS_MAX = 1000
 REDO_FIRST_SECONDS = 0.01
 REDO_LONGEST_SECONDS = 1.0
+ENDS = (EventKind.CANCEL_REQUESTED, EventKind.RUN_TERMINATED, EventKind.RUN_TIMED_OUT)
 BLOCK_SECONDS = 0.01
 """Replays may hold the loop this long before others get a turn."""
 
@@ -136,13 +137,13 @@ class RunPoller(Service):
         # What earlier rounds left undone goes first.
         await self._read_all()
         limit = min(self._room(), CLAIM_MAX)
-        if limit <= 0 or self._committer.is_stalled:
+        if self._committer.is_stalled:
             return False, False
         claimed, mail = await self._claim(limit)
         self._opened += claimed
         self._mail.update(dict.fromkeys(mail))
         await self._read_all()
-        return bool(claimed or mail), limit <= len(claimed)
+        return bool(claimed or mail), 0 < limit <= len(claimed)
 
     async def _read_all(self) -> None:
         while self._opened:
@@ -154,9 +155,11 @@ class RunPoller(Service):
 
     async def _claim(self, limit: int) -> tuple[list[ClaimedRun], list[str]]:
         session = self._session.id
+        # Without room only mail is wanted, and that comes from no queue.
+        queues = self._queues if limit > 0 else []
         try:
             claimed, mail, now_us = await self._store.claim_runs(
-                session, self._queues, self._types, limit
+                session, queues, self._types, limit if limit > 0 else CLAIM_MAX
             )
         except StoreUnavailableError:
             self._must_recover = True
@@ -248,14 +251,15 @@ class RunPoller(Service):
             began = time.monotonic()
             if turns.replay(run, history or []):
                 self._metrics.observe("durable_replay_seconds", time.monotonic() - began)
-                if claimed.next_seq == 1:
+                if claimed.next_seq == 1 and not any(item.kind in ENDS for item in items):
                     # Its start is all it knows, and is durable: what it asks for can begin.
-                    turns.begin(run, waiting)
+                    turns.begin(run)
                     turns.deliver_mail(run, items)
                 else:
+                    # What the mail causes begins when the commit that has the mail is durable.
+                    owed = turns.owed(run) if claimed.next_seq > 1 else []
                     turns.deliver_mail(run, items)
-                    if run.execution is not None:
-                        turns.begin(run, waiting)
+                    turns.resume(run, owed, waiting)
                 return
         for item in items:
             if item.kind == EventKind.RUN_TERMINATED:

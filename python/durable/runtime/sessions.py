@@ -52,6 +52,7 @@ class Session(Service):
         self._queues = list(queues)
         self._build_id = build_id
         self._lease_us = round(lease_seconds * 1e6)
+        self._keeps = keeps
         self._interval = lease_seconds / 3 if keeps else lease_seconds
         self._lost = lost
         self._wakeup = Wakeup(self._interval)
@@ -98,6 +99,9 @@ class Session(Service):
         alive = await self._store.heartbeat([self.id], self._lease_us)
         if self.id in alive:
             self._metrics.inc("durable_lease_renewals_total")
+            if self._keeps:
+                # Without a supervisor this is also who notices that others are gone.
+                await self._store.reap_sessions()
             return
         self._metrics.inc("durable_leases_lost_total")
         log.warning("session %s was declared dead; dropping its runs and starting anew", self.id)

@@ -119,24 +119,44 @@ class Turns:
             self.timers.push(run, timer.ref, timer.due_us)
         return True
 
-    def begin(self, run: WarmRun, waiting: set[int]) -> None:
-        """Start what the run waits for and nobody else has: ``waiting`` are refs with a row."""
+    def begin(self, run: WarmRun) -> None:
+        """Start what a run's very first turn asked for, whose only cause is durable already."""
         execution = run.execution
         assert execution is not None
-        is_first = run.next_seq == 1
-        if is_first and execution.event_count != 1 + execution.pending_count:
-            # It recorded something of its own (a side effect), which may be in the arguments of
-            # these activities: they must see the same again, so that is to be durable first.
-            self.committer.mark(run)
+        # Has it recorded something of its own (a side effect)? That may be in the arguments of
+        # these activities, which must see the same again: so it has to be durable first.
+        if execution.event_count == 1 + execution.pending_count:
+            for each in execution.pending_activities():
+                if self._executor.reserve(each.name, each.queue):
+                    run.early.add(each.ref)
+                    self._start(run, each)
+        self._settle(run)
+
+    def owed(self, run: WarmRun) -> list[ScheduledActivity]:
+        """The activities that the run waits for now."""
+        return run.execution.pending_activities() if run.execution is not None else []
+
+    def resume(self, run: WarmRun, owed: list[ScheduledActivity], waiting: set[int]) -> None:
+        """Start again what was running when the run lost its last owner.
+
+        ``owed`` are the activities that its recorded history waits for; those that its mail
+        answered since, and those in ``waiting``, which have a row, are not to be started.
+        """
+        execution = run.execution
+        if execution is None:
             return
-        for each in execution.pending_activities():
-            if each.ref in waiting or each.ref in run.running:
+        pending = {each.ref for each in execution.pending_activities()} if owed else set()
+        for each in owed:
+            if each.ref not in pending or each.ref in waiting:
                 continue
             run.early.add(each.ref)
             if self._executor.reserve(each.name, each.queue):
                 self._start(run, each)
             else:
                 run.activities.append(queued(each))
+        self._settle(run)
+
+    def _settle(self, run: WarmRun) -> None:
         # Nothing of it runs here, so it is not what kills workers. (What runs has to end first.)
         run.settles = run.crashes > 0 and not run.running
         self.committer.mark(run)
@@ -273,6 +293,7 @@ class Turns:
             cancelled.append(ref)
             if ref not in run.running:
                 commit.activities_done.append(ref)
+        cancelled += turn.unstarted_activities
 
     def _build_last(self, run: WarmRun) -> RunCommit:
         commit = RunCommit(run.run_id, run.fence, run.part, run.next_seq, None, run.head_hash)

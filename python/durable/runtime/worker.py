@@ -43,6 +43,9 @@ from durable.store.hints import Hinter
 from durable.store.postgres import PostgresStore
 
 PROGRESS_SECONDS = 0.25
+STUCK_SECONDS = 0.1
+"""Slots that were full this long without one becoming free are held by long activities."""
+ROOM_MIN = 20
 LAST_WRITES_SECONDS = 10.0
 """How long a drain may take to write what is known, after the activities ended."""
 
@@ -282,9 +285,17 @@ class Worker:
         return found
 
     def _room(self) -> int:
-        """How many more runs can be worked on now."""
-        busy = len(self._executor.attempts) + self._committer.backlog
-        return 2 * self.options.activity_slots - busy
+        """How many more runs can be worked on now.
+
+        As many as there are slots: a run between two activities then finds one free, and its next
+        activity need not go through the queue. When the slots are held by long activities, new runs
+        are taken all the same; what they want done goes to the queue, for anyone.
+        """
+        executor = self._executor
+        room = self.options.activity_slots - len(executor.attempts) - self._committer.backlog
+        if room <= 0 and executor.idle_seconds > STUCK_SECONDS:
+            return ROOM_MIN
+        return room
 
     def _promoted(self) -> None:
         self._runs.hint()

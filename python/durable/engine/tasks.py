@@ -315,7 +315,7 @@ for _name, _instead in NOT_REPLAYABLE.items():
 
 
 def waiting_place(coro: Any) -> str:
-    """Where a suspended coroutine waits, in frames that are the user's own; what it awaits if none.
+    """Where a suspended coroutine waits, in frames that are the user's own.
 
     Written ``file:line function``, outermost first.
     """
@@ -328,4 +328,5 @@ def waiting_place(coro: Any) -> str:
         if not code.co_filename.startswith(OWN_CODE):
             frames.append(f"{Path(code.co_filename).name}:{frame.f_lineno} {code.co_qualname}")
         coro = getattr(coro, "cr_await", None) or getattr(coro, "gi_yieldfrom", None)
-    return " > ".join(frames) or ("not started" if coro is None else repr(coro))
+    # Not the repr of what it awaits: that has an address, and the same wait must read the same.
+    return " > ".join(frames) or ("not started" if coro is None else "an outcome")

@@ -1,9 +1,9 @@
 """The whole contract of the Rust core, on a few screens. See docs/internals/replay.md.
 
-An *event tuple* is ``(event_id, kind, ref, time_us, name, options, meta, payload)``: ids count from 1;
-``ref`` is the id of the command an inbound fact answers (0: none); ``time_us`` is the absolute time of an
-inbound fact or the due time of a timer (0: none); ``name`` and ``options`` are str or None; ``meta`` and
-``payload`` are bytes or None.
+An *event tuple* is ``(event_id, kind, ref, time_us, name, options, meta, payload)``: ids count from
+1; ``ref`` is the id of the command an inbound fact answers (0: none); ``time_us`` is the absolute
+time of an inbound fact or the due time of a timer (0: none); ``name`` and ``options`` are str or
+None; ``meta`` and ``payload`` are bytes or None.
 """
 
 from collections.abc import Callable, Generator, Sequence
@@ -43,9 +43,12 @@ class Hook(Protocol):
     def on_event(
         self, kind: int, ref: int, name: str | None, meta: bytes | None, payload: bytes | None
     ) -> None:
-        """An inbound fact that no pending future of the core resolves: start, signal, update, ..."""
+        """An inbound fact that no pending future of the core resolves: start, signal, update,
+        ..."""
 
-    def failure(self, kind: int, ref: int, name: str | None, payload: bytes | None) -> BaseException:
+    def failure(
+        self, kind: int, ref: int, name: str | None, payload: bytes | None
+    ) -> BaseException:
         """The exception that the future of command ``ref`` raises."""
 
     def on_finish(self) -> None:
@@ -63,7 +66,8 @@ class Loop:
 
     Facts are delivered one at a time, in history order; after each, the code runs until nothing is
     ready. Every command the code makes is matched with the next event of the history while there is
-    one, and recorded after. Raise NonDeterminismError when they part; from then on the loop is dead.
+    one, and recorded after. Raise NonDeterminismError when they part; from then on the loop is
+    dead.
     """
 
     context: Any
@@ -98,7 +102,8 @@ class Loop:
     def pending(self) -> list[Event]:
         """The commands that still wait for their outcome (activities, timers, children, ...)."""
     def is_pending(self, ref: int) -> bool:
-        """Whether command ``ref`` still waits for its outcome (or its cancellation is unanswered)."""
+        """Whether command ``ref`` still waits for its outcome (or its cancellation is
+        unanswered)."""
     def set_main(self, task: Any) -> None:
         """Name the task whose end is the end of the run."""
     def run_ready(self) -> None:
@@ -136,7 +141,8 @@ class Loop:
     def record(self, kind: int, name: str | None, produce: Callable[[], bytes]) -> bytes:
         """Return the recorded payload of the next event, or record what ``produce`` returns."""
     def patched(self, name: str) -> bool:
-        """Whether this run takes the new path of patch ``name`` (records a marker the first time)."""
+        """Whether this run takes the new path of patch ``name`` (records a marker the first
+        time)."""
 
     def skip_marker(self, name: str) -> bool:
         """Step over the marker of a patch that the code no longer asks about, if it is next."""
@@ -169,10 +175,18 @@ class Loop:
         self, callback: Callable[..., object], *args: Any, context: Context | None = None
     ) -> Handle: ...
     def call_later(
-        self, delay: float, callback: Callable[..., object], *args: Any, context: Context | None = None
+        self,
+        delay: float,
+        callback: Callable[..., object],
+        *args: Any,
+        context: Context | None = None,
     ) -> TimerHandle: ...
     def call_at(
-        self, when: float, callback: Callable[..., object], *args: Any, context: Context | None = None
+        self,
+        when: float,
+        callback: Callable[..., object],
+        *args: Any,
+        context: Context | None = None,
     ) -> TimerHandle: ...
     def create_future(self) -> Any: ...
     def create_task(
@@ -218,10 +232,11 @@ class CommandFuture:
     def __iter__(self) -> Generator[Any, None, Any]: ...
 
 class ActivityBase:
-    """The callable part of an activity definition, kept in Rust because every replayed step calls it.
+    """The callable part of an activity definition, kept in Rust because every replayed step calls
+    it.
 
-    Inside a workflow a call makes ACTIVITY_SCHEDULED and returns its CommandFuture; elsewhere it calls ``fn``.
-    Subclasses must not override ``__call__``.
+    Inside a workflow a call makes ACTIVITY_SCHEDULED and returns its CommandFuture; elsewhere it
+    calls ``fn``. Subclasses must not override ``__call__``.
     """
 
     name: str
@@ -239,10 +254,11 @@ class ActivityBase:
         plain: int | None = None,
         wait_cancel: bool = False,
     ) -> Self:
-        """``options`` is recorded with each call (compact JSON, or ``""``). ``arity`` is the least and
-        most number of positional arguments that need no binding. ``encode(args, kwargs)`` binds and
-        encodes what the core does not encode itself (it does None, bool, int and plain str).
-        ``decode`` turns a result into what the annotation says; None means plain JSON. ``plain`` says
-        which JSON scalars the annotation takes as they are, so that the core may decode them itself:
-        the sum of 1 (null), 2 (bool), 4 (int), 8 (str); by default all without a decoder, else none."""
+        """``options`` is recorded with each call (compact JSON, or ``""``). ``arity`` is the least
+        and most number of positional arguments that need no binding. ``encode(args, kwargs)`` binds
+        and encodes what the core does not encode itself (it does None, bool, int and plain str).
+        ``decode`` turns a result into what the annotation says; None means plain JSON. ``plain``
+        says which JSON scalars the annotation takes as they are, so that the core may decode them
+        itself: the sum of 1 (null), 2 (bool), 4 (int), 8 (str); by default all without a decoder,
+        else none."""
     def __call__(self, *args: Any, **kwargs: Any) -> Any: ...

@@ -1,38 +1,38 @@
 """Every error this package raises, in one tree. Imports nothing.
 
-    DurableError
-    ├── ConfigurationError            an option, environment or schema that cannot work
-    │   ├── DefinitionError           a workflow or activity that cannot be registered
-    │   └── SchemaVersionError        the database's tables are missing, older or newer than the code
-    ├── StoreError                    the database said no or did not answer
-    │   └── StoreUnavailableError     it did not answer in time; nothing is known to be written
-    ├── PayloadError                  a value and its bytes do not fit together
-    │   ├── EncodeError               the value cannot be written
-    │   ├── DecodeError               the bytes do not fit the annotation
-    │   └── PayloadTooLargeError      over the limit
-    ├── RequestError                  a client asked for what cannot be
-    │   ├── InvalidArgumentError      a malformed id, name or argument list
-    │   ├── UnknownWorkflowError      no such workflow type
-    │   ├── WorkflowNotFoundError     no run with that id
-    │   ├── WorkflowAlreadyStartedError   the id is taken; names the run that has it
-    │   └── UpdateRejectedError       the update's validator said no
-    ├── WorkflowError                 how a run ended, when it did not end well
-    │   ├── WorkflowFailedError
-    │   ├── WorkflowCancelledError
-    │   ├── WorkflowTerminatedError
-    │   ├── WorkflowTimedOutError
-    │   └── WorkflowParkedError       stopped until compatible code appears
-    ├── RemoteError                   raised inside a workflow for what it called
-    │   ├── ActivityError
-    │   └── ChildWorkflowError
-    ├── ApplicationError              raised by user code to say more than an exception can
-    │   ├── NonRetryable
-    │   └── RetryAfter
-    ├── ContextError                  called where no workflow or activity runs
-    ├── GuardError                    workflow code called what cannot be replayed
-    ├── HistoryCorruptError           recorded bytes fail their checks
-    ├── HistoryUnsupportedError       recorded by a newer build
-    └── NonDeterminismError           the code no longer makes the commands its history has
+DurableError
+├── ConfigurationError            an option, environment or schema that cannot work
+│   ├── DefinitionError           a workflow or activity that cannot be registered
+│   └── SchemaVersionError        the database's tables are missing, older or newer than the code
+├── StoreError                    the database said no or did not answer
+│   └── StoreUnavailableError     it did not answer in time; nothing is known to be written
+├── PayloadError                  a value and its bytes do not fit together
+│   ├── EncodeError               the value cannot be written
+│   ├── DecodeError               the bytes do not fit the annotation
+│   └── PayloadTooLargeError      over the limit
+├── RequestError                  a client asked for what cannot be
+│   ├── InvalidArgumentError      a malformed id, name or argument list
+│   ├── UnknownWorkflowError      no such workflow type
+│   ├── WorkflowNotFoundError     no run with that id
+│   ├── WorkflowAlreadyStartedError   the id is taken; names the run that has it
+│   └── UpdateRejectedError       the update's validator said no
+├── WorkflowError                 how a run ended, when it did not end well
+│   ├── WorkflowFailedError
+│   ├── WorkflowCancelledError
+│   ├── WorkflowTerminatedError
+│   ├── WorkflowTimedOutError
+│   └── WorkflowParkedError       stopped until compatible code appears
+├── RemoteError                   raised inside a workflow for what it called
+│   ├── ActivityError
+│   └── ChildWorkflowError
+├── ApplicationError              raised by user code to say more than an exception can
+│   ├── NonRetryable
+│   └── RetryAfter
+├── ContextError                  called where no workflow or activity runs
+├── GuardError                    workflow code called what cannot be replayed
+├── HistoryCorruptError           recorded bytes fail their checks
+├── HistoryUnsupportedError       recorded by a newer build
+└── NonDeterminismError           the code no longer makes the commands its history has
 """
 
 from __future__ import annotations

@@ -68,6 +68,7 @@ __all__ = [
     "deprecate_patch",
     "execute_activity",
     "execute_child",
+    "history_length",
     "in_workflow",
     "info",
     "is_cancel_requested",
@@ -84,6 +85,7 @@ __all__ = [
     "run",
     "set_status",
     "set_vars",
+    "should_continue_as_new",
     "side_effect",
     "signal",
     "signal_channel",
@@ -101,6 +103,9 @@ __all__ = [
     "wait_condition",
     "wait_signal",
 ]
+
+HISTORY_LENGTH_SUGGESTED = 10_000
+"""Events after which `should_continue_as_new` says yes: a replay of about 10 ms."""
 
 R = TypeVar("R")
 Ts = TypeVarTuple("Ts")
@@ -130,6 +135,20 @@ def info() -> WorkflowInfo:
 def is_replaying() -> bool:
     """Whether the code runs through what is recorded already. For logging; decide nothing by it."""
     return context("is_replaying()").loop.is_replaying
+
+
+def history_length() -> int:
+    """Events in the history of this run up to here; the same whenever the code is replayed."""
+    return context("history_length()").loop.position
+
+
+def should_continue_as_new() -> bool:
+    """Whether the history is so long that the run had better go on as a new one.
+
+    True from `HISTORY_LENGTH_SUGGESTED` events on. A long history costs a longer replay, nothing
+    else.
+    """
+    return history_length() >= HISTORY_LENGTH_SUGGESTED
 
 
 def is_cancel_requested() -> bool:

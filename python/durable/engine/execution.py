@@ -21,7 +21,6 @@ from collections.abc import Sequence
 from contextvars import Context
 from typing import TYPE_CHECKING, Any
 
-from durable._core import decode
 from durable.codec import (
     DEFAULT_CODEC,
     Codec,
@@ -73,7 +72,6 @@ OUTCOMES = frozenset(
 """Facts that answer a command: void when it does not wait any more."""
 
 WHERE_MAX = 3
-FAILURES = (EventKind.ACTIVITY_FAILED, EventKind.CHILD_FAILED)
 ENDED_FROM_OUTSIDE = {
     EventKind.RUN_TERMINATED: RunState.TERMINATED,
     EventKind.RUN_TIMED_OUT: RunState.TIMED_OUT,
@@ -101,8 +99,7 @@ class Execution:
         self._codec = codec
         self._errors = registry.errors if registry is not None else {}
         self._task_count = 0
-        self._run_bytes = bytes.fromhex(run_id.replace("-", ""))
-        self._loop = tasks.WorkflowLoop(self._run_bytes, self)
+        self._loop = tasks.WorkflowLoop(bytes.fromhex(run_id.replace("-", "")), self)
         meta = StartMeta(workflow_id=workflow_id, queue=queue)
         self._context = WorkflowContext(self._loop, run_id, meta, codec, definition, self._fail)
         self._loop.context = self._context
@@ -110,9 +107,6 @@ class Execution:
         self._handler_error: BaseException | None = None
         self._ended: Closing | None = None
         self._responses: list[Response] = []
-        self._loading: Sequence[bytes] = ()
-        self._names: dict[int, str] = {}
-        """What failed commands were called, by event id; filled when a failure asks for it."""
         self._open = 0
         """About how many commands wait for their outcome; counting them exactly takes longer."""
         self._dead = False
@@ -126,15 +120,12 @@ class Execution:
         code parts from its history, PayloadError when the input does not fit the workflow. Any of
         them leaves the execution dead.
         """
-        self._loading = batches
         try:
             self._loop.load(batches, head_hash)
             recorded = self._loop.event_count
             self._loop.replay()
         except BaseException as error:
             raise self._died(error) from None
-        finally:
-            self._loading, self._names = (), {}
         # Those made just now are counted when they are taken.
         self._open = sum(event[0] <= recorded for event in self._loop.pending())
 
@@ -295,7 +286,7 @@ class Execution:
         """The exception that the future of command ``ref`` raises."""
         if kind == EventKind.EXTERNAL_FAILED:
             return unreachable(payload)
-        called = name or self._name_of(ref)
+        called = name or ""
         if kind == EventKind.ACTIVITY_FAILED:
             return activity_error(called, payload, self._errors)
         error = child_error(called, payload, self._errors)
@@ -435,8 +426,6 @@ class Execution:
         meta: bytes | None,
         payload: bytes | None,
     ) -> None:
-        if kind in FAILURES and ref not in self._names:
-            self._names = {event[0]: event[4] or "" for event in self._loop.pending()}
         try:
             self._loop.deliver(kind, ref, time_us, name, meta, payload)
         except BaseException as error:
@@ -466,13 +455,6 @@ class Execution:
         if self.is_finished:
             return []
         return [event for event in self._loop.pending() if event[1] == kind]
-
-    def _name_of(self, ref: int) -> str:
-        """The name of a command that failed: looked up then, so that successes cost nothing."""
-        if not self._names:
-            events = decode(self._run_bytes, self._loading)
-            self._names = {event[0]: event[4] for event in events if event[4]}
-        return self._names.get(ref, "")
 
     def _close(self, turn: Turn, builder: TurnBuilder) -> None:
         """The run is over with this turn: void what is left of it, answer who still waits."""

@@ -188,7 +188,7 @@ def test_an_id_that_is_taken_names_the_run_that_has_it(dsn: str) -> None:
 
 
 def test_an_unknown_run_is_a_failure_of_every_command(dsn: str) -> None:
-    for command in (["result"], ["history"], ["describe"], ["cancel"], ["terminate"]):
+    for command in (["result"], ["history"], ["describe"], ["cancel"], ["terminate"], ["unpark"]):
         refused(durable(*command, "ghost", "--dsn", dsn), 1, "ghost")
     refused(durable("signal", "ghost", "x", "--dsn", dsn), 1, "ghost")
     refused(durable("vars", "ghost", "--app", SUBSCRIPTION, "--dsn", dsn), 1, "ghost")
@@ -210,6 +210,12 @@ def test_a_pending_run_can_be_looked_at_signalled_and_ended(dsn: str) -> None:
     assert "RUN_STARTED" in durable("history", "sub-7", "--dsn", dsn).stdout
     assert "sub-7" in durable("list", "--state", "running", "--dsn", dsn).stdout
     refused(durable("result", "sub-7", "--timeout", "10ms", "--dsn", dsn), 1, "sub-7")
+
+
+def test_unpark_of_a_run_that_is_not_parked_says_so(dsn: str) -> None:
+    start = ("start", "subscription", PLAN, "--id", "sub-7", "--delay", "1h")
+    assert durable(*start, "--app", SUBSCRIPTION, "--dsn", dsn).exit_code == 0
+    refused(durable("unpark", "sub-7", "--dsn", dsn), 1, "is not parked")
 
 
 def test_the_notes_of_a_dev_server_tell_database_and_app(dsn: str, tmp_path: Path) -> None:

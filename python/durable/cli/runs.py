@@ -324,6 +324,23 @@ def terminate(workflow_id: str, reason: str, dsn: str | None, schema: str) -> No
     with_client(target, lambda client: client.get_handle(workflow_id).terminate(reason))
 
 
+@click.command()
+@click.argument("workflow_id", metavar="ID")
+@database_options
+def unpark(workflow_id: str, dsn: str | None, schema: str) -> None:
+    """Let a parked run be tried again now, and not only when its pause is over.
+
+    A run is parked when its code no longer matches its history, or cannot run it: `durable
+    describe` shows why. Deploy code that fits, then:
+
+    \b
+      durable unpark sub-7
+    """
+    target = find_target(dsn, schema)
+    if not with_client(target, lambda client: client.get_handle(workflow_id).unpark()):
+        raise click.ClickException(f"{workflow_id} is not parked; `durable describe` shows it")
+
+
 COMMANDS: tuple[click.Command, ...] = (
     start,
     signal,
@@ -334,4 +351,5 @@ COMMANDS: tuple[click.Command, ...] = (
     describe,
     cancel,
     terminate,
+    unpark,
 )

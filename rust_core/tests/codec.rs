@@ -438,3 +438,32 @@ fn a_batch_has_so_many_bytes_and_no_more() {
     );
     assert_eq!(writer.push(&payload(100), None), Ok(()));
 }
+
+#[test]
+fn counts_that_cannot_be_are_found_before_any_event_is_read() {
+    let event = [1, 1, 0];
+    let at_load =
+        |body: Vec<u8>| load(&RUN, &sealed(&RUN, &[body]), None).map(|it| it.event_count());
+    // Four bytes of head and three of event: room for two at the very most.
+    assert_eq!(at_load(batch(1, 2, &[], &event)), Ok(2));
+    for count in [3, 4, 1 << 29, (1 << 30) + 1] {
+        assert!(
+            is_corrupt(&at_load(batch(1, count, &[], &event))),
+            "{count}"
+        );
+    }
+    let names = |count: u8| [vec![1, 1, 0, count], vec![0; 4]].concat();
+    assert_eq!(at_load(names(4)), Ok(0));
+    for count in [5, 8, 9, 100] {
+        assert!(is_corrupt(&at_load(names(count))), "{count}");
+    }
+}
+
+#[test]
+fn the_longest_name_is_written_and_read() {
+    let longest = "n".repeat(NAME_BYTES_MAX);
+    let mut event = Owned::new(Kind::SignalReceived);
+    event.name = Some(longest);
+    let (batches, head, expected) = write(&RUN, &[event], &[]);
+    assert_eq!(decode(&RUN, &batches, Some(head)), Ok(expected));
+}

@@ -29,6 +29,7 @@ from durable.errors import (
 from durable.events import IdReuse, RunState
 from durable.options import ID_LENGTH_MAX, PAYLOAD_BYTES_MAX
 from durable.runtime.worker import Worker
+from durable.store.postgres import PostgresStore
 
 SOON = 20.0
 
@@ -55,6 +56,23 @@ async def echo(value: str) -> str:
 @workflow.defn
 async def refuse(value: str) -> str:
     raise LookupError(value)
+
+
+@workflow.defn
+async def collect(count: int) -> list[int]:
+    return [await workflow.wait_signal("more", type=int) for _ in range(count)]
+
+
+class CountingStore(PostgresStore):
+    """Notes which statements are sent."""
+
+    def __init__(self, dsn: str) -> None:
+        super().__init__(dsn)
+        self.fetched: list[str] = []
+
+    async def fetch(self, name: str, params: Any) -> list[tuple[Any, ...]]:
+        self.fetched.append(name)
+        return await super().fetch(name, params)
 
 
 @pytest.fixture
@@ -106,6 +124,44 @@ async def test_many_starts_tell_which_ids_were_taken(client: Client) -> None:
     kinds = [type(each).__name__ for each in started]
     assert kinds == ["WorkflowHandle", "WorkflowAlreadyStartedError", "WorkflowHandle"]
     assert sorted(await views(client)) == ["a", "b", "c"]
+
+
+async def test_many_signals_tell_which_were_taken_and_keep_their_order(
+    client: Client, dsn: str
+) -> None:
+    await client.start_many(collect, [("a", [2]), ("b", [1])])
+    signals: list[tuple[str, list[int]]] = [("a", [1]), ("ghost", [9]), ("b", [7]), ("a", [2])]
+
+    assert await client.signal_many("more", signals) == [True, False, True, True]
+    assert await client.signal_many("more", []) == []
+
+    async with Worker(dsn, workflows=[collect]):
+        assert await client.get_handle("a").result(SOON) == [1, 2]
+        assert await client.get_handle("b").result(SOON) == [7]
+
+
+async def test_many_signals_repeated_are_taken_once(client: Client, dsn: str) -> None:
+    await client.start(collect, 3, id="a")
+    for value in (1, 2):
+        sent = await client.signal_many(
+            "more", [("a", [value]), ("a", [5])], request_ids=["first", f"r{value}"]
+        )
+        assert sent == [True, True]
+    with pytest.raises(InvalidArgumentError, match="request ids"):
+        await client.signal_many("more", [("a", [1])], request_ids=[])
+    async with Worker(dsn, workflows=[collect]):
+        assert await client.get_handle("a").result(SOON) == [1, 5, 5]
+
+
+async def test_many_starts_and_signals_are_one_statement_each(dsn: str) -> None:
+    store = CountingStore(dsn)
+    async with Client.connect(store) as client:
+        await client.start(echo, "a", id="first")
+        store.fetched.clear()
+        await client.start_many(collect, [(f"c{n}", [1]) for n in range(500)])
+        await client.signal_many("more", [(f"c{n}", [n]) for n in range(500)])
+        await client.hinter.flush()
+    assert [name for name in store.fetched if name != "notify"] == ["start_runs", "send"]
 
 
 async def test_a_start_belongs_to_the_callers_transaction(client: Client, dsn: str) -> None:

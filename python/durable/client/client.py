@@ -15,10 +15,10 @@ from datetime import datetime, timedelta
 from types import TracebackType
 from typing import Any, Self, TypeVar, TypeVarTuple, overload
 
-from durable.client.handle import WorkflowHandle
+from durable.client.handle import WorkflowHandle, encode_call
 from durable.client.waiter import Waiter
 from durable.codec import DEFAULT_CODEC, Codec, check_size
-from durable.engine.definition import WorkflowDefinition
+from durable.engine.definition import WorkflowDefinition, handler_name
 from durable.engine.info import to_us
 from durable.engine.registry import Registry
 from durable.engine.start import StartMeta, new_run
@@ -30,7 +30,7 @@ from durable.errors import (
     UnknownWorkflowError,
     WorkflowAlreadyStartedError,
 )
-from durable.events import IdReuse, NewRun, RunView, Started
+from durable.events import EventKind, IdReuse, Message, NewRun, RunView, Started
 from durable.options import DEFAULT_QUEUE, ID_LENGTH_MAX, seconds
 from durable.store.base import Store
 from durable.store.clock import StoreClock
@@ -254,6 +254,46 @@ class Client:
             self._handle(workflow, run, started)
             for run, started in zip(runs, all_started, strict=True)
         ]
+
+    async def signal_many(
+        self,
+        signal: str | Callable[..., Any],
+        signals: Iterable[tuple[str, Sequence[Any]]],
+        *,
+        request_ids: Sequence[str] | None = None,
+        conn: Any = None,
+    ) -> list[bool]:
+        """Send one kind of signal to many workflows in one transaction and one round trip.
+
+        ``signals`` are (workflow id, arguments); one workflow may occur often and gets them in this
+        order. Returns, in order, whether an open run took it; those that did never lose it.
+        ``request_ids``, one for each, make a repeated send a no-op. With ``conn`` (a psycopg async
+        connection) the signals belong to the caller's transaction.
+        """
+        name = handler_name(signal)
+        pairs = list(signals)
+        if request_ids is None:
+            request_ids = [str(uuid.uuid4()) for _ in pairs]
+        if len(request_ids) != len(pairs):
+            raise InvalidArgumentError(
+                f"{len(pairs)} signals need as many request ids, not {len(request_ids)}"
+            )
+        messages = [
+            Message(
+                kind=EventKind.SIGNAL_RECEIVED,
+                workflow_id=check_id(workflow_id, "a workflow id"),
+                name=name,
+                payload=encode_call(self.codec, signal, args),
+                request_id=check_id(request_id, "a request id"),
+            )
+            for (workflow_id, args), request_id in zip(pairs, request_ids, strict=True)
+        ]
+        if not messages:
+            return []
+        found = await self.store.send(messages, conn)
+        if conn is None:
+            self.hinter.hint()
+        return [run_id is not None for run_id in found]
 
     def _handle(
         self, workflow: WorkflowDefinition[Any, R] | str, run: NewRun, started: Started

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from durable.client.replica import HistoryEvent, events_of, read_moment, rebuild
-from durable.codec import Signature, check_size, failure_from_payload
+from durable.codec import Codec, Signature, check_size, failure_from_payload
 from durable.engine.definition import WorkflowDefinition, handler_name
 from durable.engine.execution import Execution
 from durable.engine.start import decode_json
@@ -162,7 +162,7 @@ class WorkflowHandle(Generic[R]):
         await self._send(
             EventKind.SIGNAL_RECEIVED,
             name=handler_name(signal),
-            payload=self._encode(signal, args),
+            payload=encode_call(self._client.codec, signal, args),
             request_id=request_id,
             conn=conn,
         )
@@ -200,7 +200,7 @@ class WorkflowHandle(Generic[R]):
         Raises what the handler raised, UpdateRejectedError when there is no such query, and
         TimeoutError when no worker answers in time.
         """
-        name, payload = handler_name(query), self._encode(query, args)
+        name, payload = handler_name(query), encode_call(self._client.codec, query, args)
         view = await self.describe()
         if view.state >= RunState.COMPLETED:
             return await self._query_closed(view, name, payload, result_type)
@@ -239,7 +239,7 @@ class WorkflowHandle(Generic[R]):
         handler raised, and TimeoutError when there is no answer in time: it may still be done, and
         asking again with the same ``request_id`` does it no second time.
         """
-        name, payload = handler_name(update), self._encode(update, args)
+        name, payload = handler_name(update), encode_call(self._client.codec, update, args)
         limit = seconds(timeout, "timeout")
         response = await self._ask(MessageKind.UPDATE_REQUESTED, name, payload, limit, request_id)
         return self._read(response, result_type)
@@ -301,21 +301,6 @@ class WorkflowHandle(Generic[R]):
             self._client.hinter.hint()
         return run_id
 
-    def _encode(self, handler: str | Callable[..., Any], args: tuple[Any, ...]) -> bytes:
-        codec = self._client.codec
-        if isinstance(handler, str):
-            payload = codec.encode(list(args))
-            check_size(payload, f"the arguments of {handler!r}")
-            return payload
-        # An update method wraps the function that was decorated.
-        signature = Signature.of(getattr(handler, "fn", handler), codec, skip_first=True)
-        payload = signature.encode_args(args, {})
-        try:
-            signature.decode_args(payload)
-        except PayloadError as error:
-            raise InvalidArgumentError(str(error)) from error
-        return payload
-
     # -- looking into it ---------------------------------------------------------------------
 
     async def describe(self) -> RunView:
@@ -365,6 +350,25 @@ class WorkflowHandle(Generic[R]):
         batches, items = await read_moment(self._client.store, view)
         registry = self._client.registry
         return rebuild(view, definition, registry, batches, items)
+
+
+def encode_call(codec: Codec, handler: str | Callable[..., Any], args: Sequence[Any]) -> bytes:
+    """The arguments of a signal, query or update, proven to fit where its method is given.
+
+    Raise InvalidArgumentError where they do not, EncodeError or PayloadTooLargeError.
+    """
+    if isinstance(handler, str):
+        payload = codec.encode(list(args))
+        check_size(payload, f"the arguments of {handler!r}")
+        return payload
+    # An update method wraps the function that was decorated.
+    signature = Signature.of(getattr(handler, "fn", handler), codec, skip_first=True)
+    payload = signature.encode_args(tuple(args), {})
+    try:
+        signature.decode_args(payload)
+    except PayloadError as error:
+        raise InvalidArgumentError(str(error)) from error
+    return payload
 
 
 def plain_failure(payload: bytes | None) -> dict[str, Any]:

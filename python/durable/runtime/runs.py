@@ -251,6 +251,8 @@ class RunPoller(Service):
             began = time.monotonic()
             if turns.replay(run, history or []):
                 self._metrics.observe("durable_replay_seconds", time.monotonic() - began)
+                assert run.execution is not None
+                self._metrics.inc("durable_replay_events_total", run.execution.event_count)
                 if claimed.next_seq == 1 and not any(item.kind in ENDS for item in items):
                     # Its start is all it knows, and is durable: what it asks for can begin.
                     turns.begin(run)

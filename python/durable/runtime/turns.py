@@ -9,36 +9,32 @@ only cause (the start) is durable already, begin at once.
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable
 
-from durable.engine.execution import Execution, ScheduledActivity, Turn
+from durable.engine.execution import Execution, ScheduledActivity
 from durable.engine.info import ActivityContext
 from durable.engine.registry import Registry
 from durable.errors import StoreError
 from durable.events import (
     ClaimedRun,
-    Closing,
     EventKind,
     InboxItem,
     QueuedActivity,
     RunCommit,
-    RunState,
     TimerKind,
 )
 from durable.runtime.attempt import Attempt, Ending
+from durable.runtime.building import build, queued
 from durable.runtime.committer import Committer
 from durable.runtime.executor import Executor, cancelled_payload
 from durable.runtime.metrics import Metrics
 from durable.runtime.parking import ParkingLot
 from durable.runtime.timers import TimerHeap
-from durable.runtime.warm import Cache, Fact, Flight, WarmRun
+from durable.runtime.warm import Cache, Fact, WarmRun
 from durable.store.clock import StoreClock
 
 TIMER_FIRED = int(EventKind.TIMER_FIRED)
 ACTIVITY_FAILED = int(EventKind.ACTIVITY_FAILED)
-
-log = logging.getLogger("durable.worker")
 
 
 class Turns:
@@ -229,84 +225,7 @@ class Turns:
 
     def build(self, run: WarmRun) -> RunCommit | None:
         """See `CommitHandler`."""
-        execution = run.execution
-        if run.park is not None or run.release or run.terminate is not None:
-            return self._build_last(run)
-        if run.frozen or execution is None:
-            return None
-        turn = execution.take()
-        commit = RunCommit(run.run_id, run.fence, run.part, run.next_seq, None, run.head_hash)
-        starts: list[ScheduledActivity] = []
-        cancelled: list[int] = []
-        if turn is not None:
-            self._put_turn(run, turn, commit, starts, cancelled)
-        elif not (
-            run.consumed or run.activities or run.responses or run.timers_done or run.settles
-        ):
-            run.facts.clear()
-            return None
-        commit.consumed, run.consumed = run.consumed, []
-        if run.activities:
-            commit.activities += run.activities
-            run.activities = []
-        if run.responses:
-            commit.responses += run.responses
-            run.responses = []
-        if run.timers_done:
-            commit.timers_done += run.timers_done
-            run.timers_done = []
-        run.flight = Flight(commit, starts, cancelled, run.facts)
-        run.facts = []
-        return commit
-
-    def _put_turn(
-        self,
-        run: WarmRun,
-        turn: Turn,
-        commit: RunCommit,
-        starts: list[ScheduledActivity],
-        cancelled: list[int],
-    ) -> None:
-        if turn.batch is not None:
-            commit.batch = turn.batch
-            commit.head_hash = turn.head_hash
-        commit.closing = turn.closing
-        if turn.timers:
-            fired = {*run.timers_done, *turn.timers_done}
-            commit.timers = [timer for timer in turn.timers if timer.ref not in fired]
-        commit.timers_done = turn.timers_done
-        commit.children = turn.children
-        commit.messages = turn.messages
-        commit.responses = turn.responses
-        commit.successor = turn.successor
-        commit.search = turn.search
-        early = run.early
-        if turn.closing is None:
-            for each in turn.scheduled:
-                if each.ref in early or each.ref in run.running:
-                    continue
-                if self._executor.reserve(each.name, each.queue):
-                    starts.append(each)
-                else:
-                    commit.activities.append(queued(each))
-        for ref in turn.cancelled_activities:
-            cancelled.append(ref)
-            if ref not in run.running:
-                commit.activities_done.append(ref)
-        cancelled += turn.unstarted_activities
-
-    def _build_last(self, run: WarmRun) -> RunCommit:
-        commit = RunCommit(run.run_id, run.fence, run.part, run.next_seq, None, run.head_hash)
-        if run.terminate is not None:
-            commit.closing = Closing(RunState.TERMINATED, failure=run.terminate)
-        elif run.park is not None:
-            commit.park = run.park
-            commit.unpark_at_us = run.unpark_at_us
-        else:
-            commit.release = True
-            commit.activities, run.activities = run.activities, []
-        run.flight = Flight(commit, [], [], [])
-        return commit
+        return build(run, self._executor.reserve)
 
     def accepted(self, run: WarmRun) -> None:
         """See `CommitHandler`."""
@@ -521,17 +440,3 @@ class Turns:
     def released(self, attempt: Attempt) -> None:
         """See `Source`."""
         self.on_slot()
-
-
-def queued(each: ScheduledActivity) -> QueuedActivity:
-    """The queue row of an activity that does not start here."""
-    return QueuedActivity(
-        ref=each.ref,
-        name=each.name,
-        queue=each.queue,
-        priority=each.priority,
-        attempt=1,
-        input=each.input,
-        options=each.options_json.encode() or b"{}",
-        scheduled_us=each.scheduled_us,
-    )

@@ -58,7 +58,6 @@ class WarmRun:
         "gone",
         "head_hash",
         "is_dirty",
-        "mail",
         "next_seq",
         "park",
         "part",
@@ -120,7 +119,6 @@ class WarmRun:
         self.read_back: list[int] = []
         """Inbox rows whose deletion was accepted while the inbox was being read."""
         self.reading = False
-        self.mail = False
         self.unread_count = 0
 
         self.park: bytes | None = None
@@ -138,7 +136,6 @@ class WarmRun:
             or self.flight is not None
             or self.frozen
             or self.reading
-            or self.mail
         )
 
 

@@ -1,0 +1,122 @@
+"""Building: from what became true of a warm run to the commit that says so.
+
+One call takes everything since the last one. Which of the newly scheduled activities start here is
+decided now, by reserving their slots: the others go to the queue in the same commit.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from durable.engine.execution import ScheduledActivity, Turn
+from durable.events import Closing, QueuedActivity, RunCommit, RunState
+from durable.runtime.warm import Flight, WarmRun
+
+Reserve = Callable[[str, str], bool]
+"""Takes a slot for an activity of that name and queue, if there is one here."""
+
+
+def build(run: WarmRun, reserve: Reserve) -> RunCommit | None:
+    """What the run has to write now, or None. Sets ``run.flight``."""
+    if run.park is not None or run.release or run.terminate is not None:
+        return build_last(run)
+    execution = run.execution
+    if run.frozen or execution is None:
+        return None
+    turn = execution.take()
+    commit = RunCommit(run.run_id, run.fence, run.part, run.next_seq, None, run.head_hash)
+    starts: list[ScheduledActivity] = []
+    cancelled: list[int] = []
+    if turn is not None:
+        put_turn(run, turn, commit)
+        if turn.closing is None:
+            divide(run, turn, commit, starts, reserve)
+        for ref in turn.cancelled_activities:
+            cancelled.append(ref)
+            if ref not in run.running:
+                commit.activities_done.append(ref)
+        cancelled += turn.unstarted_activities
+    elif not (run.consumed or run.activities or run.responses or run.timers_done or run.settles):
+        run.facts.clear()
+        return None
+    put_side_rows(run, commit)
+    run.flight = Flight(commit, starts, cancelled, run.facts)
+    run.facts = []
+    return commit
+
+
+def put_turn(run: WarmRun, turn: Turn, commit: RunCommit) -> None:
+    """What the code did."""
+    if turn.batch is not None:
+        commit.batch = turn.batch
+        commit.head_hash = turn.head_hash
+    commit.closing = turn.closing
+    if turn.timers:
+        fired = {*run.timers_done, *turn.timers_done}
+        commit.timers = [timer for timer in turn.timers if timer.ref not in fired]
+    commit.timers_done = turn.timers_done
+    commit.children = turn.children
+    commit.messages = turn.messages
+    commit.responses = turn.responses
+    commit.successor = turn.successor
+    commit.search = turn.search
+
+
+def divide(
+    run: WarmRun,
+    turn: Turn,
+    commit: RunCommit,
+    starts: list[ScheduledActivity],
+    reserve: Reserve,
+) -> None:
+    """Which activities start here when the commit is accepted, and which go to the queue."""
+    for each in turn.scheduled:
+        if each.ref in run.early or each.ref in run.running:
+            continue
+        if reserve(each.name, each.queue):
+            starts.append(each)
+        else:
+            commit.activities.append(queued(each))
+
+
+def put_side_rows(run: WarmRun, commit: RunCommit) -> None:
+    """What the worker did."""
+    commit.consumed, run.consumed = run.consumed, []
+    if run.activities:
+        commit.activities += run.activities
+        run.activities = []
+    if run.responses:
+        commit.responses += run.responses
+        run.responses = []
+    if run.timers_done:
+        commit.timers_done += run.timers_done
+        run.timers_done = []
+
+
+def build_last(run: WarmRun) -> RunCommit:
+    """The commit by which a run leaves this worker without its code having ended."""
+    commit = RunCommit(run.run_id, run.fence, run.part, run.next_seq, None, run.head_hash)
+    if run.terminate is not None:
+        commit.closing = Closing(RunState.TERMINATED, failure=run.terminate)
+    elif run.park is not None:
+        commit.park = run.park
+        commit.unpark_at_us = run.unpark_at_us
+    else:
+        commit.release = True
+        commit.activities, run.activities = run.activities, []
+    run.flight = Flight(commit, [], [], [])
+    return commit
+
+
+def queued(each: ScheduledActivity) -> QueuedActivity:
+    """The queue row of an activity that does not start here."""
+    return QueuedActivity(
+        ref=each.ref,
+        name=each.name,
+        queue=each.queue,
+        priority=each.priority,
+        attempt=1,
+        input=each.input,
+        options=each.options_json.encode() or b"{}",
+        scheduled_us=each.scheduled_us,
+    )

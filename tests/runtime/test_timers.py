@@ -1,0 +1,128 @@
+"""The estimate of the store's time, and the timers of warm runs."""
+
+from __future__ import annotations
+
+import asyncio
+import uuid
+
+import pytest
+
+from durable.events import ClaimedRun
+from durable.runtime.timers import HEAP_MIN, TimerHeap
+from durable.runtime.wakeup import Backoff, Wakeup
+from durable.runtime.warm import Cache, WarmRun
+from durable.store import clock as clock_module
+from durable.store.clock import WINDOW_US, StoreClock
+
+SOON = 10.0
+
+
+class Ticks:
+    """A monotonic clock that stands still until told."""
+
+    def __init__(self) -> None:
+        self.us = 1_000_000
+
+    def monotonic_ns(self) -> int:
+        return self.us * 1000
+
+
+@pytest.fixture
+def ticks(monkeypatch: pytest.MonkeyPatch) -> Ticks:
+    ticks = Ticks()
+    monkeypatch.setattr(clock_module, "time", ticks)
+    return ticks
+
+
+def warm_run() -> WarmRun:
+    run_id = str(uuid.uuid4())
+    return WarmRun(ClaimedRun(run_id, "w", "t", "q", None, 1, 1, 0, 0, 0, None, None, 0))
+
+
+def test_the_estimate_is_never_ahead_of_the_store(ticks: Ticks) -> None:
+    clock = StoreClock()
+    store_ahead_us = 5_000_000
+    for latency_us in (10, 90_000, 200, 5, 40_000):
+        said_us = ticks.us + store_ahead_us
+        ticks.us += latency_us
+        clock.observe(said_us)
+        assert clock.now_us() <= ticks.us + store_ahead_us
+
+
+def test_one_slow_answer_does_not_pull_the_estimate_back(ticks: Ticks) -> None:
+    clock = StoreClock()
+    clock.observe(ticks.us + 100)
+    before = clock.now_us()
+    clock.observe(ticks.us + 100 - 50_000)
+    assert clock.now_us() == before
+
+
+def test_a_step_of_the_stores_clock_is_followed(ticks: Ticks) -> None:
+    clock = StoreClock()
+    clock.observe(ticks.us + 3_600_000_000)
+    ticks.us += WINDOW_US + 1
+    clock.observe(ticks.us)
+    assert clock.now_us() == ticks.us
+
+
+async def test_due_timers_fire_in_order_of_their_time_and_cancelled_ones_do_not() -> None:
+    fired: list[int] = []
+    done = asyncio.Event()
+
+    def fire(run: WarmRun, ref: int) -> None:
+        fired.append(ref)
+        if len(fired) == 2:
+            done.set()
+
+    cache, clock = Cache(), StoreClock()
+    clock.observe(1_000_000)
+    heap = TimerHeap(cache, clock, fire)
+    run = warm_run()
+    cache.add(run)
+    now_us = clock.now_us()
+    heap.push(run, 1, now_us + 30_000)
+    heap.push(run, 2, now_us + 10_000)
+    heap.push(run, 3, now_us + 20_000)
+    del run.timers[3]
+    async with asyncio.timeout(SOON):
+        await done.wait()
+    assert fired == [2, 1]
+    heap.clear()
+
+
+async def test_timers_of_runs_that_left_do_not_pile_up() -> None:
+    cache, clock = Cache(), StoreClock()
+    clock.observe(1_000_000)
+    heap = TimerHeap(cache, clock, lambda run, ref: None)
+    for _ in range(5 * HEAP_MIN):
+        run = warm_run()
+        cache.add(run)
+        heap.push(run, 1, clock.now_us() + 3_600_000_000)
+        cache.remove(run)
+    assert len(heap._heap) <= HEAP_MIN + 1
+    heap.clear()
+
+
+async def test_an_idle_poller_waits_longer_and_a_hint_ends_its_wait() -> None:
+    wakeup = Wakeup(3600.0)
+    for _ in range(40):
+        wakeup.hint()
+        await wakeup.wait(found=False)
+    assert wakeup.pause_seconds == 3600.0
+    waiting = asyncio.create_task(wakeup.wait(found=False))
+    await asyncio.sleep(0)
+    wakeup.hint()
+    async with asyncio.timeout(SOON):
+        await waiting
+    wakeup.hint()
+    await wakeup.wait(found=True)
+    assert wakeup.pause_seconds < 1.0
+
+
+def test_a_backoff_grows_to_its_limit_and_starts_over() -> None:
+    backoff = Backoff(first_seconds=0.1, longest_seconds=1.0)
+    pauses = [backoff.next_seconds() for _ in range(50)]
+    assert all(0 < pause <= 1.0 for pause in pauses)
+    assert max(pauses[:1]) <= 0.1
+    backoff.reset()
+    assert backoff.next_seconds() <= 0.1

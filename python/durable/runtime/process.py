@@ -13,6 +13,7 @@ from __future__ import annotations
 import asyncio
 import ctypes
 import faulthandler
+import gc
 import json
 import logging
 import os
@@ -93,7 +94,19 @@ async def serve(link: socket.socket) -> int:
     except Exception as error:
         log.exception("the worker cannot start")
         return await give_up(writer, describe(error))
+    settle_heap()
     return await run(worker, running, metrics, reader, writer)
+
+
+def settle_heap() -> None:
+    """Spare the garbage collector what stays: it costs about a tenth of a busy worker's time.
+
+    Everything loaded so far lives as long as the process, and warm runs are many and live long, so
+    collections are made rarer and the oldest generation is looked through less often.
+    """
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(50_000, 20, 50)
 
 
 def build(orders: Orders, app: App) -> tuple[Worker, Metrics]:

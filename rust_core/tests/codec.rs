@@ -146,6 +146,7 @@ proptest! {
 }
 
 #[test]
+#[cfg_attr(miri, ignore = "two thousand events")]
 fn every_kind_and_every_set_of_fields_comes_back() {
     let mut events = Vec::new();
     for &kind in Kind::ALL {

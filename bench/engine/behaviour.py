@@ -31,7 +31,7 @@ from durable.events import EventKind, Message
 SIGNALS_PER_SECOND = 10_000
 SIGNAL_CHUNK = 500
 START_CHUNK = 2000
-WARM_UP = 200
+WARM_UP = 50
 FAN_OUT_SECONDS_MAX = 30.0
 
 
@@ -47,7 +47,7 @@ async def latency(setting: Setting) -> list[Row]:
     peers: list[Any] = []
     if setting.peers:
         peers = [setting.peer("absurd")[0], setting.peer("dbos")[0]]
-    for _ in range(setting.rounds):
+    for _ in range(setting.rounds_of_long):
         async with serving(setting) as (_, client):
             lane = Probe(client, flows.steps, (1,), 0, lanes=1)
             await lane.run_times(WARM_UP + count)
@@ -76,7 +76,7 @@ async def fan_out(setting: Setting) -> list[Row]:
     """`fanout-10k`: one workflow with 10,000 activities at once."""
     count = 10_000
     rates, memory = [], []
-    for _ in range(setting.rounds):
+    for _ in range(setting.rounds_of_long):
         async with serving(setting) as (fleet, client):
             await (await client.start(flows.fan_out, 10, id=new_ids(1)[0])).result(60)
             before = peak_rss(fleet.pid)
@@ -147,7 +147,7 @@ async def signal_storm(setting: Setting) -> list[Row]:
     """`signal-storm`: 10,000 signals per second into one run while others work."""
     count = SIGNALS_PER_SECOND * (2 if setting.quick else 5)
     ratios, rates, quiet_p99 = [], [], []
-    for _ in range(setting.rounds):
+    for _ in range(setting.rounds_of_long):
         async with serving(setting) as (_, client):
             others = probe(client)
             await others.run_for(1)

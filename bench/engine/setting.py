@@ -25,6 +25,11 @@ class Setting:
     profile: Path | None = None
     started: list[Peer] = field(default_factory=list)
 
+    @property
+    def rounds_of_long(self) -> int:
+        """Rounds of what has samples of many seconds."""
+        return 1 if self.quick else self.rounds
+
     def peer(self, module: str, **options: Any) -> tuple[Peer, str]:
         """A peer on a new database of its own; it and the database's name."""
         name = f"{module}_bench"

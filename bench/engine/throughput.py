@@ -250,7 +250,7 @@ def costs_of(sides: list[Any]) -> list[Row]:
 async def scaling(setting: Setting) -> list[Row]:
     """`steps-10` with one, two and four worker processes."""
     sides = {count: Ours(setting, 10, count) for count in (1, 2, 4)}
-    for _ in range(setting.rounds):
+    for _ in range(setting.rounds_of_long):
         for count, side in sides.items():
             await side.measure()
             progress(f"scaling: {count} processes: {number(side.samples[-1].rate)}/s")

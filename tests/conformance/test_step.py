@@ -177,7 +177,9 @@ async def test_step_10(env: WorkflowEnvironment) -> None:
         try:
             await double.with_options(retry=FAST)(1)
         except ActivityError as error:
-            return f"{error.name} {error.attempt} {type(error.__cause__).__name__} {error.__cause__}"
+            return (
+                f"{error.name} {error.attempt} {type(error.__cause__).__name__} {error.__cause__}"
+            )
         return "never"
 
     assert await env.execute(flow) == "double 4 ValueError bad number"

@@ -33,7 +33,8 @@ class Basket:
 
     @workflow.update
     async def put(self, item: str) -> int:
-        self.total += await price(item)
+        cents = await price(item)
+        self.total += cents
         self.items.append(item)
         return self.total
 
@@ -212,7 +213,7 @@ async def test_update_13(env: WorkflowEnvironment) -> None:
     while "UPDATE_ACCEPTED" not in (await handle.history()).kinds:
         await asyncio.sleep(0)
     await handle.signal("stop")
-    with pytest.raises(WorkflowNotFoundError):
+    with pytest.raises(UpdateRejectedError, match="ended"):
         await asking
     assert await handle.result() == "ended"
 

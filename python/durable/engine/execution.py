@@ -492,7 +492,7 @@ class Execution:
                 raise UpdateRejectedError("the run has ended")
             requests.judge(name, payload)
         except Exception as error:
-            if self.is_dead:
+            if self.is_dead and not self._context.is_spoilt:
                 raise
             return Response(request_id, failure=failure_to_payload(error))
         self._deliver(EventKind.UPDATE_ACCEPTED, 0, time_us, name, meta, payload)

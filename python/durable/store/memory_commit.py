@@ -157,7 +157,7 @@ def close(tables: Tables, run: Run, change: RunCommit) -> None:
         del tables.timers[timer]
     for activity in [key for key in tables.activities if key[0] == run_id]:
         del tables.activities[activity]
-    if run.start.parent_run_id is not None and closing.state != RunState.CONTINUED_AS_NEW:
+    if run.start.parent_run_id is not None and change.successor is None:
         done = closing.state == RunState.COMPLETED
         kind = EventKind.CHILD_COMPLETED if done else EventKind.CHILD_FAILED
         payload = closing.result if closing.result is not None else closing.failure

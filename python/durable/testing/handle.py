@@ -108,7 +108,7 @@ class TestHandle(Generic[R]):
         Raises UpdateRejectedError when the run refused it, else what the handler raised.
         """
         label = handler_name(name)
-        request_id = f"update {len(self._world.responses) + 1}"
+        request_id = f"update {next(self._world.request_numbers)}"
         meta = DEFAULT_CODEC.encode({"request_id": request_id})
         run = self._last()
         if not run.is_open:
@@ -173,7 +173,7 @@ class TestHandle(Generic[R]):
             raise run.error
         if run.execution is None:
             raise WorkflowNotFoundError(f"{self.workflow_id} has not begun")
-        return run.execution
+        return self._world.revive(run) if run.execution.is_dead else run.execution
 
     def _send(self, kind: EventKind, name: str | None, payload: bytes | None) -> None:
         run_id = self._last().new.run_id

@@ -16,6 +16,7 @@ import asyncio
 import uuid
 from collections import deque
 from dataclasses import dataclass, field
+from itertools import count
 from typing import Any, NamedTuple
 
 import orjson
@@ -119,6 +120,8 @@ class World:
         """By workflow id."""
         self.parked: list[Run] = []
         self.responses: dict[str, Response] = {}
+        self.request_numbers = count(1)
+        """For the ids of updates."""
         self.news = asyncio.Event()
         """Set whenever anything changed."""
         self.turn_count = 0
@@ -128,6 +131,8 @@ class World:
         self._threads = threads
         self._facts: deque[tuple[Run, Fact]] = deque()
         self._pumping = False
+        self._definitions: dict[str, WorkflowDefinition[Any, Any]] = {}
+        """Of what ran already: the next run of a chain cannot always be found from its own code."""
         self._active: set[ActivityCall] = set()
         """Calls without an outcome, of all runs."""
 
@@ -143,14 +148,17 @@ class World:
             raise WorkflowAlreadyStartedError(
                 new.workflow_id, known.new.run_id, known.state.name.lower()
             )
-        definition = self.registry.workflows.get(new.workflow_type) or find_definition(
-            near, new.workflow_type, WorkflowDefinition
+        definition = (
+            self.registry.workflows.get(new.workflow_type)
+            or find_definition(near, new.workflow_type, WorkflowDefinition)
+            or self._definitions.get(new.workflow_type)
         )
         if definition is None:
             raise UnknownWorkflowError(
                 f"no workflow is called {new.workflow_type!r}; "
                 "give it to the environment: workflows=[...]"
             )
+        self._definitions[definition.name] = definition
         run = Run(new, definition, [new.batch], new.head_hash)
         self.runs[new.run_id] = self.latest[new.workflow_id] = run
         begin_us = max(self.clock.now_us + new.start_delay_us, new.start_at_us or 0)
@@ -254,6 +262,13 @@ class World:
         execution.load(run.batches, run.head_hash)
         return execution
 
+    def revive(self, run: Run) -> Execution:
+        """Build a run again that is out of memory, or spoilt by a query that made commands."""
+        if run.execution is not None:
+            run.execution.evict()
+        run.execution = self._load(run)
+        return run.execution
+
     def _turn(self, run: Run, fact: Fact) -> None:
         execution = run.execution
         assert execution is not None
@@ -263,7 +278,10 @@ class World:
             )
             if response is not None:
                 self._respond(response)
-            if fact.kind != MessageKind.QUERY:
+            if execution.is_dead and run.is_open:
+                # A validator did what only commands may do: as a worker would, start over.
+                self.revive(run)
+            elif fact.kind != MessageKind.QUERY:
                 self._commit(run)
         except BaseException as error:
             self._park(run, error)

@@ -299,8 +299,9 @@ AS $$
                   WHERE b.run_id = g.run_id AND (g.state = 0 OR b.kind IN (13, 14)))
 $$;
 
--- Ends of runs; p_next is the successor of a continue-as-new, which gets what is unread and, by
--- start_runs right after, the workflow id. Parents are told of every other end.
+-- Ends of runs; p_next is the successor of a continue-as-new or of a failure that is tried again: it
+-- gets what is unread and, by start_runs right after, the workflow id. Parents are told of every end
+-- without a successor: the end of the chain.
 CREATE FUNCTION {s}.commit_closes(
     p_run uuid[], p_state smallint[], p_result bytea[], p_failure bytea[], p_next uuid[]
 ) RETURNS void LANGUAGE plpgsql
@@ -312,8 +313,8 @@ DECLARE
     v_wake uuid[];
 BEGIN
     WITH i AS MATERIALIZED (
-        SELECT * FROM unnest(p_run, p_state, p_result, p_failure)
-                      AS i(run_id, state, result, failure)
+        SELECT * FROM unnest(p_run, p_state, p_result, p_failure, p_next)
+                      AS i(run_id, state, result, failure, next)
         WHERE run_id = ANY (v_mine)
     ), gone AS (
         DELETE FROM {s}.run r USING i WHERE r.run_id = i.run_id RETURNING r.*
@@ -328,7 +329,7 @@ BEGIN
     ), parent AS MATERIALIZED (
         SELECT p.run_id, g.parent_ref, i.state, coalesce(i.result, i.failure) AS payload
         FROM gone g JOIN i USING (run_id) JOIN {s}.run p ON p.run_id = g.parent_run_id
-        WHERE i.state <> 15
+        WHERE i.next IS NULL
         ORDER BY p.run_id FOR KEY SHARE OF p
     ), told AS (
         INSERT INTO {s}.inbox (run_id, kind, ref, payload)

@@ -26,6 +26,9 @@ DECLARE
     v_new uuid[];
     v_taken uuid[];
     v_part integer;
+    -- All of them are new: then no set has to be compared with another, which would take the square
+    -- of their number.
+    v_all boolean;
 BEGIN
     SELECT value::integer INTO v_part FROM {s}.meta WHERE name = 'current_part';
     WITH i AS (
@@ -49,11 +52,12 @@ BEGIN
     ) SELECT array_agg(run_id) INTO v_new FROM started;
 
     IF v_new IS NOT NULL THEN
+        v_all := cardinality(v_new) = cardinality(p_run_id);
         -- The id is free among the open runs; is it among the closed ones? A run id is used once.
         WITH blocked AS (
             SELECT i.run_id
             FROM unnest(p_run_id, p_workflow_id, p_reuse) AS i(run_id, workflow_id, reuse)
-            WHERE i.run_id = ANY (v_new) AND (
+            WHERE (v_all OR i.run_id = ANY (v_new)) AND (
                 EXISTS (SELECT FROM {s}.closed_run c WHERE c.run_id = i.run_id)
                 OR i.reuse <> 1 AND (
                     SELECT i.reuse = 0 OR c.state = 10 FROM {s}.closed_run c
@@ -61,37 +65,53 @@ BEGIN
         ), undone AS (
             DELETE FROM {s}.run r USING blocked b WHERE r.run_id = b.run_id
         ) SELECT array_agg(run_id) INTO v_taken FROM blocked;
+        v_all := v_all AND v_taken IS NULL;
 
-        INSERT INTO {s}.history (part, run_id, seq, batch)
-        SELECT v_part, i.run_id, 0, i.batch
-        FROM unnest(p_run_id, p_workflow_id, p_batch) AS i(run_id, workflow_id, batch)
-        JOIN {s}.run r ON r.run_id = i.run_id AND r.workflow_id = i.workflow_id
-        WHERE i.run_id = ANY (v_new);
+        IF v_all THEN
+            INSERT INTO {s}.history (part, run_id, seq, batch)
+            SELECT v_part, i.run_id, 0, i.batch
+            FROM unnest(p_run_id, p_batch) AS i(run_id, batch);
+        ELSE
+            INSERT INTO {s}.history (part, run_id, seq, batch)
+            SELECT v_part, i.run_id, 0, i.batch
+            FROM unnest(p_run_id, p_workflow_id, p_batch) AS i(run_id, workflow_id, batch)
+            WHERE i.run_id = ANY (v_new)
+              AND EXISTS (SELECT FROM {s}.run r
+                          WHERE r.run_id = i.run_id AND r.workflow_id = i.workflow_id);
+        END IF;
 
         INSERT INTO {s}.task (queue, priority, kind, type, run_id)
         SELECT r.queue, r.priority, 1, r.workflow_type, r.run_id
         FROM unnest(v_new) WITH ORDINALITY AS i(run_id, n) JOIN {s}.run r USING (run_id)
         WHERE r.state = 0;
 
-        INSERT INTO {s}.timer (run_id, ref, kind, due_at)
-        SELECT r.run_id, 0, t.kind, t.due_at
-        FROM unnest(p_run_id, p_delay_us, p_due_us, p_timeout_us)
-             AS i(run_id, delay_us, due_us, timeout_us)
-        JOIN {s}.run r USING (run_id)
-        CROSS JOIN LATERAL (
-            SELECT coalesce({s}.ts(i.due_us),
-                            r.created_at + i.delay_us * interval '1 microsecond') AS due_at
-        ) start
-        CROSS JOIN LATERAL (
-            SELECT 4 AS kind, start.due_at WHERE r.state = 2
-            UNION ALL
-            SELECT 5, greatest(start.due_at, r.created_at) + i.timeout_us * interval '1 microsecond'
-            WHERE i.timeout_us IS NOT NULL
-        ) t
-        WHERE i.run_id = ANY (v_new)
-        ON CONFLICT DO NOTHING;
+        IF EXISTS (SELECT FROM unnest(p_delay_us, p_due_us, p_timeout_us) AS i(delay, due, timeout)
+                   WHERE i.delay > 0 OR i.due IS NOT NULL OR i.timeout IS NOT NULL) THEN
+            INSERT INTO {s}.timer (run_id, ref, kind, due_at)
+            SELECT r.run_id, 0, t.kind, t.due_at
+            FROM unnest(p_run_id, p_delay_us, p_due_us, p_timeout_us)
+                 AS i(run_id, delay_us, due_us, timeout_us)
+            JOIN {s}.run r USING (run_id)
+            CROSS JOIN LATERAL (
+                SELECT coalesce({s}.ts(i.due_us),
+                                r.created_at + i.delay_us * interval '1 microsecond') AS due_at
+            ) start
+            CROSS JOIN LATERAL (
+                SELECT 4 AS kind, start.due_at WHERE r.state = 2
+                UNION ALL
+                SELECT 5, greatest(start.due_at, r.created_at)
+                          + i.timeout_us * interval '1 microsecond'
+                WHERE i.timeout_us IS NOT NULL
+            ) t
+            WHERE v_all OR i.run_id = ANY (v_new)
+            ON CONFLICT DO NOTHING;
+        END IF;
     END IF;
 
+    IF v_all THEN
+        RETURN QUERY SELECT i.run_id, 0::smallint FROM unnest(p_run_id) AS i(run_id);
+        RETURN;
+    END IF;
     RETURN QUERY
     SELECT coalesce(mine.run_id, opened.run_id, closed.run_id),
            coalesce(mine.state, opened.state, closed.state)

@@ -17,18 +17,21 @@ SET enable_seqscan = off SET enable_hashjoin = off SET enable_mergejoin = off SE
 AS $$
 #variable_conflict use_column
 DECLARE
-    v_taken uuid[];
+    v_mail uuid[];
+    v_taken uuid[] := '{}';
     v_more uuid[];
     v_seen uuid[];
     v_owned uuid[];
     v_queue text;
     v_scan integer;
 BEGIN
+    -- Tokens of runs that are ours already take no room, so they do not count. Many of them may be
+    -- of runs that have closed since.
     WITH head AS MATERIALIZED (
-        SELECT ctid FROM {s}.task WHERE session = p_session LIMIT p_limit FOR UPDATE SKIP LOCKED
+        SELECT ctid FROM {s}.task WHERE session = p_session LIMIT 2000 FOR UPDATE SKIP LOCKED
     ), gone AS (
         DELETE FROM {s}.task t USING head WHERE t.ctid = head.ctid RETURNING t.run_id
-    ) SELECT coalesce(array_agg(run_id), '{}') INTO v_taken FROM gone;
+    ) SELECT coalesce(array_agg(run_id), '{}') INTO v_mail FROM gone;
 
     -- Tokens of other types may stand before ours. The scan over them is bounded, unless it finds
     -- nothing at all: then we go through, so that nobody starves.
@@ -53,14 +56,14 @@ BEGIN
         END LOOP;
     END LOOP;
 
-    IF cardinality(v_taken) > 0 THEN
+    IF cardinality(v_taken) + cardinality(v_mail) > 0 THEN
         -- A session that is being ended is waited for, and then it is gone.
         PERFORM FROM {s}.session WHERE id = p_session FOR KEY SHARE;
         IF NOT FOUND THEN
             RAISE EXCEPTION 'session % is not alive', p_session USING ERRCODE = 'DUR01';
         END IF;
 
-        v_seen := ARRAY(SELECT DISTINCT t FROM unnest(v_taken) t);
+        v_seen := ARRAY(SELECT DISTINCT t FROM unnest(v_mail || v_taken) t);
         WITH locked AS MATERIALIZED (
             SELECT r.run_id FROM {s}.run r
             WHERE r.run_id = ANY (v_seen) AND r.session IS NULL AND (

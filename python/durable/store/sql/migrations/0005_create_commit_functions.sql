@@ -136,11 +136,10 @@ BEGIN
             session = NULL, token = NULL, started_at = NULL, name = excluded.name, queue = excluded.queue,
             input = excluded.input, options = excluded.options, policy = excluded.policy,
             last_failure = excluded.last_failure, details = excluded.details
-        RETURNING a.run_id, a.ref
     )
-    SELECT array_agg(run_id ORDER BY i.n), array_agg(ref ORDER BY i.n),
+    SELECT array_agg(i.run_id ORDER BY i.n), array_agg(i.ref ORDER BY i.n),
            array_agg(i.delay_us ORDER BY i.n)
-    INTO v_run, v_ref, v_delay FROM queued JOIN i USING (run_id, ref);
+    INTO v_run, v_ref, v_delay FROM i;
     IF v_run IS NOT NULL THEN
         PERFORM {s}.enqueue(v_run, v_ref, v_delay);
     END IF;

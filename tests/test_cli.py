@@ -239,3 +239,12 @@ def test_the_notes_are_for_their_owner_only(tmp_path: Path) -> None:
     assert path.stat().st_mode & 0o077 == 0
     assert DevNotes.find(tmp_path) == notes
     assert DevNotes.find(tmp_path / "sub" / "folder") == notes
+
+
+def test_retention_is_shown_and_set(dsn: str) -> None:
+    assert durable("retention", "--dsn", dsn).stdout == "30 days\n"
+    assert durable("retention", "--days", "90", "--dsn", dsn).stdout == "90 days\n"
+    assert durable("retention", "--dsn", dsn).stdout == "90 days\n"
+    assert durable("retention", "--days", "off", "--dsn", dsn).stdout.startswith("off: ")
+    for bad in ("0", "-1", "ten"):
+        assert durable("retention", "--days", bad, "--dsn", dsn).exit_code == 2

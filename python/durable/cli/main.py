@@ -6,6 +6,7 @@ import click
 
 from durable.cli.check import check, export
 from durable.cli.report import Commands
+from durable.cli.retention import retention
 from durable.cli.runs import COMMANDS
 from durable.cli.serve import dev, migrate, worker
 
@@ -20,5 +21,5 @@ def main() -> None:
     """
 
 
-for command in (dev, worker, migrate, *COMMANDS, check, export):
+for command in (dev, worker, migrate, retention, *COMMANDS, check, export):
     main.add_command(command)

@@ -44,6 +44,9 @@ class Metric:
 RESTART_REASONS = ("killed", "exited", "hung", "boot", "reload")
 """By a signal; by an exit code; killed by us as hung; before it was up; on request."""
 
+MAINTENANCE_STEPS = ("lead", "rotate", "expire", "wakeups", "gauges")
+HOT_TABLES = ("run", "task", "timer", "inbox", "activity", "session")
+
 TABLE: tuple[Metric, ...] = (
     Metric("durable_runs_claimed_total", "counter", "Runs this fleet became the owner of."),
     Metric(
@@ -107,6 +110,49 @@ TABLE: tuple[Metric, ...] = (
     ),
     Metric("durable_slots_used", "gauge", "Activity slots in use."),
     Metric("durable_slots", "gauge", "Activity slots there are."),
+    Metric(
+        "durable_maintenance_leader",
+        "gauge",
+        "1 at the supervisor that does the upkeep of the database; the gauges below are its own.",
+    ),
+    Metric(
+        "durable_maintenance_errors_total",
+        "counter",
+        "Steps of the upkeep that failed; each is tried again a minute later.",
+        {"step": MAINTENANCE_STEPS},
+    ),
+    Metric(
+        "durable_wakeups_repaired_total",
+        "counter",
+        "Runs found with unread messages and nobody told. Must stay 0.",
+    ),
+    Metric("durable_partitions_dropped_total", "counter", "Parts dropped by retention."),
+    Metric(
+        "durable_runs_moved_total",
+        "counter",
+        "Open and recently closed runs moved out of an old part so that it can be dropped.",
+    ),
+    Metric("durable_partitions", "gauge", "Parts that history is divided into.", merge="max"),
+    Metric(
+        "durable_partitions_overdue",
+        "gauge",
+        "Parts that retention allows to drop and that are still there.",
+        merge="max",
+    ),
+    Metric("durable_open_runs", "gauge", "Runs that have not ended.", merge="max"),
+    Metric(
+        "durable_timer_lag_seconds",
+        "gauge",
+        "Age of the oldest timer that is due and still there.",
+        merge="max",
+    ),
+    Metric(
+        "durable_dead_rows",
+        "gauge",
+        "Dead rows of the hot tables: what vacuum is behind with.",
+        {"table": HOT_TABLES},
+        merge="max",
+    ),
     Metric(
         "durable_store_errors_total", "counter", "Store calls that failed and were tried again."
     ),

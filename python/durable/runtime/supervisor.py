@@ -7,6 +7,7 @@ It imports no user code, so nothing a user writes can take it down. On one async
 * extends the session leases of those workers whose loop moves, and kills one that does not move for
   ``hang_seconds``: a worker that holds the GIL cannot keep its own lease, and must not;
 * takes over the sessions of other hosts whose lease is over;
+* does the upkeep of the database when no other supervisor does (`Maintenance`);
 * listens for hints from the database and passes them on; without hints it nudges once a second;
 * drains on SIGTERM or SIGINT, stops at once on a second one, restarts one worker after the other on
   SIGHUP; merges the workers' metrics and serves them.
@@ -31,10 +32,12 @@ from typing import Self
 from durable.errors import ConfigurationError, StoreError
 from durable.options import SupervisorOptions, WorkerOptions
 from durable.runtime.exporter import Exporter, Fleet, Health
+from durable.runtime.maintenance import Maintenance
 from durable.runtime.metrics import Metrics, Snapshot
 from durable.runtime.spawn import BOOT_FAILURE_CODE, BootError, Orders, WorkerProcess
 from durable.store.base import Store
 from durable.store.postgres import PostgresStore
+from durable.store.retention import Upkeep
 
 TICK_SECONDS = 0.5
 NUDGE_SECONDS = 1.0
@@ -81,6 +84,9 @@ class Supervisor:
         )
         self._store = store or PostgresStore(dsn, schema=schema)
         self._metrics = Metrics()
+        self._maintenance: Maintenance | None = None
+        if isinstance(self._store, PostgresStore):
+            self._maintenance = Maintenance(Upkeep(self._store), self._metrics)
         self.fleet = Fleet(self._metrics)
         self._health = Health(ready_seconds_max=2 * self._worker_options.lease_seconds)
         self._exporter: Exporter | None = None
@@ -192,6 +198,8 @@ class Supervisor:
             asyncio.create_task(self._keep(number)) for number in range(self._options.processes)
         ]
         stopping = asyncio.create_task(self._stop_workers())
+        if self._maintenance is not None:
+            self._maintenance.start()
         try:
             done, _ = await asyncio.wait(slots, return_when=asyncio.FIRST_EXCEPTION)
             for task in done:
@@ -205,6 +213,8 @@ class Supervisor:
                 await worker.exited.wait()
                 await self._bury(worker)
             await self._hand_over()
+            if self._maintenance is not None:
+                await self._maintenance.stop()
 
     async def _every(self, seconds: float, action: Callable[[], Awaitable[None]]) -> None:
         """Call ``action`` every so often (give or take a tenth), whatever the database does."""

@@ -187,3 +187,55 @@ FROM {s}.activity a JOIN {s}.run r USING (run_id) WHERE a.session = $1::bigint
 
 -- name: waiting
 SELECT run_id::text, ref FROM {s}.activity WHERE run_id = ANY ($1::uuid[])
+
+-- name: take_lease
+INSERT INTO {s}.lease AS l (name, holder, expires_at)
+VALUES ($1, $2, clock_timestamp() + $3::bigint * interval '1 microsecond')
+ON CONFLICT (name) DO UPDATE SET holder = excluded.holder, expires_at = excluded.expires_at
+WHERE l.holder = excluded.holder OR l.expires_at < clock_timestamp()
+RETURNING true
+
+-- name: drop_lease
+DELETE FROM {s}.lease WHERE name = $1 AND holder = $2 RETURNING true
+
+-- name: retention
+SELECT value FROM {s}.meta WHERE name = 'retention_days'
+
+-- name: set_retention
+UPDATE {s}.meta SET value = $1 WHERE name = 'retention_days' RETURNING value
+
+-- name: prepare_part
+SELECT {s}.prepare_part()
+
+-- name: advance_part
+SELECT {s}.advance_part($1)
+
+-- name: expired_parts
+SELECT id FROM {s}.part WHERE ended_at < statement_timestamp() - {s}.retention() ORDER BY id
+
+-- name: move_open_runs
+SELECT moved, last::text FROM {s}.move_open_runs($1, $2::uuid, $3)
+
+-- name: move_closed_runs
+SELECT {s}.move_closed_runs($1, $2)
+
+-- name: drop_part
+SELECT {s}.drop_part($1)
+
+-- name: repair_wakeups
+SELECT {s}.repair_wakeups($1)
+
+-- name: gauges
+SELECT (SELECT count(*) FROM {s}.run),
+       (SELECT count(*) FROM {s}.part),
+       (SELECT greatest(0, extract(epoch FROM clock_timestamp() - min(due_at)))::double precision
+        FROM {s}.timer)
+
+-- name: dead_rows
+SELECT relname::text, n_dead_tup FROM pg_stat_user_tables WHERE relid = ANY (ARRAY[
+    '{s}.run', '{s}.task', '{s}.timer', '{s}.inbox', '{s}.activity', '{s}.session']::regclass[])
+
+-- name: relocate
+SELECT run_id::text, part FROM {s}.run WHERE run_id = ANY ($1::uuid[])
+UNION ALL
+SELECT run_id::text, part FROM {s}.closed_run WHERE run_id = ANY ($1::uuid[])

@@ -12,7 +12,7 @@ Classes come from annotations only, never from the data.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path, PosixPath, PurePath, PurePosixPath, PureWindowsPath
 from typing import Any
 
@@ -138,6 +138,18 @@ class Reader:
             return self._pydantic_decoder(annotation, error)
         self._check(info, annotation)
         return Decoder(annotation, read, exact=True)
+
+    def list_reader(
+        self, annotations: Sequence[Any]
+    ) -> Callable[[bytes], tuple[Any, ...]] | None:
+        """Read a list of just these types; None when that is not the same as reading each."""
+        if any(is_pydantic_model(each) for each in annotations):
+            return None
+        try:
+            kind = tuple[tuple(annotations)]  # type: ignore[misc]  # made at run time
+            return msgspec.json.Decoder(kind, dec_hook=self._hook).decode
+        except (TypeError, ValueError, NameError):
+            return None
 
     def is_native(self, cls: type) -> bool:
         """Whether msgspec reads ``cls`` by itself, so that no converter would be asked."""

@@ -32,6 +32,7 @@ from durable.errors import (
 from durable.options import PAYLOAD_BYTES_WARN
 
 POSITIONAL = (Parameter.POSITIONAL_ONLY, Parameter.POSITIONAL_OR_KEYWORD)
+INT64_MIN = -(2**63)
 POSITIONS_MAX = 2**31 - 1
 """The arity of a function with ``*args``."""
 
@@ -122,6 +123,7 @@ class Signature:
         self.arity = (most + 1, most) if needs_names else (self._required, most)
         self._decoders: dict[str, Decoder] | None = None
         self._is_exact = False
+        self._read_list: Callable[[bytes], tuple[Any, ...]] | None = None
         self._resolve_early()
 
     # -- annotations -------------------------------------------------------------------------
@@ -153,6 +155,9 @@ class Signature:
                 raise DefinitionError(f"{what} of {self.name}(): {error}") from None
         self._decoders = decoders
         self._is_exact = all(d.exact for name, d in decoders.items() if name != "return")
+        if not self._named and self._rest is None:
+            positions = [hints.get(p.name, Any) for p in self._positional]
+            self._read_list = self.codec.list_reader(positions)
         return decoders
 
     def _decoder(self, parameter: str) -> Decoder:
@@ -259,6 +264,12 @@ class Signature:
 
     def decode_args(self, payload: bytes | None) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """Read an argument list; raise DecodeError naming the argument that does not fit."""
+        if self._read_list is not None and payload:
+            try:
+                return self._read_list(payload), {}
+            except Exception:
+                # Read once more below, one by one: that names the argument.
+                pass
         if not payload:
             payload = b"[]"
         try:
@@ -323,6 +334,15 @@ class Signature:
         Raise EncodeError, DecodeError or PayloadTooLargeError.
         """
         decoder = self._decoder("return")
+        kind = type(value)
+        if kind is decoder.annotation or (value is None and decoder.annotation is None):
+            # What cannot but read back the same needs no showing.
+            if kind is int and INT64_MIN <= value < -INT64_MIN:
+                return b"%d" % value
+            if kind is bool:
+                return b"true" if value else b"false"
+            if value is None:
+                return b"null"
         try:
             payload = self.codec.encode(value, decoder)
             if decoder.annotation is not Any:

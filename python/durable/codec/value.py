@@ -122,6 +122,15 @@ class Codec:
             self._decoders[annotation] = found
         return found
 
+    def list_reader(
+        self, annotations: Sequence[Any]
+    ) -> Callable[[bytes], tuple[Any, ...]] | None:
+        """Read a list of just these types in one go; None where some of them need a look of their
+        own. What the function raises does not say which item is at fault."""
+        if not annotations or not all(self.decoder(each).exact for each in annotations):
+            return None
+        return self._reader.list_reader(annotations)
+
     def decode(self, payload: bytes, annotation: Any = Any) -> Any:
         """Read one value; raise DecodeError."""
         return self.decoder(annotation)(payload)

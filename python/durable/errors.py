@@ -9,7 +9,8 @@ DurableError
 ├── PayloadError                  a value and its bytes do not fit together
 │   ├── EncodeError               the value cannot be written
 │   ├── DecodeError               the bytes do not fit the annotation
-│   └── PayloadTooLargeError      over the limit
+│   ├── PayloadTooLargeError      over the limit
+│   └── UnreadablePayloadError    stored by a codec or key that is not here (also a StoreError)
 ├── RequestError                  a client asked for what cannot be
 │   ├── InvalidArgumentError      a malformed id, name or argument list
 │   ├── UnknownWorkflowError      no such workflow type
@@ -89,6 +90,13 @@ class PayloadTooLargeError(PayloadError):
         super().__init__(message)
         self.size = size
         self.limit = limit
+
+
+class UnreadablePayloadError(StoreError, DecodeError):
+    """What is stored was sealed with a key or codec that this process lacks, or was tampered with.
+
+    Nothing is lost: give the worker or client the codec that it was written with.
+    """
 
 
 class RequestError(DurableError):

@@ -166,6 +166,8 @@ class InboxItem:
     meta: bytes | None
     payload: bytes | None
     created_us: int
+    unreadable: Exception | None = None
+    """Why payload and meta cannot be had (a missing key, say); they are None then."""
 
 
 @dataclass(slots=True)
@@ -222,6 +224,8 @@ class ClaimedActivity:
     last_failure: bytes | None
     details: bytes | None
     scheduled_us: int
+    unreadable: Exception | None = None
+    """Why its input cannot be had; it is empty then."""
 
 
 @dataclass(slots=True)
@@ -304,6 +308,9 @@ class RunCommit:
     """Give the run up: it is no longer this session's."""
     search: bytes | None = None
     """New search attributes (JSON object), replacing the old."""
+    parent_run_id: str | None = None
+    """Of a run that closes: whom its end is told to. The store itself knows."""
+    parent_ref: int | None = None
 
 
 class Verdict(IntEnum):
@@ -347,6 +354,8 @@ class RunView:
     search: bytes | None = None
     session: int | None = None
     """The session that has the run right now."""
+    unreadable: Exception | None = None
+    """Why result and failure cannot be had; they are None then."""
 
 
 @dataclass(slots=True)

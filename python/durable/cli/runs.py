@@ -12,8 +12,10 @@ import orjson
 from durable.cli.report import finish, plain, show_json, show_table
 from durable.cli.target import Duration, Moment, Target, app_option, database_options, find_target
 from durable.client import Client
+from durable.codec import DEFAULT_CODEC, Codec
 from durable.errors import InvalidArgumentError, UnknownWorkflowError
 from durable.events import RunState
+from durable.runtime.app import AppError
 
 STATES = [state.name.lower() for state in RunState]
 
@@ -22,10 +24,20 @@ def with_client(target: Target, work: Callable[[Client], Awaitable[Any]]) -> Any
     """Run ``work`` with a connected client."""
 
     async def connected() -> Any:
-        async with Client.connect(target.dsn, schema=target.schema) as client:
+        codec = codec_of(target)
+        async with Client.connect(target.dsn, schema=target.schema, codec=codec) as client:
             return await work(client)
 
     return finish(connected)
+
+
+def codec_of(target: Target) -> Codec:
+    """The app's codec; the usual one where no app is known. Runs can be listed without either."""
+    try:
+        app = target.load()
+    except AppError:
+        return DEFAULT_CODEC
+    return DEFAULT_CODEC if app is None else app.codec
 
 
 def moment(time_us: int | None) -> str:

@@ -15,6 +15,7 @@ from datetime import datetime, timedelta
 from types import TracebackType
 from typing import Any, Self, TypeVar, TypeVarTuple, overload
 
+from durable.client.grouping import StartGroup
 from durable.client.handle import WorkflowHandle, encode_call
 from durable.client.waiter import Waiter
 from durable.codec import DEFAULT_CODEC, Codec, check_size
@@ -36,6 +37,7 @@ from durable.store.base import Store
 from durable.store.clock import StoreClock
 from durable.store.hints import Hinter
 from durable.store.postgres import PostgresStore
+from durable.store.sealed import seal_store
 
 R = TypeVar("R")
 Ts = TypeVarTuple("Ts")
@@ -77,11 +79,12 @@ class Client:
         codec: Codec = DEFAULT_CODEC,
         workflows: Iterable[Any] = (),
     ) -> None:
-        self.store = store
+        self.store = store = seal_store(store, codec)
         self.codec = codec
         self.registry = Registry(workflows)
         self.waiter = Waiter(store)
         self.hinter = Hinter(store)
+        self._starts = StartGroup(store)
         self._clock = StoreClock()
         self._types: set[str] = set()
 
@@ -96,7 +99,8 @@ class Client:
     ) -> Self:
         """A client of the database at ``dsn``; use it with ``async with``.
 
-        ``workflows`` are definitions whose runs it may replay and whose results it may decode when
+        ``codec`` is the application's: its pipeline (encryption, compression) must be that of the
+        workers. ``workflows`` are definitions whose runs it may replay and whose results it may decode when
         a handle is got by id only. Entering raises StoreUnavailableError when the database does not
         answer within seconds, SchemaVersionError when its tables are not this build's.
         """
@@ -128,6 +132,7 @@ class Client:
 
     async def close(self) -> None:
         """Send what is still to be hinted, and give the connections back. Safe twice."""
+        await self._starts.close()
         await self.hinter.flush()
         await self.waiter.close()
         await self.store.close()
@@ -208,9 +213,11 @@ class Client:
             run_timeout=run_timeout,
             id_reuse=id_reuse,
         )
-        started = (await self.store.start_runs([run], conn))[0]
         if conn is None:
+            started = await self._starts.start(run)
             self.hinter.hint()
+        else:
+            started = (await self.store.start_runs([run], conn))[0]
         outcome = self._handle(workflow, run, started)
         if isinstance(outcome, WorkflowAlreadyStartedError):
             raise outcome

@@ -9,7 +9,7 @@ from datetime import timedelta
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from durable.client.replica import HistoryEvent, events_of, read_moment, rebuild
-from durable.codec import Codec, Signature, check_size, failure_from_payload
+from durable.codec import NO_CODEC, Codec, Signature, check_size, failure_from_payload, is_sealed
 from durable.engine.definition import WorkflowDefinition, handler_name
 from durable.engine.execution import Execution
 from durable.engine.start import decode_json
@@ -17,6 +17,7 @@ from durable.errors import (
     InvalidArgumentError,
     PayloadError,
     UnknownWorkflowError,
+    UnreadablePayloadError,
     WorkflowCancelledError,
     WorkflowError,
     WorkflowFailedError,
@@ -121,6 +122,10 @@ class WorkflowHandle(Generic[R]):
         )
 
     def _outcome(self, view: RunView) -> R:
+        if view.unreadable is not None:
+            raise view.unreadable
+        if is_sealed(view.result):
+            raise UnreadablePayloadError(NO_CODEC)
         if view.state == RunState.COMPLETED:
             definition = self._definition or self._client.known(view.workflow_type)
             if definition is not None:
@@ -141,7 +146,10 @@ class WorkflowHandle(Generic[R]):
             failure=failure,
         )
         if view.state == RunState.FAILED and view.failure is not None:
-            error.__cause__ = failure_from_payload(view.failure)
+            sealed = is_sealed(view.failure)
+            error.__cause__ = (
+                UnreadablePayloadError(NO_CODEC) if sealed else failure_from_payload(view.failure)
+            )
         raise error
 
     # -- talking to it -----------------------------------------------------------------------
@@ -373,5 +381,7 @@ def encode_call(codec: Codec, handler: str | Callable[..., Any], args: Sequence[
 
 def plain_failure(payload: bytes | None) -> dict[str, Any]:
     """A recorded failure as a dict; empty when there is none."""
+    if is_sealed(payload):
+        return {"reason": "sealed", "message": NO_CODEC}
     data = decode_json(payload) if payload else None
     return data if isinstance(data, dict) else {}

@@ -12,11 +12,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from durable import _core
-from durable.codec import DEFAULT_CODEC
+from durable.codec import DEFAULT_CODEC, NO_CODEC, is_sealed
 from durable.engine.definition import WorkflowDefinition
 from durable.engine.execution import Execution
 from durable.engine.registry import Registry
-from durable.errors import DecodeError
+from durable.errors import DecodeError, UnreadablePayloadError
 from durable.events import EventKind, InboxItem, MessageKind, RunView
 from durable.store.base import Store
 
@@ -48,6 +48,8 @@ class HistoryEvent:
 
 def events_of(run_id: str, batches: list[bytes]) -> list[HistoryEvent]:
     """Decode a history; raise HistoryCorruptError when it fails its checks."""
+    if batches and is_sealed(batches[0]):
+        raise UnreadablePayloadError(NO_CODEC)
     found = []
     now_us = 0
     for event_id, kind, ref, time_us, name, options, meta, payload in _core.decode(
@@ -120,6 +122,8 @@ def rebuild(
     head_hash = view.head_hash if view.event_batches == len(batches) else None
     execution.load(batches, head_hash)
     for item in items:
+        if item.unreadable is not None:
+            raise item.unreadable
         if item.kind < MessageKind.QUERY:
             execution.deliver(
                 item.kind, item.ref, item.created_us, item.name, item.meta, item.payload

@@ -16,7 +16,15 @@ from durable.codec.failure import (
     register_error,
     type_names,
 )
-from durable.codec.pipeline import AesGcmCodec, PayloadCodec, PayloadContext, ZlibCodec
+from durable.codec.pipeline import (
+    NO_CODEC,
+    SEALED_MARK,
+    AesGcmCodec,
+    PayloadCodec,
+    PayloadContext,
+    ZlibCodec,
+    is_sealed,
+)
 from durable.codec.read import Decoder
 from durable.codec.signature import Signature
 from durable.codec.value import DEFAULT_CODEC, Codec, Converter, check_size, same
@@ -35,6 +43,9 @@ __all__ = [
     "PayloadContext",
     "ZlibCodec",
     "AesGcmCodec",
+    "NO_CODEC",
+    "SEALED_MARK",
+    "is_sealed",
     # failures
     "failure_to_payload",
     "failure_from_payload",

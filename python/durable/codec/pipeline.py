@@ -19,6 +19,14 @@ from durable.options import PAYLOAD_BYTES_MAX
 MARK_ZLIB = 0x01
 MARK_AES_GCM = 0x02
 
+SEALED_MARK = b"\xd5"
+"""Begins what went through a pipeline as the store keeps it. No history and no JSON begins so."""
+
+NO_CODEC = (
+    "it was written through a codec pipeline (encryption, compression) that is not here; "
+    "give codec= to Worker and Client, or call it codec in the app's module"
+)
+
 OUTPUT_BYTES_MAX = 4 * PAYLOAD_BYTES_MAX
 """The most a stored payload may grow to when it is read: twice two payloads, for failures and lists
 that are wrapped after they were measured."""
@@ -28,6 +36,11 @@ NONCE_BYTES = 12
 """What AES-GCM is specified for. Random nonces are safe for about four thousand million payloads
 per key; rotate the key before."""
 KEY_ID_BYTES_MAX = 255
+
+
+def is_sealed(stored: bytes | None) -> bool:
+    """Whether stored bytes went through a pipeline: where there is none they cannot be read."""
+    return stored is not None and stored[:1] == SEALED_MARK
 
 
 @dataclass(frozen=True)
@@ -69,6 +82,9 @@ class ZlibCodec:
         # Data that begins with our mark must be wrapped, or decoding could not tell.
         is_marked = data[:1] == bytes([MARK_ZLIB])
         if len(data) < self._min_bytes and not is_marked:
+            return data
+        if len(data) > OUTPUT_BYTES_MAX and not is_marked:
+            # A whole history batch may be that long; what is read must stay bounded.
             return data
         packed = bytes([MARK_ZLIB]) + zlib.compress(data, self._level)
         return packed if len(packed) < len(data) or is_marked else data

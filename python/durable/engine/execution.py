@@ -23,9 +23,11 @@ from typing import TYPE_CHECKING, Any
 
 from durable.codec import (
     DEFAULT_CODEC,
+    NO_CODEC,
     Codec,
     failure_to_payload,
     is_final,
+    is_sealed,
     type_names,
 )
 from durable.engine import guard, tasks
@@ -42,6 +44,7 @@ from durable.errors import (
     HistoryCorruptError,
     NonDeterminismError,
     PayloadError,
+    UnreadablePayloadError,
     UpdateRejectedError,
 )
 from durable.events import Closing, EventKind, MessageKind, NewTimer, Response, RunState
@@ -121,6 +124,8 @@ class Execution:
         them leaves the execution dead.
         """
         try:
+            if batches and is_sealed(batches[0]):
+                raise UnreadablePayloadError(NO_CODEC)
             self._loop.load(batches, head_hash)
             recorded = self._loop.event_count
             self._loop.replay()

@@ -2,7 +2,8 @@
 
 A name is ``package.module``, ``package.module:attribute`` or a path such as ``subscription.py``
 (whose folder is put on the import path, as Python does for a script). Without an attribute every
-workflow and activity that the module holds, defined there or imported, is taken.
+workflow and activity that the module holds, defined there or imported, is taken. A `Codec` that the
+module calls ``codec`` is between the app and the database.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+from durable.codec import DEFAULT_CODEC, Codec
 from durable.engine.definition import ActivityDefinition, WorkflowDefinition
 from durable.errors import ConfigurationError
 
@@ -32,6 +34,8 @@ class App:
     name: str
     workflows: tuple[WorkflowDefinition[Any, Any], ...]
     activities: tuple[ActivityDefinition[Any, Any], ...]
+    codec: Codec = DEFAULT_CODEC
+    """What the module calls ``codec``, if it is one."""
 
     def workflow(self, name: str) -> WorkflowDefinition[Any, Any] | None:
         """The workflow of that name, or None."""
@@ -53,6 +57,7 @@ def load_app(spec: str, folder: Path | None = None) -> App:
         found = list(definitions_in(getattr(module, attribute)))
     else:
         found = list(definitions_in(module))
+    codec = getattr(module, "codec", None)
     if not found:
         raise AppError(
             f"{spec} has no workflows and no activities; "
@@ -62,6 +67,7 @@ def load_app(spec: str, folder: Path | None = None) -> App:
         name=spec,
         workflows=tuple(each for each in found if isinstance(each, WorkflowDefinition)),
         activities=tuple(each for each in found if isinstance(each, ActivityDefinition)),
+        codec=codec if isinstance(codec, Codec) else DEFAULT_CODEC,
     )
 
 

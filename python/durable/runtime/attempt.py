@@ -7,10 +7,11 @@ import time
 from enum import Enum
 from typing import Any, NamedTuple, Protocol
 
+from durable.codec import check_size
 from durable.engine.definition import ActivityDefinition
 from durable.engine.info import ActivityContext
 from durable.events import EventKind
-from durable.options import ActivityOptions
+from durable.options import PAYLOAD_BYTES_WARN, ActivityOptions
 
 RETRY = 0
 """The kind of an ending that asks for another attempt (as in `ActivityOutcome.kind`)."""
@@ -117,7 +118,10 @@ class Attempt:
         in any other way.
         """
         if details:
-            self.details = self.definition.codec.encode(list(details))
+            encoded = self.definition.codec.encode(list(details))
+            if len(encoded) > PAYLOAD_BYTES_WARN:
+                check_size(encoded, f"the heartbeat details of activity {self.name}")
+            self.details = encoded
         self.beaten_at = time.monotonic()
         if self.context.is_cancelled and self.task is None:
             raise asyncio.CancelledError(f"activity {self.name} was told to stop")

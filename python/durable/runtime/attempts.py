@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from durable.codec import DEFAULT_CODEC
+from durable.codec import DEFAULT_CODEC, NO_CODEC, is_sealed
 from durable.engine.info import ActivityContext
 from durable.engine.retry import options_from_json
 from durable.errors import StoreError, StoreUnavailableError
@@ -33,6 +33,8 @@ CLAIM_MAX = 64
 OUTCOMES_MAX = 500
 BEAT_SECONDS = 1.0
 """How often new heartbeat details are written."""
+UNREADABLE_SECONDS = 10.0
+"""How long an attempt that needs another key waits before it is offered again."""
 CHECK_SECONDS = 5.0
 """How often an attempt without news is asked after: this bounds how late a cancellation arrives."""
 
@@ -159,6 +161,15 @@ class AttemptPoller(Service):
         key = (each.run_id, each.ref)
         if not self._executor.use_held(each.name):
             self.answers.put(answer(each, Ending(RETRY, None, count_attempt=False)))
+            return
+        if each.unreadable is not None or is_sealed(each.input):
+            # For a worker that can. The attempt has not begun, so it does not count.
+            log.error("activity %s of run %s cannot be read here: %s",
+                      each.name, each.run_id, each.unreadable or NO_CODEC)  # fmt: skip
+            self._executor.give_back(each.name)
+            pause_us = round(UNREADABLE_SECONDS * 1e6)
+            each.details = None
+            self.answers.put(answer(each, Ending(RETRY, None, pause_us, count_attempt=False)))
             return
         options = options_from_json(each.options.decode())
         if self._is_too_late(each, options):

@@ -51,6 +51,7 @@ def put_turn(run: WarmRun, turn: Turn, commit: RunCommit) -> None:
         commit.batch = turn.batch
         commit.head_hash = turn.head_hash
     commit.closing = turn.closing
+    commit.parent_run_id, commit.parent_ref = run.parent_run_id, run.parent_ref
     if turn.timers:
         fired = {*run.timers_done, *turn.timers_done}
         commit.timers = [timer for timer in turn.timers if timer.ref not in fired]
@@ -98,6 +99,7 @@ def build_last(run: WarmRun) -> RunCommit:
     commit = RunCommit(run.run_id, run.fence, run.part, run.next_seq, None, run.head_hash)
     if run.terminate is not None:
         commit.closing = Closing(RunState.TERMINATED, failure=run.terminate)
+        commit.parent_run_id, commit.parent_ref = run.parent_run_id, run.parent_ref
     elif run.park is not None:
         commit.park = run.park
         commit.unpark_at_us = run.unpark_at_us

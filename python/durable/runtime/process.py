@@ -121,6 +121,7 @@ def build(orders: Orders, app: App) -> tuple[Worker, Metrics]:
         metrics=metrics,
         keep_session=False,
         build_id=orders.build_id or "",
+        codec=app.codec,
     )
     return worker, metrics
 

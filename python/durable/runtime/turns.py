@@ -11,14 +11,16 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from durable.codec import NO_CODEC, is_sealed
 from durable.engine.execution import Execution, ScheduledActivity
 from durable.engine.info import ActivityContext
 from durable.engine.registry import Registry
-from durable.errors import StoreError
+from durable.errors import StoreError, UnreadablePayloadError
 from durable.events import (
     ClaimedRun,
     EventKind,
     InboxItem,
+    MessageKind,
     QueuedActivity,
     RunCommit,
     TimerKind,
@@ -168,6 +170,15 @@ class Turns:
             if run.frozen or execution is None or execution.is_finished:
                 # It stays in the inbox; a closing commit that misses it comes back UNREAD.
                 return
+            if item.unreadable is not None or is_sealed(item.payload):
+                if item.kind != MessageKind.QUERY:
+                    self.park(run, item.unreadable or UnreadablePayloadError(NO_CODEC))
+                    return
+                # No part of the run: whoever asks with another key gets no answer.
+                run.seen.add(item.id)
+                run.consumed.append(item.id)
+                self.committer.mark(run)
+                continue
             run.seen.add(item.id)
             fact = Fact(item.kind, item.ref, item.name, item.meta, item.payload, item.id)
             self._deliver(run, fact)

@@ -59,6 +59,8 @@ class WarmRun:
         "head_hash",
         "is_dirty",
         "next_seq",
+        "parent_ref",
+        "parent_run_id",
         "park",
         "part",
         "queue",
@@ -90,6 +92,8 @@ class WarmRun:
         self.next_seq = claimed.next_seq
         self.head_hash = claimed.head_hash
         self.crashes = claimed.crashes
+        self.parent_run_id = claimed.parent_run_id
+        self.parent_ref = claimed.parent_ref
         self.execution: Execution | None = None
         self.size = 0
 
@@ -131,11 +135,7 @@ class WarmRun:
     def is_idle(self) -> bool:
         """Whether everything it waits for is a row in the database."""
         return not (
-            self.running
-            or self.is_dirty
-            or self.flight is not None
-            or self.frozen
-            or self.reading
+            self.running or self.is_dirty or self.flight is not None or self.frozen or self.reading
         )
 
 

@@ -21,6 +21,7 @@ from collections.abc import Iterable
 from types import TracebackType
 from typing import Any, Self
 
+from durable.codec import DEFAULT_CODEC, Codec
 from durable.engine.registry import Registry
 from durable.errors import ConfigurationError, StoreError
 from durable.events import TypeInfo
@@ -41,6 +42,7 @@ from durable.store.base import Store
 from durable.store.clock import StoreClock
 from durable.store.hints import Hinter
 from durable.store.postgres import PostgresStore
+from durable.store.sealed import seal_store
 
 PROGRESS_SECONDS = 0.25
 STUCK_SECONDS = 0.1
@@ -56,8 +58,9 @@ class Worker:
     """Serves workflows and activities until it is told to stop.
 
     ``store`` is a DSN or a store, which the worker opens and closes. ``keep_session=False`` leaves
-    the lease to a supervisor that reads `session_id` and `progress`. Raises ConfigurationError when
-    there is nothing to serve.
+    the lease to a supervisor that reads `session_id` and `progress`. The pipeline of ``codec``
+    (compression, encryption) is between the worker and the store; clients need the same. Raises
+    ConfigurationError when there is nothing to serve.
     """
 
     def __init__(
@@ -71,12 +74,14 @@ class Worker:
         keep_session: bool = True,
         build_id: str | None = None,
         schema: str = "durable",
+        codec: Codec = DEFAULT_CODEC,
     ) -> None:
         self.options = options = options or WorkerOptions()
         self.registry = Registry(workflows, activities)
         if not self.registry.workflows and not self.registry.activities:
             raise ConfigurationError("a worker needs at least one workflow or activity to serve")
-        self.store = PostgresStore(store, schema=schema) if isinstance(store, str) else store
+        plain = PostgresStore(store, schema=schema) if isinstance(store, str) else store
+        self.store = seal_store(plain, codec)
         self.metrics = metrics or Metrics()
         self.build_id = build_id or ""
         self.progress = 0

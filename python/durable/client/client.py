@@ -100,9 +100,10 @@ class Client:
         """A client of the database at ``dsn``; use it with ``async with``.
 
         ``codec`` is the application's: its pipeline (encryption, compression) must be that of the
-        workers. ``workflows`` are definitions whose runs it may replay and whose results it may decode when
-        a handle is got by id only. Entering raises StoreUnavailableError when the database does not
-        answer within seconds, SchemaVersionError when its tables are not this build's.
+        workers. ``workflows`` are definitions whose runs it may replay and whose results it may
+        decode when a handle is got by id only. Entering raises StoreUnavailableError when the
+        database does not answer within seconds, SchemaVersionError when its tables are not this
+        build's.
         """
         store = PostgresStore(dsn, schema=schema) if isinstance(dsn, str) else dsn
         return cls(store, codec=codec, workflows=workflows)

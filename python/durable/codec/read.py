@@ -146,7 +146,7 @@ class Reader:
         if any(is_pydantic_model(each) for each in annotations):
             return None
         try:
-            kind = tuple[tuple(annotations)]  # type: ignore[misc]  # made at run time
+            kind: Any = tuple.__class_getitem__(tuple(annotations))
             return msgspec.json.Decoder(kind, dec_hook=self._hook).decode
         except (TypeError, ValueError, NameError):
             return None

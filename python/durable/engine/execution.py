@@ -470,6 +470,8 @@ class Execution:
             for event in pending
             if event[1] == EventKind.ACTIVITY_SCHEDULED and event[0] < turn.first_event_id
         ]
+        if not self._context.requests.open:
+            return
         answered = {response.request_id for response in turn.responses}
         closed = failure_to_payload(UpdateRejectedError("the run ended before the update did"))
         turn.responses += [

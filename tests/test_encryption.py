@@ -14,7 +14,7 @@ from psycopg import sql
 
 from durable import ActivityError, RetryPolicy, activity, workflow
 from durable.client import Client
-from durable.codec import DEFAULT_CODEC, AesGcmCodec, Codec, ZlibCodec
+from durable.codec import DEFAULT_CODEC, AesGcmCodec, Codec, Converter, ZlibCodec
 from durable.errors import (
     UnreadablePayloadError,
     UpdateRejectedError,
@@ -366,3 +366,43 @@ async def test_a_timeout_that_the_database_found_is_understood(dsn: str, serve: 
 def test_without_a_pipeline_the_store_is_used_as_it_is() -> None:
     store = PostgresStore("")
     assert seal_store(store, Codec()) is store
+
+
+class Money:
+    """A type that JSON does not know."""
+
+    def __init__(self, cents: int) -> None:
+        self.cents = cents
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Money) and other.cents == self.cents
+
+
+MONEY = Codec([Converter(Money, lambda money: money.cents, Money)])
+
+
+@activity.defn(codec=MONEY)
+async def double(money: Money) -> Money:
+    return Money(money.cents * 2)
+
+
+@activity.defn
+async def huge() -> Any:
+    return [2**70, 2**64]
+
+
+@workflow.defn(codec=MONEY)
+async def savings(money: Money) -> Money:
+    assert await huge() == [2**70, 2**64]
+    return await double(money)
+
+
+async def test_converters_reach_workflows_and_activities(dsn: str, serve: Serve) -> None:
+    await serve(savings, double, huge, codec=DEFAULT_CODEC, verify_values=True)
+    try:
+        async with Client.connect(dsn) as client:
+            handle = await client.start(savings, Money(21), id="s")
+            assert await handle.result(SOON) == Money(42)
+        assert MONEY.verify
+    finally:
+        MONEY.verify = DEFAULT_CODEC.verify = False

@@ -19,7 +19,8 @@ PROMISED = """
     Supervisor SupervisorOptions Worker WorkerOptions
     ApplicationError NonRetryable RetryAfter
     ActivityError ChildWorkflowError ContextError GuardError NonDeterminismError RemoteError
-    InvalidArgumentError RequestError UnknownWorkflowError UpdateRejectedError
+    InvalidArgumentError RequestError UnknownWorkflowError UnreadablePayloadError
+    UpdateRejectedError
     WorkflowAlreadyStartedError WorkflowCancelledError WorkflowError WorkflowFailedError
     WorkflowNotFoundError WorkflowParkedError WorkflowTerminatedError WorkflowTimedOutError
     ConfigurationError DecodeError DefinitionError DurableError EncodeError HistoryCorruptError

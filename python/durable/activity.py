@@ -16,6 +16,7 @@ from collections.abc import Awaitable, Callable, MutableMapping
 from datetime import datetime, timedelta
 from typing import Any, ParamSpec, Protocol, TypeVar, overload
 
+from durable.codec import DEFAULT_CODEC, Codec
 from durable.engine.definition import ActivityDefinition
 from durable.engine.info import ACTIVITY_CONTEXT, ActivityContext, ActivityInfo, to_us
 from durable.errors import ConfigurationError, ContextError, DefinitionError
@@ -55,6 +56,7 @@ def defn(
     *,
     name: str | None = None,
     options: ActivityOptions | None = None,
+    codec: Codec = ...,
     queue: str | None = None,
     priority: int = 0,
     retry: RetryPolicy | None = None,
@@ -72,12 +74,14 @@ def defn(
     *,
     name: str | None = None,
     options: ActivityOptions | None = None,
+    codec: Codec = DEFAULT_CODEC,
     **fields: Any,
 ) -> Any:
     """Make a function an activity; bare, or with options.
 
     ``name`` is what history records (default: the function's own). Options are the fields of
     `durable.ActivityOptions`, one by one or as ``options=``; times are timedeltas or seconds.
+    ``codec`` has the converters for types of your own.
     Raises DefinitionError when the function cannot be an activity: a parameter or a result whose
     type cannot travel, or no function at all.
     """
@@ -89,7 +93,7 @@ def defn(
             raise DefinitionError(f"{function.name} is an activity already")
         if not callable(function) or isinstance(function, type):
             raise DefinitionError(f"@activity.defn goes on a function, not on {function!r}")
-        return ActivityDefinition(name or function.__name__, function, made)
+        return ActivityDefinition(name or function.__name__, function, made, codec=codec)
 
     return decorate if fn is None else decorate(fn)
 

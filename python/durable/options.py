@@ -95,6 +95,9 @@ class WorkerOptions:
     drain_seconds: float = 20.0
     """How long running activities may take to end after SIGTERM."""
 
+    verify_values: bool = False
+    """Read every argument and result back where it is written and compare: for development."""
+
     def __post_init__(self) -> None:
         if not self.queues or not all(self.queues):
             raise ConfigurationError("a worker serves at least one named queue")

@@ -68,6 +68,7 @@ def dev(
             dsn,
             schema=schema,
             options=SupervisorOptions(processes=processes, http_port=port),
+            worker_options=WorkerOptions(verify_values=True),
         )
         finish(lambda: serve_dev(supervisor, app, dsn, folder, reload=reload))
 

@@ -8,6 +8,7 @@ from collections.abc import Awaitable, Callable, Coroutine, Iterator, MutableMap
 from typing import Any, Concatenate, Generic, ParamSpec, Protocol, TypeVar, cast, overload
 
 from durable._core import current
+from durable.codec import DEFAULT_CODEC, Codec
 from durable.engine.definition import (
     HANDLER_MARK,
     HandlerMark,
@@ -35,7 +36,7 @@ class WorkflowDecorator(Protocol):
 
 
 def make_definition(
-    target: Any, name: str | None, options: WorkflowOptions
+    target: Any, name: str | None, options: WorkflowOptions, codec: Codec = DEFAULT_CODEC
 ) -> WorkflowDefinition[Any, Any]:
     """A definition for an async function, or for a class with one ``@workflow.run`` method."""
     if isinstance(target, WorkflowDefinition):
@@ -43,7 +44,7 @@ def make_definition(
     if not isinstance(target, type):
         if not callable(target):
             raise DefinitionError(f"@workflow.defn goes on an async function, not on {target!r}")
-        return WorkflowDefinition(name or target.__name__, target, options)
+        return WorkflowDefinition(name or target.__name__, target, options, codec=codec)
     runs = [
         getattr(target, attribute)
         for attribute in dir(target)
@@ -54,7 +55,7 @@ def make_definition(
             f"workflow class {target.__name__} has {len(runs)} methods with @workflow.run; "
             "it needs exactly one"
         )
-    return WorkflowDefinition(name or target.__name__, runs[0], options, cls=target)
+    return WorkflowDefinition(name or target.__name__, runs[0], options, cls=target, codec=codec)
 
 
 NO_MARK = HandlerMark("", "")
@@ -118,20 +119,29 @@ def defn(
     version: str | None = None,
     queue: str | None = None,
     retry: RetryPolicy | None = None,
+    codec: Codec = ...,
 ) -> WorkflowDecorator: ...
 
 
-def defn(target: Any = None, /, *, name: str | None = None, **options: Any) -> Any:
+def defn(
+    target: Any = None,
+    /,
+    *,
+    name: str | None = None,
+    codec: Codec = DEFAULT_CODEC,
+    **options: Any,
+) -> Any:
     """Make an async function, or a class with an ``@workflow.run`` method, a workflow.
 
     ``name`` is what history records (default: its own name); ``version`` and ``queue`` are what its
-    runs are started with; ``retry`` starts the whole workflow again when it fails. Raises
-    DefinitionError when it cannot be one: not async, or types that cannot travel.
+    runs are started with; ``retry`` starts the whole workflow again when it fails; ``codec`` has
+    the converters for types of your own. Raises DefinitionError when it cannot be one: not async,
+    or types that cannot travel.
     """
     made = WorkflowOptions(**options)
     if target is not None:
-        return make_definition(target, name, made)
-    return lambda later: make_definition(later, name, made)
+        return make_definition(target, name, made, codec)
+    return lambda later: make_definition(later, name, made, codec)
 
 
 def run(fn: Callable[Concatenate[Any, P], Awaitable[R]]) -> RunMethod[P, R]:

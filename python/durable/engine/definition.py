@@ -24,6 +24,7 @@ P = ParamSpec("P")
 Q = ParamSpec("Q")
 R = TypeVar("R")
 
+ALL_SCALARS = 15
 HANDLER_MARK = "__durable_handler__"
 UNPRINTABLE = re.compile(r"[\x00-\x1f\x7f]")
 
@@ -76,7 +77,10 @@ class ActivityDefinition(ActivityBase, Generic[P, R]):
             options_to_json(options),
             arity=signature.arity,
             encode=signature.encode_args,
-            decode=signature.result_decoder,
+            # Without an annotation the core still decodes scalars itself; the rest is ours, for
+            # integers of any size.
+            decode=signature.result_decoder or codec.decoder(Any),
+            plain=ALL_SCALARS if signature.result_decoder is None else 0,
             wait_cancel=options.wait_cancel,
         )
         self.signature = signature

@@ -25,6 +25,7 @@ from durable.codec import (
     DEFAULT_CODEC,
     NO_CODEC,
     Codec,
+    check_size,
     failure_to_payload,
     is_final,
     is_sealed,
@@ -202,7 +203,9 @@ class Execution:
             return self._codec.encode(self.vars)
         if name == QUERY_WHERE:
             return self._codec.encode(self.where())
-        return self._codec.encode(self._context.requests.answer(name, payload))
+        answer = self._codec.encode(self._context.requests.answer(name, payload))
+        check_size(answer, f"the answer to query {name!r}")
+        return answer
 
     def evict(self) -> None:
         """Close every coroutine. What their ``finally`` blocks ask for goes nowhere."""

@@ -23,6 +23,7 @@ import sys
 from collections.abc import Coroutine
 from typing import Any, NoReturn
 
+from durable.engine import guard
 from durable.errors import DurableError
 from durable.runtime.app import App, describe, load_app
 from durable.runtime.metrics import Metrics
@@ -85,6 +86,8 @@ async def serve(link: socket.socket) -> int:
         return BOOT_FAILURE_CODE
     orders = Orders.from_line(first)
     logging.basicConfig(level=orders.log_level, format=LOG_FORMAT)
+    # Before the app is imported: what it keeps a reference to is then guarded as well.
+    guard.install()
     try:
         worker, metrics = build(orders, load_app(orders.app))
         running = asyncio.create_task(worker.run())

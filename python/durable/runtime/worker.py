@@ -80,6 +80,11 @@ class Worker:
         self.registry = Registry(workflows, activities)
         if not self.registry.workflows and not self.registry.activities:
             raise ConfigurationError("a worker needs at least one workflow or activity to serve")
+        if options.verify_values:
+            for workflow in self.registry.workflows.values():
+                workflow.codec.verify = True
+            for activity in self.registry.activities.values():
+                activity.codec.verify = True
         plain = PostgresStore(store, schema=schema) if isinstance(store, str) else store
         self.store = seal_store(plain, codec)
         self.metrics = metrics or Metrics()

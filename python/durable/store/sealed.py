@@ -296,6 +296,8 @@ class SealedStore:
         claimed, mail, now_us = await self.inner.claim_runs(session, queues, types, limit)
         for run in claimed:
             self._know(run.run_id, run.workflow_id)
+            # It is sealed; `load` opens it, and says so when it cannot.
+            run.start = None
         return claimed, mail, now_us
 
     async def owned(self, session: int) -> tuple[list[ClaimedRun], list[ClaimedActivity]]:

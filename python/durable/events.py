@@ -152,6 +152,10 @@ class ClaimedRun:
     parent_run_id: str | None
     parent_ref: int | None
     created_us: int
+    start: bytes | None = field(default=None, compare=False)
+    """The first history batch, when it is all there is and the store has it at hand."""
+    has_mail: bool = field(default=True, compare=False)
+    """False when the inbox is known to be empty."""
 
 
 @dataclass(slots=True)

@@ -19,6 +19,8 @@ from durable.store.base import Store
 
 SHORTEST_SECONDS = 0.02
 LONGEST_SECONDS = 1.0
+QUERY_SECONDS = 0.002
+"""The least time between the beginnings of two polls."""
 CHUNK = 1000
 LISTEN_AGAIN_SECONDS = 1.0
 
@@ -117,9 +119,11 @@ class Waiter:
 
     async def _poll(self) -> None:
         pause = SHORTEST_SECONDS
+        loop = asyncio.get_running_loop()
         while self._runs or self._answers:
             self._is_new = False
             self._hint.clear()
+            began = loop.time()
             try:
                 found = await self._look()
             except StoreError as error:
@@ -129,7 +133,8 @@ class Waiter:
             if not self._is_new:
                 await self._pause(pause)
             # A burst of hints must not become a burst of queries.
-            await asyncio.sleep(0.002 + 0.00001 * (len(self._runs) + len(self._answers)))
+            rest = QUERY_SECONDS + 0.00001 * (len(self._runs) + len(self._answers))
+            await asyncio.sleep(max(0.0, began + rest - loop.time()))
 
     async def _look(self) -> bool:
         found = False

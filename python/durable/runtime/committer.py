@@ -28,6 +28,8 @@ from durable.store.base import Store
 from durable.store.clock import StoreClock
 
 BATCH_RUNS_MAX = 1000
+GATHER_TURNS = 3
+"""Turns of the loop before a flush: an activity starts in one and ends in the next."""
 BATCH_BYTES_MAX = 4 * 1024 * 1024
 """A larger batch would make all of its runs wait for it."""
 
@@ -126,11 +128,16 @@ class Committer(Service):
                 self._quiet.set()
                 self._wake.clear()
                 await self._wake.wait()
-                # What the other callbacks of this turn of the loop bring joins the batch.
-                await asyncio.sleep(0)
                 continue
+            await self._gather()
             await self._flush(self._form())
         self._quiet.set()
+
+    async def _gather(self) -> None:
+        """Let what is about to become true join the batch: activities that end at once, and what
+        their results lead to. A few turns of the loop, no time by the clock."""
+        for _ in range(GATHER_TURNS):
+            await asyncio.sleep(0)
 
     def _form(self) -> list[tuple[WarmRun, RunCommit]]:
         dirty, self._dirty = self._dirty, []

@@ -198,12 +198,17 @@ class RunPoller(Service):
                 break
             chunk.append(claimed)
             batches += claimed.next_seq
-        ids = [claimed.run_id for claimed in chunk]
         started = [claimed.run_id for claimed in chunk if claimed.next_seq > 1]
         # In this order: an activity whose outcome came between the two reads is then in the inbox.
         waiting = await self._store.waiting(started) if started else {}
-        histories = await self._load(chunk)
-        mail = by_run(await self._store.inbox(ids))
+        histories: dict[str, list[bytes] | StoreError] = {
+            claimed.run_id: [claimed.start] for claimed in chunk if claimed.start is not None
+        }
+        cold = [claimed for claimed in chunk if claimed.start is None]
+        if cold:
+            histories |= await self._load(cold)
+        ids = [claimed.run_id for claimed in chunk if claimed.has_mail]
+        mail = by_run(await self._store.inbox(ids)) if ids else {}
         if session != self._session.id:
             return
         del self._opened[: len(chunk)]

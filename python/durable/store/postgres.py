@@ -55,6 +55,8 @@ LANES_MAX = 3
 MOVES_MAX = 3
 """How often a history is looked for: upkeep moves one once in a retention period."""
 NO_SESSION = "DUR01"
+NOW_COLUMN = 12
+"""Where the last row of a claim has the store's time: in the place of created_us."""
 DELAYED = 2
 """Inside the tables: an open run that must not start yet."""
 VERDICTS = {str(int(v)): v for v in Verdict}
@@ -277,7 +279,7 @@ class PostgresStore:
         rows = await self.claim("claim_runs", session, queues, types, limit)
         if not rows:
             return [], [], await self.now_us()
-        now_us = int(rows.pop()[-1])
+        now_us = int(rows.pop()[NOW_COLUMN])
         mail = [row[0] for row in rows if row[1] is None]
         return [ClaimedRun(*row) for row in rows if row[1] is not None], mail, now_us
 

@@ -11,7 +11,7 @@ CREATE FUNCTION {s}.claim_runs(
 ) RETURNS TABLE (
     run_id text, workflow_id text, workflow_type text, queue text, version text, fence bigint,
     next_seq integer, head_hash bigint, part integer, crashes integer, parent_run_id text,
-    parent_ref integer, created_us bigint
+    parent_ref integer, created_us bigint, start bytea, has_mail boolean
 ) LANGUAGE plpgsql
 SET enable_seqscan = off SET enable_hashjoin = off SET enable_mergejoin = off SET jit = off
 AS $$
@@ -80,8 +80,15 @@ BEGIN
         RETURN QUERY
         SELECT r.run_id::text, r.workflow_id, r.workflow_type, r.queue, r.version, r.fence,
                r.next_seq, r.head_hash, r.part, r.crashes::integer, r.parent_run_id::text,
-               r.parent_ref, {s}.us(r.created_at)
-        FROM {s}.run r WHERE r.run_id = ANY (v_owned);
+               r.parent_ref, {s}.us(r.created_at), h.batch,
+               EXISTS (SELECT FROM {s}.inbox b WHERE b.run_id = r.run_id)
+        FROM {s}.run r
+        -- A new run is about to run: what it starts with saves it a round trip.
+        LEFT JOIN LATERAL (
+            SELECT h.batch FROM {s}.history h
+            WHERE r.next_seq = 1 AND h.part = r.part AND h.run_id = r.run_id AND h.seq = 0
+        ) h ON true
+        WHERE r.run_id = ANY (v_owned);
 
         IF cardinality(v_owned) < cardinality(v_seen) THEN
             RETURN QUERY
@@ -96,14 +103,14 @@ BEGIN
             )
             SELECT rest.run_id::text, NULL::text, NULL::text, NULL::text, NULL::text, NULL::bigint,
                    NULL::integer, NULL::bigint, NULL::integer, NULL::integer, NULL::text,
-                   NULL::integer, NULL::bigint
+                   NULL::integer, NULL::bigint, NULL::bytea, NULL::boolean
             FROM rest WHERE session = p_session;
         END IF;
     END IF;
     RETURN QUERY
     SELECT NULL::text, NULL::text, NULL::text, NULL::text, NULL::text, NULL::bigint, NULL::integer,
            NULL::bigint, NULL::integer, NULL::integer, NULL::text, NULL::integer,
-           {s}.us(clock_timestamp());
+           {s}.us(clock_timestamp()), NULL::bytea, NULL::boolean;
 END $$;
 
 -- Declare sessions dead and hand over what they own. The session rows go first: a claim holds its

@@ -1,8 +1,8 @@
 """Where a requirement is tried: in process, in process with a crash after every event, and on
 PostgreSQL with the real worker.
 
-`env` is all three; `skipping` the two in process, for what takes hours; `postgres` and `database` the
-last one.
+`env` is all three; `skipping` the two in process, for what takes hours; `postgres` and `database`
+the last one.
 """
 
 from __future__ import annotations

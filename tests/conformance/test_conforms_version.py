@@ -175,7 +175,7 @@ async def test_version_08(env: WorkflowEnvironment) -> None:
 
 
 async def test_version_09(env: WorkflowEnvironment) -> None:
-    """version-9: The mismatch says where: event, what was expected and found, line, what is around."""
+    """version-9: The mismatch says where: event, expected, found, source line, what is around."""
     history = await record(env, two_steps)
 
     async def renamed() -> None:
@@ -185,7 +185,7 @@ async def test_version_09(env: WorkflowEnvironment) -> None:
     found = mismatch(renamed, history)
     assert history[found.event_id - 1].name == "charge"
     assert found.source is not None
-    assert "test_version.py" in found.source
+    assert "test_conforms_version.py" in found.source
     text = str(found)
     assert "- history:" in text
     assert "+ code:" in text
@@ -397,15 +397,12 @@ async def new_flow() -> str:
 
 
 async def test_version_23(database: Any) -> None:
-    """version-23: A run that the code no longer fits is parked, unharmed, and goes on with code that
-    fits."""
+    """version-23: A run that the code no longer fits is parked, and goes on with code that fits."""
     client, options = database.client, WorkerOptions(poll_max_seconds=0.2)
     activities = [reserve, charge, ship]
     handle = await client.start(old_flow, id="changing-1")
 
-    async with Worker(
-        database.dsn, workflows=[old_flow], activities=activities, options=options
-    ):
+    async with Worker(database.dsn, workflows=[old_flow], activities=activities, options=options):
         while not any(event.kind == "ACTIVITY_COMPLETED" for event in await handle.history()):
             await asyncio.sleep(0.02)
     async with Worker(

@@ -1,6 +1,7 @@
 """Requirements on child workflows."""
 
 import asyncio
+import contextlib
 from dataclasses import dataclass
 
 import pytest
@@ -53,10 +54,8 @@ async def waits() -> str:
 
 async def ended(handle: TestHandle[object]) -> RunState:
     """The state of a run once it is closed; results and errors do not matter."""
-    try:
+    with contextlib.suppress(Exception):
         await handle.result()
-    except Exception:
-        pass
     return await handle.state()
 
 

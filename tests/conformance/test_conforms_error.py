@@ -64,7 +64,13 @@ async def failed_step(env: WorkflowEnvironment, error: BaseException) -> BaseExc
 
 @pytest.mark.parametrize(
     "error",
-    [KeyError("k"), ZeroDivisionError("z"), TimeoutError("t"), AssertionError("a"), OSError(2, "o")],
+    [
+        KeyError("k"),
+        ZeroDivisionError("z"),
+        TimeoutError("t"),
+        AssertionError("a"),
+        OSError(2, "o"),
+    ],
     ids=lambda error: type(error).__name__,
 )
 async def test_error_01(env: WorkflowEnvironment, error: Exception) -> None:
@@ -101,7 +107,7 @@ async def test_error_04(env: WorkflowEnvironment) -> None:
     """error-4: A failure keeps the traceback of where it was raised."""
     cause = await failed_step(env, ValueError("far away"))
     trace = cause.remote_traceback  # type: ignore[attr-defined]
-    assert "test_error.py" in trace
+    assert "test_conforms_error.py" in trace
     assert "in step" in trace
 
 

@@ -1,4 +1,4 @@
-"""Requirements on plain asyncio in workflows: running side by side, in an order of history alone."""
+"""Requirements on plain asyncio in workflows: its order is a function of history alone."""
 
 import asyncio
 import contextvars
@@ -324,9 +324,7 @@ async def test_asyncio_19(env: WorkflowEnvironment) -> None:
 
     @workflow.defn
     async def flow() -> list[object]:
-        return list(
-            await asyncio.gather(double(1), double(2), workflow.wait_signal("third", str))
-        )
+        return list(await asyncio.gather(double(1), double(2), workflow.wait_signal("third", str)))
 
     handle = await env.start(flow)
     while (await handle.history()).kinds.count("ACTIVITY_COMPLETED") < 2:
@@ -350,7 +348,7 @@ async def test_asyncio_20(env: WorkflowEnvironment) -> None:
 
 
 async def test_asyncio_21(env: WorkflowEnvironment) -> None:
-    """asyncio-21: A race between a signal, a timer and an activity has one winner in every replay."""
+    """asyncio-21: A race of a signal, a timer and an activity has one winner in every replay."""
 
     @workflow.defn
     async def flow() -> str:

@@ -190,7 +190,7 @@ async def test_query_13(env: WorkflowEnvironment) -> None:
     """query-13: One can ask where the code of a run waits, by file, line and function."""
     handle = await env.start(Job, 5)
     (place,) = await handle.where()
-    assert place.startswith("main: test_query.py:")
+    assert place.startswith("main: test_conforms_query.py:")
     assert place.endswith("Job.run")
 
 

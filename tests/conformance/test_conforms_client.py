@@ -243,7 +243,7 @@ async def test_client_18(database: Any) -> None:
 
 
 async def test_client_19(database: Any) -> None:
-    """client-19: Another process needs the id only to wait for a result, and the code to type it."""
+    """client-19: Another process needs the id to wait for a result, and the code to type it."""
     await database.client.start(doubled, 4, id="shared")
     async with serve(database), Client.connect(database.dsn, workflows=[doubled]) as other:
         assert await other.get_handle("shared").result(20) == 8
@@ -274,9 +274,7 @@ async def test_client_22(database: Any) -> None:
         with pytest.raises(TimeoutError):
             await handle.result(0.5)
     options = WorkerOptions(queues=("special",), poll_max_seconds=0.2)
-    async with Worker(
-        database.dsn, workflows=[doubled], activities=[double], options=options
-    ):
+    async with Worker(database.dsn, workflows=[doubled], activities=[double], options=options):
         assert await handle.result(20) == 8
 
 

@@ -18,7 +18,7 @@ PROMISED = """
     Client IdReuse RunState WorkflowHandle
     Supervisor SupervisorOptions Worker WorkerOptions
     ApplicationError NonRetryable RetryAfter
-    ActivityError ChildWorkflowError ContextError GuardError NonDeterminismError RemoteError
+    ActivityError AttemptLostError ChildWorkflowError ContextError GuardError NonDeterminismError RemoteError
     InvalidArgumentError RequestError UnknownWorkflowError UnreadablePayloadError
     UpdateRejectedError
     WorkflowAlreadyStartedError WorkflowCancelledError WorkflowError WorkflowFailedError
@@ -39,7 +39,7 @@ WORKFLOW = """
 
 ACTIVITY = """
     ActivityDefinition ActivityInfo defn heartbeat in_activity info is_cancelled logger
-    override_next_retry
+    override_next_retry transactional
 """.split()
 
 

@@ -13,6 +13,7 @@ from durable import activity, workflow
 from durable.errors import (
     ActivityError,
     ApplicationError,
+    AttemptLostError,
     ChildWorkflowError,
     ConfigurationError,
     ContextError,
@@ -72,6 +73,7 @@ __all__ = [
     "WorkerOptions",
     # raised by your code
     "ApplicationError",
+    "AttemptLostError",
     "NonRetryable",
     "RetryAfter",
     # raised in your workflows

@@ -14,10 +14,10 @@ from __future__ import annotations
 import logging
 from collections.abc import Awaitable, Callable, MutableMapping
 from datetime import datetime, timedelta
-from typing import Any, ParamSpec, Protocol, TypeVar, overload
+from typing import Any, Concatenate, ParamSpec, Protocol, TypeVar, overload
 
 from durable.codec import DEFAULT_CODEC, Codec
-from durable.engine.definition import ActivityDefinition
+from durable.engine.definition import ActivityDefinition, ActivityTraits
 from durable.engine.info import ACTIVITY_CONTEXT, ActivityContext, ActivityInfo, to_us
 from durable.errors import ConfigurationError, ContextError, DefinitionError
 from durable.options import ActivityOptions, RetryPolicy, seconds
@@ -32,6 +32,7 @@ __all__ = [
     "is_cancelled",
     "logger",
     "override_next_retry",
+    "transactional",
 ]
 
 P = ParamSpec("P")
@@ -65,6 +66,7 @@ def defn(
     schedule_to_close_timeout: timedelta | float | None = None,
     heartbeat_timeout: timedelta | float | None = None,
     wait_cancel: bool = False,
+    at_most_once: bool = False,
 ) -> Decorator: ...
 
 
@@ -75,6 +77,7 @@ def defn(
     name: str | None = None,
     options: ActivityOptions | None = None,
     codec: Codec = DEFAULT_CODEC,
+    at_most_once: bool = False,
     **fields: Any,
 ) -> Any:
     """Make a function an activity; bare, or with options.
@@ -82,20 +85,91 @@ def defn(
     ``name`` is what history records (default: the function's own). Options are the fields of
     `durable.ActivityOptions`, one by one or as ``options=``; times are timedeltas or seconds.
     ``codec`` has the converters for types of your own.
+
+    With ``at_most_once`` it is recorded before it begins and never begins a second time: when it
+    fails, or its worker dies, the call fails (`durable.AttemptLostError` says that it is not
+    known what it did). Each call then costs two more commits.
+
     Raises DefinitionError when the function cannot be an activity: a parameter or a result whose
     type cannot travel, or no function at all.
     """
+    return make(fn, name, options, codec, ActivityTraits(is_at_most_once=at_most_once), fields)
+
+
+def make(
+    fn: Callable[..., Any] | None,
+    name: str | None,
+    options: ActivityOptions | None,
+    codec: Codec,
+    traits: ActivityTraits,
+    fields: dict[str, Any],
+) -> Any:
+    """The definition of ``fn``, or the decorator that makes one."""
     given = {key: value for key, value in fields.items() if value is not None}
     made = (options or ActivityOptions()).replace(**given)
+    if traits.is_at_most_once:
+        made = made.replace(retry=RetryPolicy(max_attempts=1))
 
     def decorate(function: Callable[..., Any]) -> ActivityDefinition[Any, Any]:
         if isinstance(function, ActivityDefinition):
             raise DefinitionError(f"{function.name} is an activity already")
         if not callable(function) or isinstance(function, type):
             raise DefinitionError(f"@activity.defn goes on a function, not on {function!r}")
-        return ActivityDefinition(name or function.__name__, function, made, codec=codec)
+        return ActivityDefinition(
+            name or function.__name__, function, made, codec=codec, traits=traits
+        )
 
     return decorate if fn is None else decorate(fn)
+
+
+class TransactionalDecorator(Protocol):
+    """What ``transactional(...)`` with options returns."""
+
+    def __call__(
+        self, fn: Callable[Concatenate[Any, P], Awaitable[R]], /
+    ) -> ActivityDefinition[P, R]: ...
+
+
+@overload
+def transactional(
+    fn: Callable[Concatenate[Any, P], Awaitable[R]], /
+) -> ActivityDefinition[P, R]: ...
+@overload
+def transactional(
+    *,
+    name: str | None = None,
+    options: ActivityOptions | None = None,
+    codec: Codec = ...,
+    queue: str | None = None,
+    priority: int = 0,
+    retry: RetryPolicy | None = None,
+    start_to_close_timeout: timedelta | float | None = None,
+    schedule_to_start_timeout: timedelta | float | None = None,
+    schedule_to_close_timeout: timedelta | float | None = None,
+    heartbeat_timeout: timedelta | float | None = None,
+    wait_cancel: bool = False,
+) -> TransactionalDecorator: ...
+
+
+def transactional(
+    fn: Callable[..., Any] | None = None,
+    /,
+    *,
+    name: str | None = None,
+    options: ActivityOptions | None = None,
+    codec: Codec = DEFAULT_CODEC,
+    **fields: Any,
+) -> Any:
+    """Make ``async def f(conn, ...)`` an activity whose writes happen exactly once.
+
+    ``conn`` is a psycopg AsyncConnection in a transaction of the workflows' own database; the
+    caller does not pass it. What the function writes there and the record of its result are
+    committed together: after a crash at any moment either both are there or neither, and the
+    activity is tried again. It must not commit or roll back by itself; what it does outside of the
+    connection happens at least once, as in any activity. Keep it short: its locks are held until it
+    ends. Options are those of `defn`. Raises DefinitionError for what is not such a function.
+    """
+    return make(fn, name, options, codec, ActivityTraits(is_transactional=True), fields)
 
 
 def current_attempt(what: str) -> ActivityContext:

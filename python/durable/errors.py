@@ -26,6 +26,7 @@ DurableError
 ├── RemoteError                   raised inside a workflow for what it called
 │   ├── ActivityError
 │   └── ChildWorkflowError
+├── AttemptLostError              an at-most-once activity began, and how it ended is not known
 ├── ApplicationError              raised by user code to say more than an exception can
 │   ├── NonRetryable
 │   └── RetryAfter
@@ -195,6 +196,14 @@ class ActivityError(RemoteError):
 
 class ChildWorkflowError(RemoteError):
     """A child workflow did not end with a result."""
+
+
+class AttemptLostError(DurableError):
+    """An at-most-once activity began and its worker went away before it could say how it ended.
+
+    Whether it took effect is not known; it is not tried again. The ``__cause__`` of an
+    `ActivityError`.
+    """
 
 
 class ApplicationError(DurableError):

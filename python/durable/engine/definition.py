@@ -46,12 +46,31 @@ def is_method(fn: Callable[..., Any]) -> bool:
     return code is not None and code.co_argcount > 0 and code.co_varnames[0] == "self"
 
 
+@dataclasses.dataclass(frozen=True)
+class ActivityTraits:
+    """What kind of activity it is: how a worker runs it. Not recorded in history."""
+
+    is_transactional: bool = False
+    """It gets a connection, and what it writes there commits together with its result."""
+    is_at_most_once: bool = False
+    """Once begun it is never begun again."""
+
+    @property
+    def needs_row(self) -> bool:
+        """Whether each attempt must be a row of its own, with a token, before it begins."""
+        return self.is_transactional or self.is_at_most_once
+
+
+PLAIN_ACTIVITY = ActivityTraits()
+
+
 class ActivityDefinition(ActivityBase, Generic[P, R]):
     """An activity: call it in a workflow to have it done, anywhere else to do it."""
 
     signature: Signature
     options: ActivityOptions
     codec: Codec
+    traits: ActivityTraits
     is_async: bool
     is_unbound: bool
     """Whether it is a method that still lacks its object: callable in a workflow, not runnable."""
@@ -65,11 +84,17 @@ class ActivityDefinition(ActivityBase, Generic[P, R]):
         *,
         signature: Signature | None = None,
         codec: Codec = DEFAULT_CODEC,
+        traits: ActivityTraits = PLAIN_ACTIVITY,
     ) -> Self:
         check_name(name, "activity")
         is_unbound = is_method(fn)
+        if traits.is_transactional and (is_unbound or not inspect.iscoroutinefunction(fn)):
+            raise DefinitionError(
+                f"transactional activity {name} must be a function: async def {name}(conn, ...)"
+            )
         if signature is None:
-            signature = Signature.of(fn, codec, skip_first=is_unbound)
+            skips = is_unbound or traits.is_transactional
+            signature = Signature.of(fn, codec, skip_first=skips)
         self = super().__new__(
             cls,
             name,
@@ -86,6 +111,7 @@ class ActivityDefinition(ActivityBase, Generic[P, R]):
         self.signature = signature
         self.options = options
         self.codec = codec
+        self.traits = traits
         self.is_unbound = is_unbound
         self.is_async = inspect.iscoroutinefunction(fn)
         self.__doc__ = fn.__doc__
@@ -95,6 +121,10 @@ class ActivityDefinition(ActivityBase, Generic[P, R]):
     if TYPE_CHECKING:
 
         def __call__(self, *args: P.args, **kwargs: P.kwargs) -> Coroutine[Any, Any, R]: ...
+
+        def _copy(
+            self, fn: Callable[..., Any], options: ActivityOptions
+        ) -> ActivityDefinition[P, R]: ...
 
         def __get__(
             self: ActivityDefinition[Concatenate[Any, Q], R], instance: object, owner: Any = None
@@ -107,19 +137,21 @@ class ActivityDefinition(ActivityBase, Generic[P, R]):
             if instance is None or not self.is_unbound:
                 return self
             bound = self.fn.__get__(instance)
+            return self._copy(bound, self.options)
+
+        def _copy(self, fn, options):
             return ActivityDefinition(
-                self.name, bound, self.options, signature=self.signature, codec=self.codec
+                self.name,
+                fn,
+                options,
+                signature=self.signature,
+                codec=self.codec,
+                traits=self.traits,
             )
 
     def with_options(self, **options: Any) -> ActivityDefinition[P, R]:
         """The same activity with some of its options changed, for one call or many."""
-        return ActivityDefinition(
-            self.name,
-            self.fn,
-            self.options.replace(**options),
-            signature=self.signature,
-            codec=self.codec,
-        )
+        return self._copy(self.fn, self.options.replace(**options))
 
     def start(self, *args: P.args, **kwargs: P.kwargs) -> asyncio.Future[R]:
         """Schedule it and return its handle: a future to await, cancel or pass to asyncio."""

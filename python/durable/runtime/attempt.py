@@ -10,7 +10,7 @@ from typing import Any, NamedTuple, Protocol
 from durable.codec import check_size
 from durable.engine.definition import ActivityDefinition
 from durable.engine.info import ActivityContext
-from durable.events import EventKind
+from durable.events import ActivityOutcome, EventKind
 from durable.options import PAYLOAD_BYTES_WARN, ActivityOptions
 
 RETRY = 0
@@ -64,6 +64,7 @@ class Attempt:
         "details",
         "input",
         "is_concluded",
+        "is_recorded",
         "name",
         "number",
         "options",
@@ -105,11 +106,27 @@ class Attempt:
         self.stop: Stop | None = None
         self.is_concluded = False
         """Its outcome was reported or is void; its code may still be running."""
+        self.is_recorded = False
+        """The database has its result already: there is nothing left to answer."""
         self.task: asyncio.Task[None] | None = None
         self.timers: list[asyncio.TimerHandle] = []
         self.beat_timer: asyncio.TimerHandle | None = None
         self.started_at = 0.0
         self.beaten_at = 0.0
+
+    def outcome(self, ending: Ending) -> ActivityOutcome:
+        """Its ending as the store takes it."""
+        return ActivityOutcome(
+            run_id=self.run_id,
+            ref=self.ref,
+            attempt=self.number,
+            token=self.token,
+            kind=ending.kind,
+            payload=ending.payload,
+            delay_us=ending.delay_us,
+            details=self.details,
+            count_attempt=ending.count_attempt,
+        )
 
     def beat(self, details: tuple[Any, ...]) -> None:
         """Its code says that it makes progress. Called on whatever thread the code runs on.

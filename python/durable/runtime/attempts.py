@@ -21,7 +21,7 @@ from durable.errors import StoreError, StoreUnavailableError
 from durable.events import ActivityOutcome, ClaimedActivity
 from durable.options import ActivityOptions, seconds
 from durable.runtime.attempt import FAILED, RETRY, Attempt, Ending
-from durable.runtime.executor import Executor, failure_payload
+from durable.runtime.executor import Executor, failure_payload, lost_payload
 from durable.runtime.metrics import Metrics
 from durable.runtime.service import Service
 from durable.runtime.sessions import Session
@@ -68,11 +68,13 @@ class AttemptPoller(Service):
         self._clock = clock
         self._queues = list(queues)
         self._is_stalled = is_stalled
+        self._on_outcomes = on_outcomes
         self._wakeup = Wakeup(poll_max_seconds)
         self._backoff = Backoff()
         self._is_hungry = False
         self._must_recover = False
         self._claimed: dict[tuple[str, int], Attempt] = {}
+        self._marking: set[asyncio.Task[None]] = set()
         self.answers = Answers(store, metrics, on_outcomes)
         self.beats = Beats(store, self)
 
@@ -179,6 +181,13 @@ class AttemptPoller(Service):
             self._metrics.inc("durable_activity_attempts_total", outcome="timed_out")
             self.answers.put(answer(each, Ending(FAILED, failure)))
             return
+        traits = self._executor.definitions[each.name].traits
+        if traits.is_at_most_once and each.details is not None:
+            # A worker marked it as begun, and is gone.
+            self._executor.give_back(each.name)
+            failure = lost_payload(each.name, each.attempt)
+            self.answers.put(answer(each, Ending(FAILED, failure)))
+            return
         context = ActivityContext(
             name=each.name,
             attempt=each.attempt,
@@ -202,7 +211,30 @@ class AttemptPoller(Service):
         attempt.details = each.details
         context.on_heartbeat = attempt.beat
         self._claimed[key] = attempt
-        self._executor.start(attempt)
+        if traits.is_at_most_once:
+            marking = asyncio.create_task(self._mark(attempt))
+            self._marking.add(marking)
+            marking.add_done_callback(self._marking.discard)
+        else:
+            self._executor.start(attempt)
+
+    async def _mark(self, attempt: Attempt) -> None:
+        """Record that an at-most-once attempt begins, then begin it."""
+        try:
+            is_valid = await self._store.heartbeat_activity(
+                attempt.run_id, attempt.ref, attempt.token, b"[]"
+            )
+        except StoreError:
+            is_valid = True
+            # Perhaps it is recorded; then the next claim takes it for begun. It never was twice.
+            self._claimed.pop((attempt.run_id, attempt.ref), None)
+            self.answers.put(attempt.outcome(Ending(RETRY, None, count_attempt=False)))
+        if is_valid and self._claimed.get((attempt.run_id, attempt.ref)) is attempt:
+            self._executor.start(attempt)
+        else:
+            self._executor.give_back(attempt.name)
+            if not is_valid:
+                self.cancel(attempt.run_id, attempt.ref)
 
     def _is_too_late(self, each: ClaimedActivity, options: ActivityOptions) -> bool:
         if options.schedule_to_start_timeout is None or each.attempt > 1:
@@ -215,25 +247,27 @@ class AttemptPoller(Service):
         key = (attempt.run_id, attempt.ref)
         if self._claimed.get(key) is attempt:
             del self._claimed[key]
-            self.answers.put(answer(attempt, ending))
+            if attempt.is_recorded:
+                self._on_outcomes()
+            else:
+                self.answers.put(attempt.outcome(ending))
 
     def released(self, attempt: Attempt) -> None:
         """See `Source`."""
         self.slot_freed()
 
 
-def answer(attempt: Attempt | ClaimedActivity, ending: Ending) -> ActivityOutcome:
-    """The ending of a claimed attempt as the store takes it."""
-    number = attempt.number if isinstance(attempt, Attempt) else attempt.attempt
+def answer(claimed: ClaimedActivity, ending: Ending) -> ActivityOutcome:
+    """The ending of a claimed attempt that did not begin, as the store takes it."""
     return ActivityOutcome(
-        run_id=attempt.run_id,
-        ref=attempt.ref,
-        attempt=number,
-        token=attempt.token,
+        run_id=claimed.run_id,
+        ref=claimed.ref,
+        attempt=claimed.attempt,
+        token=claimed.token,
         kind=ending.kind,
         payload=ending.payload,
         delay_us=ending.delay_us,
-        details=attempt.details,
+        details=claimed.details,
         count_attempt=ending.count_attempt,
     )
 

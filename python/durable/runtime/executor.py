@@ -26,11 +26,12 @@ from durable.codec import failure_to_payload, is_final, type_names
 from durable.engine.definition import ActivityDefinition
 from durable.engine.info import ACTIVITY_CONTEXT
 from durable.engine.retry import next_delay_seconds
-from durable.errors import PayloadError, RetryAfter
+from durable.errors import AttemptLostError, PayloadError, RetryAfter
 from durable.options import seconds
 from durable.runtime.attempt import COMPLETED, FAILED, RETRY, Attempt, Ending, Stop
 from durable.runtime.metrics import Metrics
 from durable.store.clock import StoreClock
+from durable.store.transactions import Transactions
 
 Outcome = tuple[bytes | None, BaseException | None, bool]
 """Result payload, or the error and whether it is final."""
@@ -49,6 +50,16 @@ def cancelled_payload(name: str, attempt: int) -> bytes:
     return orjson.dumps({"type": "CancelledError", "message": message, "attempt": attempt})
 
 
+def lost_payload(name: str, attempt: int) -> bytes:
+    """The failure of an at-most-once activity that began and must not begin again."""
+    return failure_payload(
+        AttemptLostError(
+            f"activity {name} began and was interrupted; whether it took effect is not known"
+        ),
+        attempt,
+    )
+
+
 class Executor:
     """The activity slots of one worker."""
 
@@ -61,9 +72,13 @@ class Executor:
         thread_slots: int,
         clock: StoreClock,
         metrics: Metrics,
+        transactions: Transactions,
     ) -> None:
         self.definitions = definitions
+        self._transactions = transactions
         self._queues = frozenset(queues)
+        self.limited: frozenset[str] = frozenset()
+        """Queues with limits: those are kept at the claim, so their activities go that way."""
         self._slots = slots
         self._thread_slots = thread_slots
         self._clock = clock
@@ -109,6 +124,10 @@ class Executor:
         """Take a slot for an activity of that name and queue, if this worker can run it now."""
         definition = self.definitions.get(name)
         if definition is None or self._reserved >= self._slots or queue not in self._queues:
+            return False
+        if queue in self.limited:
+            return False
+        if definition.traits.needs_row:
             return False
         if not definition.is_async:
             if self._threads >= self._thread_slots:
@@ -165,9 +184,12 @@ class Executor:
         try:
             args, kwargs = signature.decode_args(attempt.input)
             is_ours = False
-            value = await definition.fn(*args, **kwargs)
-            is_ours = True
-            payload = signature.check_result(value)
+            if definition.traits.is_transactional:
+                payload = await self._transact(attempt, args, kwargs)
+            else:
+                value = await definition.fn(*args, **kwargs)
+                is_ours = True
+                payload = signature.check_result(value)
         except BaseException as error:
             # Whatever it is (SystemExit too): one attempt failed, the worker goes on.
             self._failed(attempt, error, is_ours and isinstance(error, PayloadError))
@@ -175,6 +197,22 @@ class Executor:
             self._conclude(attempt, Ending(COMPLETED, payload), "completed")
         finally:
             self._release(attempt)
+
+    async def _transact(
+        self, attempt: Attempt, args: tuple[Any, ...], kwargs: Mapping[str, Any]
+    ) -> bytes:
+        """Run it in a transaction that also records its result."""
+        definition = attempt.definition
+        async with self._transactions.begin() as conn:
+            value = await definition.fn(conn, *args, **kwargs)
+            payload = definition.signature.check_result(value)
+            outcome = attempt.outcome(Ending(COMPLETED, payload))
+            if not await self._transactions.record(conn, outcome):
+                # Its run is over or cancelled it, or another worker has it: roll back.
+                raise asyncio.CancelledError(f"activity {attempt.name} is no longer wanted")
+        # Only now: until the commit it may have to be answered for.
+        attempt.is_recorded = True
+        return payload
 
     def _run_sync(self, attempt: Attempt) -> Outcome:
         """On a thread of the pool."""
@@ -334,8 +372,13 @@ class Executor:
         for attempt in list(self._attempts):
             if not attempt.is_concluded:
                 attempt.stop = Stop.DRAINED
-                self._conclude(attempt, Ending(RETRY, None, count_attempt=False), "void")
+                self._conclude(attempt, self._drained(attempt), "void")
             self._interrupt(attempt)
+
+    def _drained(self, attempt: Attempt) -> Ending:
+        if attempt.definition.traits.is_at_most_once:
+            return Ending(FAILED, lost_payload(attempt.name, attempt.number))
+        return Ending(RETRY, None, count_attempt=False)
 
     async def close(self) -> None:
         """Let go of what is left: threads that do not end by themselves are abandoned."""
@@ -345,3 +388,4 @@ class Executor:
         if tasks:
             await asyncio.wait(tasks, timeout=1.0)
         self._pool.shutdown(wait=False, cancel_futures=True)
+        await self._transactions.close()

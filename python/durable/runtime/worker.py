@@ -7,6 +7,7 @@ It has one asyncio loop, one session and these services, each a loop of its own:
     run poller       claims runs, loads them, brings them mail
     attempt poller   claims queued activities; `answers` and `beats` report on them
     promoter         turns due timers into mail and work
+    limit watch      knows which queues have limits
     listener         turns hints of other processes into polls (without a supervisor)
 
 The order of their end is written in `Worker._drain`: claim nothing more, let activities end, write
@@ -29,6 +30,7 @@ from durable.options import WorkerOptions
 from durable.runtime.attempts import AttemptPoller
 from durable.runtime.committer import Committer
 from durable.runtime.executor import Executor
+from durable.runtime.limits import LimitWatch
 from durable.runtime.listener import Listener
 from durable.runtime.metrics import Metrics
 from durable.runtime.parking import ParkingLot
@@ -41,8 +43,10 @@ from durable.runtime.warm import Cache
 from durable.store.base import Store
 from durable.store.clock import StoreClock
 from durable.store.hints import Hinter
+from durable.store.limits import limits_of
 from durable.store.postgres import PostgresStore
 from durable.store.sealed import seal_store
+from durable.store.transactions import Transactions
 
 PROGRESS_SECONDS = 0.25
 STUCK_SECONDS = 0.1
@@ -110,6 +114,7 @@ class Worker:
             thread_slots=options.thread_slots,
             clock=clock,
             metrics=metrics,
+            transactions=Transactions(store),
         )
         self._turns = turns = Turns(
             registry=self.registry,
@@ -155,6 +160,9 @@ class Worker:
             on_outcomes=self._made_work,
         )
         self._promoter = Promoter(store, clock, metrics, options.poll_max_seconds, self._promoted)
+        self._limits: LimitWatch | None = None
+        if (limits := limits_of(store)) is not None:
+            self._limits = LimitWatch(limits, self._executor, options.queues, self._attempts.hint)
         turns.on_unread = self._runs.redo
         turns.on_stale = self._commit_refused
         turns.on_due = self._promoter.expect
@@ -234,6 +242,9 @@ class Worker:
             pollers.append(self._attempts)
         if self._keep_session:
             pollers.append(Listener(self.store, self.hint))
+        if self._limits is not None:
+            await self._limits.refresh()
+            pollers.append(self._limits)
         pollers += [self._promoter, self._attempts.beats]
         writers: list[Service] = [self._committer, self._attempts.answers, self._session]
         for service in (*writers, *pollers):

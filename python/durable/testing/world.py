@@ -380,6 +380,11 @@ class World:
                 f"no activity is called {scheduled.name!r}; give it to the environment: "
                 f"activities=[...], or env.mock({scheduled.name!r}, ...)"
             )
+        if mock is None and definition is not None and definition.traits.is_transactional:
+            raise DefinitionError(
+                f"activity {definition.name} is transactional and there is no database: env.mock() "
+                "it, or run the test on PostgreSQL"
+            )
         call = ActivityCall(
             scheduled,
             run_id=run.new.run_id,

@@ -1,0 +1,389 @@
+"""Kinds of activities: at most once, and every time limit, started here or through the queue."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import pytest
+
+from durable import ActivityError, AttemptLostError, RetryAfter, RetryPolicy, activity, workflow
+from durable.client import Client
+from durable.errors import WorkflowCancelledError
+from durable.runtime.worker import Worker
+
+SOON = 20.0
+ONCE = RetryPolicy(max_attempts=1)
+TWICE = RetryPolicy(initial_interval=0.01, max_interval=0.02, max_attempts=2)
+
+
+async def outcome(client: Client, definition: Any) -> Any:
+    handle = await client.start(definition, id=definition.name)
+    return await handle.result(SOON)
+
+
+async def wait(event: asyncio.Event) -> None:
+    async with asyncio.timeout(SOON):
+        await event.wait()
+
+
+# -- at most once ----------------------------------------------------------------------------
+
+
+async def test_at_most_once_runs_once_when_all_is_well(client: Client, serve: Any) -> None:
+    calls: list[int] = []
+
+    @activity.defn(at_most_once=True)
+    async def launch(number: int) -> int:
+        calls.append(number)
+        return number
+
+    @activity.defn(at_most_once=True)
+    def launch_on_thread(number: int) -> int:
+        calls.append(number)
+        return number
+
+    @workflow.defn
+    async def count_down() -> list[int]:
+        return [*await asyncio.gather(*(launch(n) for n in range(3))), await launch_on_thread(3)]
+
+    await serve(count_down, launch, launch_on_thread)
+    assert await outcome(client, count_down) == [0, 1, 2, 3]
+    assert sorted(calls) == [0, 1, 2, 3]
+
+
+async def test_at_most_once_is_not_tried_again_after_a_failure(client: Client, serve: Any) -> None:
+    calls: list[int] = []
+
+    @activity.defn(at_most_once=True, retry=RetryPolicy(max_attempts=5))
+    async def launch() -> None:
+        calls.append(1)
+        raise RuntimeError("fizzled")
+
+    @workflow.defn
+    async def count_down() -> str:
+        try:
+            await launch()
+        except ActivityError as error:
+            return str(error.__cause__)
+        return ""
+
+    await serve(count_down, launch)
+    assert await outcome(client, count_down) == "fizzled"
+    assert calls == [1]
+
+
+async def test_at_most_once_fails_by_type_when_its_worker_dies(client: Client, serve: Any) -> None:
+    calls: list[int] = []
+    entered = asyncio.Event()
+
+    @activity.defn(at_most_once=True)
+    async def launch() -> None:
+        calls.append(1)
+        entered.set()
+        await asyncio.sleep(3600)
+
+    @workflow.defn
+    async def count_down() -> bool:
+        try:
+            await launch()
+        except ActivityError as error:
+            return isinstance(error.__cause__, AttemptLostError)
+        return False
+
+    worker: Worker = await serve(count_down, launch)
+    handle = await client.start(count_down, id="c")
+    await wait(entered)
+    await client.store.end_sessions([worker.session_id])
+    await serve(count_down, launch)
+    assert await handle.result(SOON) is True
+    assert calls == [1]
+
+
+async def test_at_most_once_fails_by_type_when_its_worker_drains(
+    client: Client, serve: Any
+) -> None:
+    entered = asyncio.Event()
+
+    @activity.defn(at_most_once=True)
+    async def launch() -> None:
+        entered.set()
+        await asyncio.sleep(3600)
+
+    @workflow.defn
+    async def count_down() -> bool:
+        try:
+            await launch()
+        except ActivityError as error:
+            return isinstance(error.__cause__, AttemptLostError)
+        return False
+
+    worker: Worker = await serve(count_down, launch, drain_seconds=0.0)
+    handle = await client.start(count_down, id="c")
+    await wait(entered)
+    worker.request_stop()
+    await serve(count_down, launch)
+    assert await handle.result(SOON) is True
+
+
+# -- time limits -----------------------------------------------------------------------------
+
+HERE, QUEUED = "default", "other"
+"""The queue of the run's own worker, whose attempts start at once, and one that goes by rows."""
+BOTH = pytest.mark.parametrize("queue", [HERE, QUEUED])
+
+
+async def both(serve: Any, *definitions: Any) -> tuple[Worker, Worker]:
+    """One worker for runs and the default queue, one for the other queue."""
+    activities = [each for each in definitions if not hasattr(each, "handlers")]
+    return await serve(*definitions), await serve(*activities, queues=(QUEUED,))
+
+
+def reason(error: ActivityError) -> str:
+    return f"{type(error.__cause__).__name__} {error.__cause__}"
+
+
+@BOTH
+async def test_start_to_close_ends_an_attempt(client: Client, serve: Any, queue: str) -> None:
+    attempts: list[int] = []
+
+    @activity.defn(start_to_close_timeout=0.1, retry=TWICE, queue=queue)
+    async def slow() -> None:
+        attempts.append(activity.info().attempt)
+        await asyncio.sleep(3600)
+
+    @workflow.defn
+    async def limited() -> str:
+        try:
+            await slow()
+        except ActivityError as error:
+            return reason(error)
+        return ""
+
+    await both(serve, limited, slow)
+    found = await outcome(client, limited)
+    assert "TimeoutError" in found
+    assert "start-to-close" in found
+    assert attempts == [1, 2]
+
+
+@BOTH
+async def test_schedule_to_close_ends_all_attempts(client: Client, serve: Any, queue: str) -> None:
+    @activity.defn(
+        schedule_to_close_timeout=0.3,
+        queue=queue,
+        retry=RetryPolicy(initial_interval=0.05, max_interval=0.05, max_attempts=None),
+    )
+    async def flaky() -> None:
+        raise RuntimeError("again")
+
+    @workflow.defn
+    async def limited() -> str:
+        try:
+            await flaky()
+        except ActivityError as error:
+            return reason(error)
+        return ""
+
+    await both(serve, limited, flaky)
+    found = await outcome(client, limited)
+    assert "again" in found or "schedule-to-close" in found
+
+
+async def test_schedule_to_start_ends_what_nobody_takes(client: Client, serve: Any) -> None:
+    @activity.defn(schedule_to_start_timeout=0.1, queue="nobody")
+    async def orphan() -> None:
+        raise AssertionError
+
+    @workflow.defn
+    async def limited() -> str:
+        try:
+            await orphan()
+        except ActivityError as error:
+            return reason(error)
+        return ""
+
+    await serve(limited)
+    assert "schedule-to-start" in await outcome(client, limited)
+
+
+@BOTH
+async def test_the_next_attempt_sees_the_details_of_the_last_heartbeat(
+    client: Client, serve: Any, queue: str
+) -> None:
+    @activity.defn(heartbeat_timeout=0.2, retry=TWICE, queue=queue)
+    async def batch() -> list[Any]:
+        info = activity.info()
+        if info.attempt == 1:
+            activity.heartbeat("row", 7)
+            await asyncio.sleep(3600)
+        return [info.attempt, *info.heartbeat_details]
+
+    @workflow.defn
+    async def limited() -> list[Any]:
+        return await batch()
+
+    await both(serve, limited, batch)
+    assert await outcome(client, limited) == [2, "row", 7]
+
+
+@BOTH
+async def test_details_survive_the_death_of_the_worker(
+    client: Client, serve: Any, queue: str, until: Any
+) -> None:
+    entered = asyncio.Event()
+
+    @activity.defn(queue=queue, retry=TWICE)
+    async def batch() -> list[Any]:
+        info = activity.info()
+        if not entered.is_set():
+            activity.heartbeat("row", 7)
+            entered.set()
+            await asyncio.sleep(3600)
+        return [*info.heartbeat_details]
+
+    @workflow.defn
+    async def limited() -> list[Any]:
+        return await batch()
+
+    workers = await both(serve, limited, batch)
+    handle = await client.start(limited, id="l")
+    await wait(entered)
+    if queue == QUEUED:
+
+        async def is_written() -> bool:
+            _, claimed = await client.store.owned(workers[1].session_id)
+            return bool(claimed) and claimed[0].details == b'["row",7]'
+
+        await until(is_written)
+    await client.store.end_sessions([worker.session_id for worker in workers])
+    # An attempt that this process started at once is known to it alone: its details are lost.
+    assert await handle.result(SOON) == ([] if queue == HERE else ["row", 7])
+
+
+@BOTH
+async def test_a_queued_attempt_whose_worker_hangs_is_over_in_time(
+    client: Client, serve: Any, queue: str
+) -> None:
+    """The code does not end when it is told to; the workflow goes on all the same."""
+    release = threading.Event()
+
+    @activity.defn(start_to_close_timeout=0.1, retry=ONCE, queue=queue)
+    def stuck() -> None:
+        release.wait(SOON)
+
+    @workflow.defn
+    async def limited() -> str:
+        try:
+            await stuck()
+        except ActivityError as error:
+            return reason(error)
+        return ""
+
+    await both(serve, limited, stuck)
+    try:
+        assert "start-to-close" in await outcome(client, limited)
+    finally:
+        release.set()
+
+
+# -- cancellation ----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", ["async", "thread"])
+@BOTH
+async def test_cancellation_reaches_the_code(
+    client: Client, serve: Any, kind: str, queue: str
+) -> None:
+    entered, told = threading.Event(), threading.Event()
+
+    @activity.defn(queue=queue)
+    async def patient() -> None:
+        entered.set()
+        try:
+            await asyncio.sleep(3600)
+        except asyncio.CancelledError:
+            told.set()
+            raise
+
+    @activity.defn(queue=queue)
+    def busy() -> None:
+        entered.set()
+        while not activity.is_cancelled():
+            threading.Event().wait(0.01)
+        told.set()
+
+    @workflow.defn
+    async def cancellable() -> None:
+        await (patient() if kind == "async" else busy())
+
+    await both(serve, cancellable, patient, busy)
+    handle = await client.start(cancellable, id="c")
+    assert await asyncio.to_thread(entered.wait, SOON)
+    await handle.cancel("enough")
+    with pytest.raises(WorkflowCancelledError):
+        await handle.result(SOON)
+    assert await asyncio.to_thread(told.wait, SOON)
+
+
+async def test_a_workflow_can_wait_for_the_acknowledgement(client: Client, serve: Any) -> None:
+    entered = asyncio.Event()
+    steps: list[str] = []
+
+    @activity.defn(wait_cancel=True)
+    async def tidy() -> None:
+        entered.set()
+        try:
+            await asyncio.sleep(3600)
+        finally:
+            await asyncio.sleep(0.05)
+            steps.append("tidied")
+
+    @workflow.defn
+    async def careful() -> None:
+        try:
+            await tidy()
+        finally:
+            steps.append("went on")
+
+    await serve(careful, tidy)
+    handle = await client.start(careful, id="c")
+    await wait(entered)
+    await handle.cancel()
+    with pytest.raises(WorkflowCancelledError):
+        await handle.result(SOON)
+    assert steps == ["tidied", "went on"]
+
+
+# -- the next attempt ------------------------------------------------------------------------
+
+
+@BOTH
+@pytest.mark.parametrize("how", ["delay", "at", "past", "retry_after"])
+async def test_an_attempt_may_say_when_the_next_one_is(
+    client: Client, serve: Any, queue: str, how: str
+) -> None:
+    """The policy's own pause would be an hour."""
+
+    @activity.defn(queue=queue, retry=RetryPolicy(initial_interval=3600, max_interval=3600))
+    async def picky() -> int:
+        if activity.info().attempt == 1:
+            if how == "retry_after":
+                raise RetryAfter(0.01)
+            if how == "delay":
+                activity.override_next_retry(delay=timedelta(seconds=0.01))
+            elif how == "at":
+                activity.override_next_retry(at=datetime.now(UTC) + timedelta(seconds=0.05))
+            else:
+                activity.override_next_retry(at=datetime(2020, 1, 1))
+            raise RuntimeError("not now")
+        return activity.info().attempt
+
+    @workflow.defn
+    async def waiting() -> int:
+        return await picky()
+
+    await both(serve, waiting, picky)
+    assert await outcome(client, waiting) == 2

@@ -1,4 +1,4 @@
-"""One life of a run on each PostgreSQL there is on this machine, besides the one of the other tests.
+"""One life of a run on each PostgreSQL that is installed here.
 
 All of the store's tests run on another one with DURABLE_TEST_BIN_DIR=/usr/lib/postgresql/15/bin.
 """

@@ -36,6 +36,7 @@ from durable.options import DEFAULT_QUEUE, ID_LENGTH_MAX, seconds
 from durable.store.base import Store
 from durable.store.clock import StoreClock
 from durable.store.hints import Hinter
+from durable.store.limits import limits_of
 from durable.store.postgres import PostgresStore
 from durable.store.sealed import seal_store
 
@@ -392,6 +393,24 @@ class Client:
             run_timeout_us=micros(run_timeout, "run_timeout"),
             id_reuse=id_reuse,
         )
+
+    # -- queues ------------------------------------------------------------------------------
+
+    async def set_queue_limits(
+        self, queue: str, *, concurrency: int | None = None, rate: float | None = None
+    ) -> None:
+        """Limit the activities of a queue, over all workers of all hosts.
+
+        At most ``concurrency`` of them run at once (0 pauses the queue), at most ``rate`` attempts
+        start per second. None is no limit: both are set, whatever was set before. Workers know of
+        a queue's first limit after 30 seconds at most; changes count at once. Raises
+        InvalidArgumentError for what cannot be a limit.
+        """
+        check_id(queue, "a queue")
+        limits = limits_of(self.store)
+        if limits is None:
+            raise ConfigurationError("only a PostgreSQL store keeps limits of queues")
+        await limits.set(queue, concurrency=concurrency, rate=rate)
 
     # -- finding -----------------------------------------------------------------------------
 

@@ -173,7 +173,7 @@ SELECT {s}.commit_successors(
     $14::integer[], $15::text[])
 
 -- name: notify
-SELECT true FROM pg_notify($1, '')
+SELECT true FROM pg_notify($1, $2)
 
 -- name: owned_runs
 SELECT run_id::text, workflow_id, workflow_type, queue, version, fence, next_seq, head_hash, part,
@@ -239,3 +239,9 @@ SELECT relname::text, n_dead_tup FROM pg_stat_user_tables WHERE relid = ANY (ARR
 SELECT run_id::text, part FROM {s}.run WHERE run_id = ANY ($1::uuid[])
 UNION ALL
 SELECT run_id::text, part FROM {s}.closed_run WHERE run_id = ANY ($1::uuid[])
+
+-- name: set_queue_limit
+SELECT true FROM {s}.set_queue_limit($1, $2, $3, $4)
+
+-- name: queue_limits
+SELECT queue, concurrency, rate FROM {s}.queue_limit ORDER BY queue

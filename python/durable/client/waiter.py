@@ -156,7 +156,7 @@ class Waiter:
     async def _listen(self) -> None:
         while True:
             try:
-                async with self._store.listen() as hints:
+                async with self._store.listen(done=True) as hints:
                     async for _ in hints:
                         self._hint.set()
             except ConfigurationError:

@@ -41,6 +41,8 @@ from durable.store.retention import Upkeep
 
 TICK_SECONDS = 0.5
 NUDGE_SECONDS = 1.0
+OTHERS_SECONDS = 0.002
+"""How much later than the first worker the others hear of work."""
 BOOT_SECONDS_MAX = 60.0
 """Longer than the slowest import; a worker silent for longer is started anew."""
 YOUNG_SECONDS = 10.0
@@ -104,6 +106,7 @@ class Supervisor:
         self._reloading = asyncio.Lock()
         self._running: asyncio.Task[None] | None = None
         self._ever_up = False
+        self._turn = 0
 
     # -- for its owner -----------------------------------------------------------------------------
 
@@ -302,9 +305,17 @@ class Supervisor:
             times = None if times is None else times - 1
 
     def _hint(self) -> None:
-        """Tell every worker to look for work."""
-        for worker in self._workers.values():
-            worker.hint()
+        """Tell the workers to look for work: one at once, each time another one, and the rest when
+        it has had time to take what little there may be."""
+        workers = list(self._workers.values())
+        if not workers:
+            return
+        self._turn += 1
+        first = workers.pop(self._turn % len(workers))
+        first.hint()
+        loop = asyncio.get_running_loop()
+        for worker in workers:
+            loop.call_later(OTHERS_SECONDS, worker.hint)
 
     # -- one worker after another ------------------------------------------------------------------
 

@@ -8,7 +8,6 @@ It has one asyncio loop, one session and these services, each a loop of its own:
     attempt poller   claims queued activities; `answers` and `beats` report on them
     promoter         turns due timers into mail and work
     limit watch      knows which queues have limits
-    limit watch      knows which queues have limits
     listener         turns hints of other processes into polls (without a supervisor)
 
 The order of their end is written in `Worker._drain`: claim nothing more, let activities end, write
@@ -32,7 +31,6 @@ from durable.runtime.attempts import AttemptPoller
 from durable.runtime.committer import Committer
 from durable.runtime.executor import Executor
 from durable.runtime.limits import LimitWatch
-from durable.runtime.limits import LimitWatch
 from durable.runtime.listener import Listener
 from durable.runtime.metrics import Metrics
 from durable.runtime.parking import ParkingLot
@@ -45,7 +43,6 @@ from durable.runtime.warm import Cache
 from durable.store.base import Store
 from durable.store.clock import StoreClock
 from durable.store.hints import Hinter
-from durable.store.limits import limits_of
 from durable.store.limits import limits_of
 from durable.store.postgres import PostgresStore
 from durable.store.sealed import seal_store
@@ -166,9 +163,6 @@ class Worker:
         self._limits: LimitWatch | None = None
         if (limits := limits_of(store)) is not None:
             self._limits = LimitWatch(limits, self._executor, options.queues, self._attempts.hint)
-        self._limits: LimitWatch | None = None
-        if (limits := limits_of(store)) is not None:
-            self._limits = LimitWatch(limits, self._executor, options.queues, self._attempts.hint)
         turns.on_unread = self._runs.redo
         turns.on_stale = self._commit_refused
         turns.on_due = self._promoter.expect
@@ -248,9 +242,6 @@ class Worker:
             pollers.append(self._attempts)
         if self._keep_session:
             pollers.append(Listener(self.store, self.hint))
-        if self._limits is not None:
-            await self._limits.refresh()
-            pollers.append(self._limits)
         if self._limits is not None:
             await self._limits.refresh()
             pollers.append(self._limits)
@@ -344,7 +335,8 @@ class Worker:
     def _flushed(self, made_work: bool) -> None:
         if made_work:
             self._promoted()
-        self._hinter.hint()
+            self._hinter.hint()
+        self._hinter.hint(done=True)
 
     async def _session_lost(self) -> None:
         self._committer.forget()

@@ -107,11 +107,13 @@ class Store(Protocol):
     async def responses(self, request_ids: Sequence[str]) -> list[Response]:
         """Those of the answers that are there."""
 
-    async def notify(self) -> None:
-        """Hint to all listeners that something may be claimable or closed. Best effort."""
+    async def notify(self, *, done: bool = False) -> None:
+        """Hint that something may be claimable or, ``done``, closed or answered. Best effort."""
 
-    def listen(self) -> AbstractAsyncContextManager[AsyncIterator[None]]:
-        """Yield once per hint. Raises ConfigurationError where hints cannot be had."""
+    def listen(
+        self, *, done: bool = False
+    ) -> AbstractAsyncContextManager[AsyncIterator[None]]:
+        """Yield once per hint of that sort. Raises ConfigurationError where hints cannot be had."""
 
     # -- workers: runs -----------------------------------------------------------------------
 

@@ -20,12 +20,16 @@ class Hinter:
 
     def __init__(self, store: Store) -> None:
         self._store = store
-        self._wanted = False
+        self._work = False
+        self._done = False
         self._task: asyncio.Task[None] | None = None
 
-    def hint(self) -> None:
-        """Let a hint be sent soon."""
-        self._wanted = True
+    def hint(self, *, done: bool = False) -> None:
+        """Let a hint be sent soon: to workers that there is work, or to clients that it is done."""
+        if done:
+            self._done = True
+        else:
+            self._work = True
         if self._task is None or self._task.done():
             self._task = asyncio.create_task(self._send(), name="durable-hints")
 
@@ -35,10 +39,14 @@ class Hinter:
             await asyncio.wait({self._task}, timeout=1.0)
 
     async def _send(self) -> None:
-        while self._wanted:
-            self._wanted = False
+        while self._work or self._done:
             try:
-                await self._store.notify()
+                if self._work:
+                    self._work = False
+                    await self._store.notify()
+                if self._done:
+                    self._done = False
+                    await self._store.notify(done=True)
             except StoreError:
                 return
             await asyncio.sleep(INTERVAL_SECONDS)

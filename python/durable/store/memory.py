@@ -71,7 +71,7 @@ class MemoryStore:
         self.fault = fault
         self.flushes: dict[str, int] = {}
         """The last flush that wrote each run."""
-        self.listeners: set[asyncio.Queue[None]] = set()
+        self.listeners: set[tuple[bool, asyncio.Queue[None]]] = set()
 
     async def open(self) -> None:
         """Nothing to do."""
@@ -216,15 +216,15 @@ class MemoryStore:
         known = self.tables.responses
         return [known[r][0] for r in dict.fromkeys(request_ids) if r in known]
 
-    async def notify(self) -> None:
-        """Hint to all listeners."""
-        for listener in self.listeners:
-            if listener.empty():
-                listener.put_nowait(None)
+    async def notify(self, *, done: bool = False) -> None:
+        """Hint to all listeners of that sort."""
+        for wanted, heard in self.listeners:
+            if wanted is done and heard.empty():
+                heard.put_nowait(None)
 
     @asynccontextmanager
-    async def listen(self) -> AsyncIterator[AsyncIterator[None]]:
-        """Yield once per hint."""
+    async def listen(self, *, done: bool = False) -> AsyncIterator[AsyncIterator[None]]:
+        """Yield once per hint of that sort."""
         heard: asyncio.Queue[None] = asyncio.Queue()
 
         async def follow() -> AsyncIterator[None]:
@@ -232,11 +232,11 @@ class MemoryStore:
                 await heard.get()
                 yield None
 
-        self.listeners.add(heard)
+        self.listeners.add((done, heard))
         try:
             yield follow()
         finally:
-            self.listeners.discard(heard)
+            self.listeners.discard((done, heard))
 
     # -- workers: runs -----------------------------------------------------------------------
 

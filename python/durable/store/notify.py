@@ -1,6 +1,7 @@
 """LISTEN and NOTIFY: a hint that polling soon is worth it. Polling remains the truth.
 
-The channel is the schema's name, the payload is empty. A lost listening connection is replaced, and
+The channel is the schema's name, the payload one of two words: `WORK` for workers, `DONE` for
+clients that wait for a result. A lost listening connection is replaced, and
 its return counts as a hint, for whatever was missed meanwhile.
 """
 
@@ -20,10 +21,14 @@ from durable.store.queries import quote_schema
 
 logger = logging.getLogger("durable.store")
 
+WORK, DONE = "work", "done"
+
 
 @asynccontextmanager
-async def hints(target: Target, schema: str) -> AsyncIterator[AsyncIterator[None]]:
-    """Listen while the context lasts; the iterator inside yields once per hint.
+async def hints(
+    target: Target, schema: str, word: str
+) -> AsyncIterator[AsyncIterator[None]]:
+    """Listen while the context lasts; the iterator inside yields once per hint of that word.
 
     Raise StoreUnavailableError when the first connection fails; later ones are tried for ever.
     """
@@ -31,7 +36,7 @@ async def hints(target: Target, schema: str) -> AsyncIterator[AsyncIterator[None
         conn = await subscribe(target, schema)
     except (psycopg.Error, OSError) as error:
         raise StoreUnavailableError(f"cannot listen for hints: {error}") from error
-    stream = follow(target, schema, conn)
+    stream = follow(target, schema, conn, word)
     try:
         yield stream
     finally:
@@ -50,7 +55,9 @@ async def subscribe(target: Target, schema: str) -> Conn:
     return conn
 
 
-async def follow(target: Target, schema: str, first: Conn) -> AsyncGenerator[None]:
+async def follow(
+    target: Target, schema: str, first: Conn, word: str
+) -> AsyncGenerator[None]:
     """Yield once per hint and once per reconnect."""
     conn: Conn | None = first
     tries = 0
@@ -61,8 +68,9 @@ async def follow(target: Target, schema: str, first: Conn) -> AsyncGenerator[Non
                     conn = await subscribe(target, schema)
                     yield None
                 tries = 0
-                async for _ in conn.notifies():
-                    yield None
+                async for each in conn.notifies():
+                    if each.payload in (word, ""):
+                        yield None
             except (psycopg.Error, OSError) as error:
                 logger.info("hints are interrupted, polling goes on: %s", error)
             if conn is not None:

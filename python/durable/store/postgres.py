@@ -44,7 +44,7 @@ from durable.store.arrays import blobs, literal, register, texts, uuids
 from durable.store.commits import RUN_ID, Params, build, send_params, start_params
 from durable.store.connection import Conn, DataRejectedError, Lanes, Target, sever
 from durable.store.migrate import check_version
-from durable.store.notify import hints
+from durable.store.notify import DONE, WORK, hints
 from durable.store.queries import DEFAULT_SCHEMA, load_queries, quote_schema
 
 logger = logging.getLogger("durable.store")
@@ -254,18 +254,21 @@ class PostgresStore:
             return []
         return [Response(*row) for row in await self.fetch("responses", (texts(request_ids),))]
 
-    async def notify(self) -> None:
-        """Hint to all listeners that something may be claimable or closed. Best effort."""
-        await self.fetch("notify", (self.schema,))
+    async def notify(self, *, done: bool = False) -> None:
+        """Hint that something may be claimable or, ``done``, closed or answered. Best effort."""
+        await self.fetch("notify", (self.schema, DONE if done else WORK))
 
-    def listen(self) -> AbstractAsyncContextManager[AsyncIterator[None]]:
+    def listen(
+        self, *, done: bool = False
+    ) -> AbstractAsyncContextManager[AsyncIterator[None]]:
         """Yield once per hint. Raises ConfigurationError where hints cannot be had."""
         if self.target.pooler and self.listen_dsn is None:
             raise ConfigurationError(
                 "LISTEN does not work through a transaction pooler: give listen_dsn, "
                 "the address of the server itself (or rely on polling)"
             )
-        return hints(Target(self.listen_dsn or self.target.dsn, "durable listen"), self.schema)
+        target = Target(self.listen_dsn or self.target.dsn, "durable listen")
+        return hints(target, self.schema, DONE if done else WORK)
 
     # -- workers: runs -----------------------------------------------------------------------
 

@@ -79,8 +79,6 @@ class Executor:
         self._queues = frozenset(queues)
         self.limited: frozenset[str] = frozenset()
         """Queues with limits: those are kept at the claim, so their activities go that way."""
-        self.limited: frozenset[str] = frozenset()
-        """Queues with limits: those are kept at the claim, so their activities go that way."""
         self._slots = slots
         self._thread_slots = thread_slots
         self._clock = clock
@@ -126,8 +124,6 @@ class Executor:
         """Take a slot for an activity of that name and queue, if this worker can run it now."""
         definition = self.definitions.get(name)
         if definition is None or self._reserved >= self._slots or queue not in self._queues:
-            return False
-        if queue in self.limited:
             return False
         if queue in self.limited:
             return False

@@ -11,7 +11,7 @@ from durable.codec import check_size
 from durable.engine.definition import ActivityDefinition
 from durable.engine.info import ActivityContext
 from durable.events import ActivityOutcome, EventKind
-from durable.options import PAYLOAD_BYTES_WARN, ActivityOptions
+from durable.options import PAYLOAD_BYTES_WARN, ActivityOptions, seconds
 
 RETRY = 0
 """The kind of an ending that asks for another attempt (as in `ActivityOutcome.kind`)."""
@@ -113,6 +113,12 @@ class Attempt:
         self.beat_timer: asyncio.TimerHandle | None = None
         self.started_at = 0.0
         self.beaten_at = 0.0
+
+    @property
+    def beat_limit(self) -> float | None:
+        """Its heartbeat timeout in seconds."""
+        limit = self.options.heartbeat_timeout
+        return None if limit is None else seconds(limit, "heartbeat_timeout")
 
     def outcome(self, ending: Ending) -> ActivityOutcome:
         """Its ending as the store takes it."""

@@ -35,6 +35,7 @@ BEAT_SECONDS = 1.0
 """How often new heartbeat details are written."""
 UNREADABLE_SECONDS = 10.0
 """How long an attempt that needs another key waits before it is offered again."""
+BEAT_SECONDS_MIN = 0.05
 CHECK_SECONDS = 5.0
 """How often an attempt without news is asked after: this bounds how late a cancellation arrives."""
 
@@ -211,6 +212,8 @@ class AttemptPoller(Service):
         attempt.details = each.details
         context.on_heartbeat = attempt.beat
         self._claimed[key] = attempt
+        if attempt.beat_limit is not None:
+            self.beats.wake()
         if traits.is_at_most_once:
             marking = asyncio.create_task(self._mark(attempt))
             self._marking.add(marking)
@@ -360,7 +363,9 @@ class Beats(Service):
     async def run(self) -> None:
         self.ready()
         while not self.stopping:
-            await self._wakeup.wait_hint(BEAT_SECONDS)
+            open_attempts = self._poller.attempts
+            limits = [each.beat_limit / 3 for each in open_attempts if each.beat_limit is not None]
+            await self._wakeup.wait_hint(max(min([BEAT_SECONDS, *limits]), BEAT_SECONDS_MIN))
             open_attempts = self._poller.attempts
             kept = set(open_attempts)
             self._written = {each: mark for each, mark in self._written.items() if each in kept}
@@ -374,6 +379,9 @@ class Beats(Service):
         details = attempt.details
         written_at, written = self._written.get(attempt, (attempt.started_at, None))
         is_news = details is not None and details != written
+        if attempt.beat_limit is not None:
+            # The database has the limit too: it must hear of every beat, with news or without.
+            is_news = is_news or attempt.beaten_at > written_at
         if not is_news and now - written_at < CHECK_SECONDS:
             return
         try:

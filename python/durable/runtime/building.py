@@ -74,10 +74,19 @@ def divide(
     for each in turn.scheduled:
         if each.ref in run.early or each.ref in run.running:
             continue
-        if reserve(each.name, each.queue):
+        if starts_here(each, reserve):
             starts.append(each)
         else:
             commit.activities.append(queued(each))
+
+
+def starts_here(each: ScheduledActivity, reserve: Reserve) -> bool:
+    """Whether it starts at once in this process; takes the slot.
+
+    One with a heartbeat timeout is meant to be picked up where it was left: its progress has to
+    outlive this process, so it gets a row.
+    """
+    return each.options.heartbeat_timeout is None and reserve(each.name, each.queue)
 
 
 def put_side_rows(run: WarmRun, commit: RunCommit) -> None:

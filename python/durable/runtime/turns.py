@@ -26,7 +26,7 @@ from durable.events import (
     TimerKind,
 )
 from durable.runtime.attempt import Attempt, Ending
-from durable.runtime.building import build, queued
+from durable.runtime.building import build, queued, starts_here
 from durable.runtime.committer import Committer
 from durable.runtime.executor import Executor, cancelled_payload
 from durable.runtime.metrics import Metrics
@@ -125,7 +125,7 @@ class Turns:
         # these activities, which must see the same again: so it has to be durable first.
         if execution.event_count == 1 + execution.pending_count:
             for each in execution.pending_activities():
-                if self._executor.reserve(each.name, each.queue):
+                if starts_here(each, self._executor.reserve):
                     run.early.add(each.ref)
                     self._start(run, each)
         self._settle(run)
@@ -148,7 +148,7 @@ class Turns:
             if each.ref not in pending or each.ref in waiting:
                 continue
             run.early.add(each.ref)
-            if self._executor.reserve(each.name, each.queue):
+            if starts_here(each, self._executor.reserve):
                 self._start(run, each)
             else:
                 run.activities.append(queued(each))

@@ -20,6 +20,7 @@ CREATE FUNCTION {s}.start_runs(
     p_search text[]
 ) RETURNS TABLE (run_id uuid, state smallint) LANGUAGE plpgsql
 SET enable_seqscan = off SET enable_hashjoin = off SET enable_mergejoin = off SET jit = off
+SET plan_cache_mode = force_generic_plan
 AS $$
 #variable_conflict use_column
 DECLARE
@@ -142,6 +143,7 @@ CREATE FUNCTION {s}.send(
     p_payload bytea[], p_ref integer[], p_request_id text[]
 ) RETURNS TABLE (run_id uuid) LANGUAGE plpgsql
 SET enable_seqscan = off SET enable_hashjoin = off SET enable_mergejoin = off SET jit = off
+SET plan_cache_mode = force_generic_plan
 AS $$
 #variable_conflict use_column
 DECLARE

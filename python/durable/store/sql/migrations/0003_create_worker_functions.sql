@@ -14,6 +14,7 @@ CREATE FUNCTION {s}.claim_runs(
     parent_ref integer, created_us bigint, start bytea, has_mail boolean
 ) LANGUAGE plpgsql
 SET enable_seqscan = off SET enable_hashjoin = off SET enable_mergejoin = off SET jit = off
+SET plan_cache_mode = force_generic_plan
 AS $$
 #variable_conflict use_column
 DECLARE
@@ -123,6 +124,7 @@ CREATE FUNCTION {s}.end_sessions(
     p_sessions bigint[], p_crashed boolean, p_expired boolean
 ) RETURNS TABLE (sessions integer, runs integer) LANGUAGE plpgsql
 SET enable_hashjoin = off SET enable_mergejoin = off SET jit = off
+SET plan_cache_mode = force_generic_plan
 AS $$
 #variable_conflict use_column
 DECLARE
@@ -188,6 +190,7 @@ END $$;
 -- Tokens for a session that is no more, inserted while it ended. One probe per session.
 CREATE FUNCTION {s}.free_stale_tokens() RETURNS integer LANGUAGE plpgsql
 SET enable_seqscan = off SET enable_hashjoin = off SET enable_mergejoin = off SET jit = off
+SET plan_cache_mode = force_generic_plan
 AS $$
 DECLARE
     v_stale bigint[];
@@ -214,6 +217,7 @@ END $$;
 -- Make parked runs claimable again. Runs that somebody holds right now are left out.
 CREATE FUNCTION {s}.unpark(p_runs uuid[]) RETURNS integer LANGUAGE plpgsql
 SET enable_seqscan = off SET enable_hashjoin = off SET enable_mergejoin = off SET jit = off
+SET plan_cache_mode = force_generic_plan
 AS $$
 #variable_conflict use_column
 DECLARE

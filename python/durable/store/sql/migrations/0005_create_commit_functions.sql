@@ -12,6 +12,7 @@ CREATE FUNCTION {s}.commit_runs(
     p_head bigint[], p_close smallint[], p_read_run uuid[], p_read_id bigint[]
 ) RETURNS TABLE (verdicts text, now_us bigint) LANGUAGE plpgsql
 SET enable_seqscan = off SET enable_hashjoin = off SET enable_mergejoin = off SET jit = off
+SET plan_cache_mode = force_generic_plan
 AS $$
 #variable_conflict use_column
 DECLARE
@@ -80,7 +81,7 @@ END $$;
 
 -- Those of the runs that this transaction has written.
 CREATE FUNCTION {s}.mine(p_runs uuid[]) RETURNS SETOF uuid LANGUAGE sql STABLE ROWS 10
-SET enable_seqscan = off SET enable_hashjoin = off SET enable_mergejoin = off
+SET enable_seqscan = off SET enable_hashjoin = off SET enable_mergejoin = off SET plan_cache_mode = force_generic_plan
 AS $$
     SELECT r.run_id FROM (SELECT DISTINCT unnest(p_runs) AS run_id) i JOIN {s}.run r USING (run_id)
     WHERE r.xmin = pg_current_xact_id()::xid
@@ -90,7 +91,7 @@ CREATE FUNCTION {s}.commit_timers(
     p_run uuid[], p_ref integer[], p_kind smallint[], p_due_us bigint[],
     p_done_run uuid[], p_done_ref integer[]
 ) RETURNS void LANGUAGE sql
-SET enable_seqscan = off SET enable_hashjoin = off SET enable_mergejoin = off
+SET enable_seqscan = off SET enable_hashjoin = off SET enable_mergejoin = off SET plan_cache_mode = force_generic_plan
 AS $$
     DELETE FROM {s}.timer t
     USING unnest(p_done_run, p_done_ref) AS i(run_id, ref)
@@ -109,6 +110,7 @@ CREATE FUNCTION {s}.commit_activities(
     p_failure bytea[], p_details bytea[], p_scheduled_us bigint[]
 ) RETURNS void LANGUAGE plpgsql
 SET enable_seqscan = off SET enable_hashjoin = off SET enable_mergejoin = off SET jit = off
+SET plan_cache_mode = force_generic_plan
 AS $$
 #variable_conflict use_column
 DECLARE
@@ -147,7 +149,7 @@ END $$;
 
 -- Activities that are void (cancelled). Their task rows are dropped when somebody takes them.
 CREATE FUNCTION {s}.commit_activities_done(p_run uuid[], p_ref integer[]) RETURNS void LANGUAGE sql
-SET enable_seqscan = off SET enable_hashjoin = off SET enable_mergejoin = off
+SET enable_seqscan = off SET enable_hashjoin = off SET enable_mergejoin = off SET plan_cache_mode = force_generic_plan
 AS $$
     WITH i AS MATERIALIZED (
         SELECT * FROM unnest(p_run, p_ref) AS i(run_id, ref) WHERE run_id IN (SELECT {s}.mine(p_run))
@@ -163,7 +165,7 @@ $$;
 CREATE FUNCTION {s}.commit_responses(
     p_run uuid[], p_request_id text[], p_payload bytea[], p_failure bytea[]
 ) RETURNS void LANGUAGE sql
-SET enable_seqscan = off SET enable_hashjoin = off SET enable_mergejoin = off
+SET enable_seqscan = off SET enable_hashjoin = off SET enable_mergejoin = off SET plan_cache_mode = force_generic_plan
 AS $$
     INSERT INTO {s}.response (request_id, payload, failure)
     SELECT DISTINCT ON (i.request_id) i.request_id, i.payload, i.failure
@@ -183,6 +185,7 @@ CREATE FUNCTION {s}.commit_children(
     p_search text[]
 ) RETURNS void LANGUAGE plpgsql
 SET enable_seqscan = off SET enable_hashjoin = off SET enable_mergejoin = off SET jit = off
+SET plan_cache_mode = force_generic_plan
 AS $$
 #variable_conflict use_column
 DECLARE
@@ -231,6 +234,7 @@ CREATE FUNCTION {s}.commit_messages(
     p_meta bytea[], p_payload bytea[], p_ref integer[], p_request_id text[]
 ) RETURNS void LANGUAGE plpgsql
 SET enable_seqscan = off SET enable_hashjoin = off SET enable_mergejoin = off SET jit = off
+SET plan_cache_mode = force_generic_plan
 AS $$
 #variable_conflict use_column
 DECLARE
@@ -265,7 +269,7 @@ END $$;
 
 -- New search attributes.
 CREATE FUNCTION {s}.commit_search(p_run uuid[], p_search text[]) RETURNS void LANGUAGE sql
-SET enable_seqscan = off SET enable_hashjoin = off SET enable_mergejoin = off
+SET enable_seqscan = off SET enable_hashjoin = off SET enable_mergejoin = off SET plan_cache_mode = force_generic_plan
 AS $$
     UPDATE {s}.run r SET search = i.search::jsonb
     FROM unnest(p_run, p_search) AS i(run_id, search)
@@ -276,7 +280,7 @@ $$;
 -- released run any message, for a parked one only what ends it.
 CREATE FUNCTION {s}.commit_releases(p_run uuid[], p_park bytea[], p_unpark_us bigint[])
 RETURNS void LANGUAGE sql
-SET enable_seqscan = off SET enable_hashjoin = off SET enable_mergejoin = off
+SET enable_seqscan = off SET enable_hashjoin = off SET enable_mergejoin = off SET plan_cache_mode = force_generic_plan
 AS $$
     WITH i AS MATERIALIZED (
         SELECT * FROM unnest(p_run, p_park, p_unpark_us) AS i(run_id, park, unpark_us)
@@ -305,6 +309,7 @@ CREATE FUNCTION {s}.commit_closes(
     p_run uuid[], p_state smallint[], p_result bytea[], p_failure bytea[], p_next uuid[]
 ) RETURNS void LANGUAGE plpgsql
 SET enable_seqscan = off SET enable_hashjoin = off SET enable_mergejoin = off SET jit = off
+SET plan_cache_mode = force_generic_plan
 AS $$
 #variable_conflict use_column
 DECLARE
@@ -358,7 +363,7 @@ CREATE FUNCTION {s}.commit_successors(
     p_version text[], p_batch bytea[], p_head bigint[], p_delay_us bigint[], p_due_us bigint[],
     p_timeout_us bigint[], p_parent uuid[], p_parent_ref integer[], p_search text[]
 ) RETURNS void LANGUAGE sql
-SET enable_seqscan = off SET enable_hashjoin = off SET enable_mergejoin = off
+SET enable_seqscan = off SET enable_hashjoin = off SET enable_mergejoin = off SET plan_cache_mode = force_generic_plan
 AS $$
     SELECT {s}.start_runs(
         array_agg(i.run_id ORDER BY n), array_agg(c.workflow_id ORDER BY n),

@@ -84,6 +84,7 @@ END $$;
 CREATE FUNCTION {s}.move_open_runs(p_part integer, p_after uuid, p_limit integer)
 RETURNS TABLE (moved integer, last uuid) LANGUAGE plpgsql
 SET enable_hashjoin = off SET enable_mergejoin = off SET jit = off
+SET plan_cache_mode = force_generic_plan
 AS $$
 #variable_conflict use_column
 DECLARE
@@ -113,6 +114,7 @@ END $$;
 CREATE FUNCTION {s}.move_closed_runs(p_part integer, p_limit integer) RETURNS integer
 LANGUAGE plpgsql
 SET enable_hashjoin = off SET enable_mergejoin = off SET jit = off
+SET plan_cache_mode = force_generic_plan
 AS $$
 #variable_conflict use_column
 DECLARE
@@ -167,6 +169,7 @@ END $$;
 -- never happens; it is counted so that everybody can see that. One statement, so one snapshot.
 CREATE FUNCTION {s}.repair_wakeups(p_age_us bigint) RETURNS integer LANGUAGE plpgsql
 SET enable_seqscan = on SET enable_hashjoin = on SET jit = off
+SET plan_cache_mode = force_generic_plan
 AS $$
 #variable_conflict use_column
 DECLARE

@@ -76,6 +76,7 @@ CREATE OR REPLACE FUNCTION {s}.claim_activities(
     scheduled_us bigint
 ) LANGUAGE plpgsql
 SET enable_seqscan = off SET enable_hashjoin = off SET enable_mergejoin = off SET jit = off
+SET plan_cache_mode = force_generic_plan
 AS $$
 #variable_conflict use_column
 DECLARE

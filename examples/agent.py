@@ -50,7 +50,7 @@ async def add(left: str, right: str) -> str:
     return str(int(left) + int(right))
 
 
-TOOLS = {"weather": weather, "add": add}
+TOOLS: dict[str, activity.ActivityDefinition[..., str]] = {"weather": weather, "add": add}
 
 
 @workflow.defn

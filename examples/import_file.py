@@ -24,7 +24,7 @@ def store(line: str) -> None:
 @activity.defn(heartbeat_timeout=30, retry=RetryPolicy(max_attempts=20, initial_interval=1))
 def import_lines(name: str) -> int:
     """A plain function, so it may block: it runs on a thread."""
-    (begin,) = activity.info().heartbeat_details or (0,)
+    begin: int = (activity.info().heartbeat_details or (0,))[0]
     number = begin
     for number, line in lines(name, begin):
         store(line)

@@ -1,0 +1,166 @@
+"""The guides' code runs: all Python blocks of a page are one module, and do what the page says."""
+
+import re
+import sys
+from collections.abc import AsyncIterator
+from datetime import timedelta
+from pathlib import Path
+from types import ModuleType
+
+import psycopg
+import pytest
+
+from durable import Client, NonDeterminismError, Worker, workflow
+from durable.errors import WorkflowCancelledError, WorkflowFailedError
+from durable.options import WorkerOptions
+from durable.testing import Replayer, WorkflowEnvironment
+
+GUIDES = Path(__file__).parents[1] / "docs" / "guides"
+BLOCK = re.compile(r"^```python\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+
+
+def load(page: str) -> ModuleType:
+    source = "\n".join(BLOCK.findall((GUIDES / f"{page}.md").read_text()))
+    module = ModuleType(f"guide_{page.replace('-', '_')}")
+    sys.modules[module.__name__] = module
+    exec(compile(source, str(GUIDES / f"{page}.md"), "exec"), vars(module))
+    return module
+
+
+@pytest.fixture(params=[False, True], ids=["plain", "crashing"])
+async def env(request: pytest.FixtureRequest) -> AsyncIterator[WorkflowEnvironment]:
+    async with WorkflowEnvironment(crash_at_every_event=request.param) as made:
+        yield made
+
+
+async def test_workflows(env: WorkflowEnvironment) -> None:
+    page = load("workflows")
+    answers = iter(["on its way", "on its way"])
+    env.mock(page.where_is, lambda parcel_id: next(answers, "delivered"))
+    begin = env.now
+    oslo = page.Parcel("7", "Oslo")
+
+    assert await env.execute(page.deliver, oslo) == "label for Oslo"
+    assert env.now - begin == timedelta(hours=2)
+    assert await env.execute(page.hurry, oslo) == "label for Oslo"
+    assert await env.execute(page.deliver_all, [oslo] * 60) == 60
+    with pytest.raises(WorkflowFailedError, match="no flight"):
+        await env.execute(page.trip)
+
+    counter = await env.start(page.Counter.run, 3)
+    await counter.signal("add", 2)
+    assert await counter.query("so_far") == 2
+    await counter.signal("add", 1)
+    assert await counter.result() == 3
+
+    room = await env.start(page.rent, "12")
+    labels = env.mock(page.print_label, "cleaned")
+    await room.cancel()
+    with pytest.raises(WorkflowCancelledError):
+        await room.result()
+    assert labels.args == (page.Parcel("12", "cleaning"),)
+
+
+async def test_workflows_go_on_as_new_ones(monkeypatch: pytest.MonkeyPatch) -> None:
+    page = load("workflows")
+    monkeypatch.setattr(workflow, "HISTORY_LENGTH_SUGGESTED", 10)
+    async with WorkflowEnvironment() as env:
+        handle = await env.start(page.meter)
+        for number in [*range(30), -1]:
+            await handle.signal("reading", number)
+        assert await handle.result() == sum(range(30))
+        assert len(await handle.histories()) > 1
+
+
+async def test_signals(env: WorkflowEnvironment) -> None:
+    page = load("signals")
+    assert await env.execute(page.ask) == "no answer"
+    asked = await env.start(page.ask)
+    await asked.signal("answer", page.Answer("Ann", True))
+    assert await asked.result() == "Ann says yes"
+
+    adding = await env.start(page.add_up)
+    for number in (1, 2, 3):
+        await adding.signal("add", number)
+    await adding.signal("done")
+    assert await adding.result() == 6
+    assert await page.shop(await env.start(page.Basket)) == {"tea": 300}
+
+
+async def test_children(env: WorkflowEnvironment) -> None:
+    page = load("children")
+    assert await env.execute(page.party, ["nut", "stone"]) == ["nut cake", "no cake"]
+    assert await env.execute(page.with_handle) == "hello"
+    assert await env.execute(page.patient) == 3
+
+
+async def test_versioning() -> None:
+    page = load("versioning")
+    histories = []
+    for flow in (page.pay_before, page.pay, page.pay_later):
+        async with WorkflowEnvironment() as env:
+            handle = await env.start(flow, 5)
+            assert await handle.result() == "charged 5"
+            histories.append(await handle.history())
+    before, patched, later = histories
+
+    page.replay_all([before, patched])
+    Replayer([page.pay_later]).replay_all([patched, later]).check()
+    with pytest.raises(NonDeterminismError, match=r"history: ACTIVITY_SCHEDULED charge"):
+        Replayer([page.pay_later]).replay(before)
+
+
+async def test_errors(env: WorkflowEnvironment) -> None:
+    page = load("errors")
+    results = [await env.execute(page.buy, card) for card in ("good", "stolen", "empty", "slow")]
+    assert results == ["paid", "declined: 43", "no money", "paid"]
+    assert await page.ask(await env.start(page.careless, {})) == "KeyError"
+
+
+async def test_outbox(dsn: str) -> None:
+    page = load("outbox")
+    options = WorkerOptions(poll_max_seconds=0.2)
+    worker = Worker(dsn, workflows=[page.handle_order], activities=[page.confirm], options=options)
+    async with (
+        Client.connect(dsn) as client,
+        await psycopg.AsyncConnection.connect(dsn, autocommit=True) as conn,
+        worker,
+    ):
+        await conn.execute("CREATE TABLE shop_order (id serial PRIMARY KEY, item text NOT NULL)")
+        order_id = await page.place_order(client, conn, "tea")
+        handle = client.get_handle(f"order-{order_id}")
+        assert await handle.result(30) == f"order {order_id} confirmed"
+        with pytest.raises(psycopg.errors.NotNullViolation):
+            await page.place_order(client, conn, None)
+        assert len(await client.list()) == 1
+
+
+async def test_activities(env: WorkflowEnvironment) -> None:
+    page = load("activities")
+    assert await env.execute(page.order, "visa") == "paid 350 with visa"
+    assert [each[:6] for each in await env.execute(page.calls, "visa")] == [
+        "paid 1",
+        "paid 2",
+        "paid 3",
+    ]
+    begin = env.now
+    assert await env.execute(page.page, "tea") == "page tea"
+    assert env.now - begin == timedelta(minutes=2)
+    assert await env.execute(page.page, "gone") == "fetch gave up: the page is gone"
+    assert await env.execute(page.copy, ["a", "b"]) == 2
+    assert page.resize(b"image", 2) == b"im"
+
+
+async def test_from_temporal(env: WorkflowEnvironment, dsn: str) -> None:
+    page = load("from-temporal")
+    assert await page.main(dsn) == "paid 350"
+    assert await env.execute(page.OrderWorkflow.run, page.Order("8", 1)) == "expired"
+    handle = await env.start(page.order_workflow, page.Order("9", 2))
+    await handle.signal("approve")
+    assert await handle.result() == "paid 2"
+
+
+async def test_from_dbos(env: WorkflowEnvironment, dsn: str) -> None:
+    page = load("from-dbos")
+    assert (await page.main(dsn)).startswith("paid 350 after ")
+    assert await env.execute(page.order, 1) == "expired"

@@ -365,3 +365,27 @@ async def test_asyncio_21(env: WorkflowEnvironment) -> None:
         return winner
 
     assert await env.execute(flow) == "activity"
+
+
+async def test_asyncio_22(env: WorkflowEnvironment) -> None:
+    """asyncio-22: A run may stop at the first so many successes and cancel the rest."""
+
+    @workflow.defn
+    async def flow() -> list[int]:
+        tasks = [
+            asyncio.create_task(asyncio.sleep(delay, n))
+            for n, delay in enumerate((3600, 0.2, 0.02, 3600))
+        ]
+        found = []
+        for each in asyncio.as_completed(tasks):
+            found.append(await each)
+            if len(found) == 2:
+                break
+        for task in tasks:
+            task.cancel()
+        return found
+
+    handle = await env.start(flow)
+    assert await handle.result() == [2, 1]
+    outcomes = [timer.outcome for timer in (await handle.history()).timers]
+    assert sorted(map(str, outcomes)) == ["cancelled", "cancelled", "fired", "fired"]

@@ -2,10 +2,11 @@
 
 import asyncio
 from dataclasses import dataclass
+from typing import Any
 
 import pytest
 
-from durable import activity, workflow
+from durable import Worker, activity, workflow
 from durable.errors import DecodeError, WorkflowFailedError, WorkflowNotFoundError
 from durable.testing import WorkflowEnvironment
 
@@ -410,3 +411,14 @@ async def test_signal_26(env: WorkflowEnvironment) -> None:
     for number in range(200):
         await handle.signal("number", number)
     assert await handle.result() == list(range(200))
+
+
+@pytest.mark.xfail(reason="signal-with-start: Client.signal_with_start is missing")
+async def test_signal_27(database: Any) -> None:
+    """signal-27: One call signals a run, and starts it when it is not there."""
+    async with Worker(database.dsn, workflows=[takes]):
+        for number in (1, 2):
+            handle = await database.client.signal_with_start(
+                takes, 2, id="entity-1", signal="number", signal_args=[number]
+            )
+        assert await handle.result(30) == [1, 2]

@@ -1,10 +1,11 @@
 """Requirements on updates: validated requests that change a run and answer."""
 
 import asyncio
+from typing import Any
 
 import pytest
 
-from durable import GuardError, NonRetryable, activity, workflow
+from durable import GuardError, NonRetryable, Worker, activity, workflow
 from durable.errors import ActivityError, UpdateRejectedError, WorkflowNotFoundError
 from durable.testing import WorkflowEnvironment
 
@@ -262,3 +263,14 @@ async def test_update_15(env: WorkflowEnvironment) -> None:
     await asyncio.gather(handle.update("turn", "a"), handle.update("turn", "b"))
     log = await handle.result()
     assert log in (["a in", "a out", "b in", "b out"], ["b in", "b out", "a in", "a out"])
+
+
+@pytest.mark.xfail(reason="update-with-start: Client.update_with_start is missing")
+async def test_update_16(database: Any) -> None:
+    """update-16: One call updates a run, and starts it when it is not there."""
+    async with Worker(database.dsn, workflows=[Basket], activities=[price]):
+        for total in (3, 6):
+            answer = await database.client.update_with_start(
+                Basket, id="basket-1", update="put", update_args=["tea"]
+            )
+            assert answer == total

@@ -18,7 +18,8 @@ PROMISED = """
     Client IdReuse RunState WorkflowHandle
     Supervisor SupervisorOptions Worker WorkerOptions
     ApplicationError NonRetryable RetryAfter
-    ActivityError AttemptLostError ChildWorkflowError ContextError GuardError NonDeterminismError RemoteError
+    ActivityError AttemptLostError CompleteLater
+    ActivityNotFoundError ChildWorkflowError ContextError GuardError NonDeterminismError RemoteError
     InvalidArgumentError RequestError UnknownWorkflowError UnreadablePayloadError
     UpdateRejectedError
     WorkflowAlreadyStartedError WorkflowCancelledError WorkflowError WorkflowFailedError

@@ -12,9 +12,11 @@ from typing import TYPE_CHECKING, Any
 from durable import activity, workflow
 from durable.errors import (
     ActivityError,
+    ActivityNotFoundError,
     ApplicationError,
     AttemptLostError,
     ChildWorkflowError,
+    CompleteLater,
     ConfigurationError,
     ContextError,
     DecodeError,
@@ -72,6 +74,7 @@ __all__ = [
     "Worker",
     "WorkerOptions",
     # raised by your code
+    "ActivityNotFoundError",
     "ApplicationError",
     "AttemptLostError",
     "NonRetryable",
@@ -98,6 +101,7 @@ __all__ = [
     "WorkflowTerminatedError",
     "WorkflowTimedOutError",
     # raised everywhere
+    "CompleteLater",
     "ConfigurationError",
     "DecodeError",
     "DefinitionError",

@@ -67,6 +67,7 @@ def defn(
     heartbeat_timeout: timedelta | float | None = None,
     wait_cancel: bool = False,
     at_most_once: bool = False,
+    completes_later: bool = False,
 ) -> Decorator: ...
 
 
@@ -78,6 +79,7 @@ def defn(
     options: ActivityOptions | None = None,
     codec: Codec = DEFAULT_CODEC,
     at_most_once: bool = False,
+    completes_later: bool = False,
     **fields: Any,
 ) -> Any:
     """Make a function an activity; bare, or with options.
@@ -90,10 +92,16 @@ def defn(
     fails, or its worker dies, the call fails (`durable.AttemptLostError` says that it is not
     known what it did). Each call then costs two more commits.
 
+    With ``completes_later`` it may hand out `ActivityInfo.task_token` and raise
+    `durable.CompleteLater`: the call then waits, without a slot and across restarts, for
+    `durable.Client.complete_activity` or ``fail_activity``. Give it a start-to-close or heartbeat
+    timeout, or it waits for ever.
+
     Raises DefinitionError when the function cannot be an activity: a parameter or a result whose
     type cannot travel, or no function at all.
     """
-    return make(fn, name, options, codec, ActivityTraits(is_at_most_once=at_most_once), fields)
+    traits = ActivityTraits(is_at_most_once=at_most_once, completes_later=completes_later)
+    return make(fn, name, options, codec, traits, fields)
 
 
 def make(

@@ -12,6 +12,7 @@ DurableError
 │   ├── PayloadTooLargeError      over the limit
 │   └── UnreadablePayloadError    stored by a codec or key that is not here (also a StoreError)
 ├── RequestError                  a client asked for what cannot be
+│   ├── ActivityNotFoundError     no attempt waits for that task token
 │   ├── InvalidArgumentError      a malformed id, name or argument list
 │   ├── UnknownWorkflowError      no such workflow type
 │   ├── WorkflowNotFoundError     no run with that id
@@ -30,6 +31,7 @@ DurableError
 ├── ApplicationError              raised by user code to say more than an exception can
 │   ├── NonRetryable
 │   └── RetryAfter
+├── CompleteLater                 raised by an activity that somebody else will complete
 ├── ContextError                  called where no workflow or activity runs
 ├── GuardError                    workflow code called what cannot be replayed
 ├── HistoryCorruptError           recorded bytes fail their checks
@@ -102,6 +104,10 @@ class UnreadablePayloadError(StoreError, DecodeError):
 
 class RequestError(DurableError):
     """A client asked for something that cannot be; nothing was written."""
+
+
+class ActivityNotFoundError(RequestError):
+    """No attempt waits under that task token: it is done, over its time, cancelled or retried."""
 
 
 class InvalidArgumentError(RequestError):
@@ -235,6 +241,10 @@ class RetryAfter(ApplicationError):
     def __init__(self, delay_seconds: float, message: str = "", *details: Any) -> None:
         super().__init__(message or f"retry after {delay_seconds:g} s", *details)
         self.delay_seconds = delay_seconds
+
+
+class CompleteLater(DurableError):
+    """Raised by an activity with ``completes_later``: others complete it, by its task token."""
 
 
 class ContextError(DurableError):

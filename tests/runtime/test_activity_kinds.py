@@ -9,7 +9,17 @@ from typing import Any
 
 import pytest
 
-from durable import ActivityError, AttemptLostError, RetryAfter, RetryPolicy, activity, workflow
+from durable import (
+    ActivityError,
+    ActivityNotFoundError,
+    AttemptLostError,
+    CompleteLater,
+    InvalidArgumentError,
+    RetryAfter,
+    RetryPolicy,
+    activity,
+    workflow,
+)
 from durable.client import Client
 from durable.errors import WorkflowCancelledError
 from durable.runtime.worker import Worker
@@ -404,3 +414,96 @@ async def test_an_attempt_may_say_when_the_next_one_is(
 
     await both(serve, waiting, picky)
     assert await outcome(client, waiting) == 2
+
+
+# -- completed by others ---------------------------------------------------------------------
+
+
+def approval(tokens: list[str], entered: asyncio.Event, **options: Any) -> tuple[Any, Any]:
+    @activity.defn(completes_later=True, **options)
+    async def ask() -> str:
+        tokens.append(activity.info().task_token)
+        entered.set()
+        raise CompleteLater
+
+    @workflow.defn
+    async def approve() -> str:
+        try:
+            return await ask()
+        except ActivityError as error:
+            return reason(error)
+
+    return ask, approve
+
+
+async def detached(client: Client, handle: Any, worker: Worker) -> bool:
+    _, owned = await client.store.owned(worker.session_id)
+    return not owned
+
+
+async def test_others_complete_an_activity_after_its_worker_is_gone(
+    client: Client, serve: Any, until: Any
+) -> None:
+    tokens: list[str] = []
+    entered = asyncio.Event()
+    ask, approve = approval(tokens, entered)
+    worker: Worker = await serve(approve, ask)
+    handle = await client.start(approve, id="a")
+    await wait(entered)
+    await until(lambda: detached(client, handle, worker))
+    await client.store.end_sessions([worker.session_id])
+    await serve(approve, ask)
+    await client.heartbeat_activity(tokens[0], "asked")
+    await client.complete_activity(tokens[0], "yes")
+    assert await handle.result(SOON) == "yes"
+    assert len(tokens) == 1
+    with pytest.raises(ActivityNotFoundError):
+        await client.complete_activity(tokens[0], "no")
+
+
+async def test_a_sync_activity_can_be_completed_by_others(client: Client, serve: Any) -> None:
+    tokens: list[str] = []
+
+    @activity.defn(completes_later=True, retry=ONCE, start_to_close_timeout=SOON)
+    def ask() -> str:
+        tokens.append(activity.info().task_token)
+        raise CompleteLater
+
+    @workflow.defn
+    async def approve() -> str:
+        return await ask()
+
+    await serve(approve, ask)
+    handle = await client.start(approve, id="a")
+    async with asyncio.timeout(SOON):
+        while not tokens:
+            await asyncio.sleep(0.01)
+    await client.complete_activity(tokens[0], "yes")
+    assert await handle.result(SOON) == "yes"
+
+
+async def test_others_fail_an_activity(client: Client, serve: Any, until: Any) -> None:
+    tokens: list[str] = []
+    entered = asyncio.Event()
+    ask, approve = approval(tokens, entered)
+    await serve(approve, ask)
+    handle = await client.start(approve, id="a")
+    await wait(entered)
+    await client.fail_activity(tokens[0], LookupError("nobody asked"))
+    assert await handle.result(SOON) == "LookupError nobody asked"
+
+
+async def test_time_limits_hold_while_others_are_waited_for(client: Client, serve: Any) -> None:
+    tokens: list[str] = []
+    ask, approve = approval(tokens, asyncio.Event(), start_to_close_timeout=0.2, retry=ONCE)
+    await serve(approve, ask)
+    handle = await client.start(approve, id="a")
+    assert "start-to-close" in await handle.result(SOON)
+    with pytest.raises(ActivityNotFoundError):
+        await client.complete_activity(tokens[0], "late")
+
+
+async def test_what_is_no_task_token_is_refused(client: Client) -> None:
+    for token in ("", "x", "a:b:c:d"):
+        with pytest.raises(InvalidArgumentError, match="not a task token"):
+            await client.complete_activity(token, 1)

@@ -758,6 +758,7 @@ async def test_an_attempt_over_its_time_is_tried_again_until_none_is_left(rig: R
     assert json.loads(last.last_failure) == {
         "type": "TimeoutError",
         "message": "start-to-close timeout",
+        "attempt": 2,
     }
     await rig.pass_time(61_000_000)
     await rig.store.promote_due(10)

@@ -18,12 +18,14 @@ from typing import Any, Self, TypeVar, TypeVarTuple, overload
 from durable.client.grouping import StartGroup
 from durable.client.handle import WorkflowHandle, encode_call
 from durable.client.waiter import Waiter
-from durable.codec import DEFAULT_CODEC, Codec, check_size
+from durable.codec import DEFAULT_CODEC, Codec, check_size, failure_to_payload
 from durable.engine.definition import WorkflowDefinition, handler_name
 from durable.engine.info import to_us
 from durable.engine.registry import Registry
 from durable.engine.start import StartMeta, new_run
 from durable.errors import (
+    ActivityNotFoundError,
+    ApplicationError,
     ConfigurationError,
     InvalidArgumentError,
     PayloadError,
@@ -31,7 +33,7 @@ from durable.errors import (
     UnknownWorkflowError,
     WorkflowAlreadyStartedError,
 )
-from durable.events import EventKind, IdReuse, Message, NewRun, RunView, Started
+from durable.events import ActivityOutcome, EventKind, IdReuse, Message, NewRun, RunView, Started
 from durable.options import DEFAULT_QUEUE, ID_LENGTH_MAX, seconds
 from durable.store.base import Store
 from durable.store.clock import StoreClock
@@ -455,6 +457,55 @@ class Client:
     ) -> Sequence[RunView]:
         """Runs, the newest first, without their results."""
         return await self.store.views(workflow_type=workflow_type, states=states, limit=limit)
+
+    # -- activities that others complete -----------------------------------------------------
+
+    async def complete_activity(self, task_token: str, result: Any = None) -> None:
+        """Give an activity that raised `durable.CompleteLater` its result.
+
+        ``task_token`` is what ``activity.info().task_token`` was in it. Raises
+        ActivityNotFoundError when nothing waits for it any more.
+        """
+        payload = self.codec.encode(result)
+        check_size(payload, "the result of an activity")
+        await self._settle(task_token, EventKind.ACTIVITY_COMPLETED, payload)
+
+    async def fail_activity(self, task_token: str, error: BaseException | str) -> None:
+        """Fail an activity that raised `durable.CompleteLater`, for good.
+
+        Raises ActivityNotFoundError when nothing waits for it any more.
+        """
+        failure = ApplicationError(error) if isinstance(error, str) else error
+        data = self.codec.decode(failure_to_payload(failure))
+        data["attempt"] = parse_token(task_token)[2]
+        await self._settle(task_token, EventKind.ACTIVITY_FAILED, self.codec.encode(data))
+
+    async def heartbeat_activity(self, task_token: str, *details: Any) -> None:
+        """Say that an activity which others complete makes progress: see `activity.heartbeat`.
+
+        Raises ActivityNotFoundError when nothing waits for it any more.
+        """
+        run_id, ref, _, token = parse_token(task_token)
+        payload = self.codec.encode(list(details))
+        check_size(payload, "the heartbeat details of an activity")
+        if not await self.store.heartbeat_activity(run_id, ref, token, payload):
+            raise ActivityNotFoundError(f"no activity waits under the task token {task_token!r}")
+
+    async def _settle(self, task_token: str, kind: EventKind, payload: bytes) -> None:
+        run_id, ref, attempt, token = parse_token(task_token)
+        outcome = ActivityOutcome(run_id, ref, attempt, token, kind, payload)
+        if not (await self.store.finish_activities([outcome]))[0]:
+            raise ActivityNotFoundError(f"no activity waits under the task token {task_token!r}")
+        self.hinter.hint()
+
+
+def parse_token(task_token: str) -> tuple[str, int, int, int]:
+    """Run id, ref, attempt and token; raise InvalidArgumentError for what is no task token."""
+    try:
+        run_id, ref, attempt, token = task_token.split(":")
+        return str(uuid.UUID(run_id)), int(ref), int(attempt), int(token)
+    except (ValueError, AttributeError):
+        raise InvalidArgumentError(f"{task_token!r} is not a task token") from None
 
 
 def micros(duration: timedelta | float | None, what: str) -> int | None:

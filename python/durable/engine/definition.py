@@ -54,11 +54,13 @@ class ActivityTraits:
     """It gets a connection, and what it writes there commits together with its result."""
     is_at_most_once: bool = False
     """Once begun it is never begun again."""
+    completes_later: bool = False
+    """Others may complete it, by its task token."""
 
     @property
     def needs_row(self) -> bool:
         """Whether each attempt must be a row of its own, with a token, before it begins."""
-        return self.is_transactional or self.is_at_most_once
+        return self.is_transactional or self.is_at_most_once or self.completes_later
 
 
 PLAIN_ACTIVITY = ActivityTraits()

@@ -93,6 +93,9 @@ class ActivityInfo:
     heartbeat_details: tuple[Any, ...] = ()
     """What the last heartbeat of an earlier attempt reported."""
     scheduled_time: datetime = EPOCH
+    task_token: str = ""
+    """By which others may complete it (`durable.Client.complete_activity`): of activities with
+    ``completes_later``, else empty."""
 
 
 class ActivityContext:
@@ -115,6 +118,7 @@ class ActivityContext:
         "retry_delay_seconds",
         "run_id",
         "scheduled_us",
+        "task_token",
         "workflow_id",
         "workflow_type",
     )
@@ -132,7 +136,9 @@ class ActivityContext:
         details: tuple[Any, ...] = (),
         scheduled_us: int = 0,
         on_heartbeat: Callable[[tuple[Any, ...]], None] | None = None,
+        task_token: str = "",
     ) -> None:
+        self.task_token = task_token
         self.name = name
         self.attempt = attempt
         self.workflow_id = workflow_id
@@ -165,6 +171,7 @@ class ActivityContext:
             idempotency_key=self.idempotency_key,
             heartbeat_details=self.details,
             scheduled_time=to_datetime(self.scheduled_us),
+            task_token=self.task_token,
         )
 
 

@@ -64,6 +64,7 @@ class Attempt:
         "details",
         "input",
         "is_concluded",
+        "is_detached",
         "is_recorded",
         "name",
         "number",
@@ -106,6 +107,8 @@ class Attempt:
         self.stop: Stop | None = None
         self.is_concluded = False
         """Its outcome was reported or is void; its code may still be running."""
+        self.is_detached = False
+        """Others will say how it ended, by its task token."""
         self.is_recorded = False
         """The database has its result already: there is nothing left to answer."""
         self.task: asyncio.Task[None] | None = None

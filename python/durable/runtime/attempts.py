@@ -199,6 +199,7 @@ class AttemptPoller(Service):
             ref=each.ref,
             details=tuple(decode_list(each.details)) if each.details else (),
             scheduled_us=each.scheduled_us,
+            task_token=token_text(each) if traits.completes_later else "",
         )
         attempt = Attempt(
             self,
@@ -250,6 +251,9 @@ class AttemptPoller(Service):
         key = (attempt.run_id, attempt.ref)
         if self._claimed.get(key) is attempt:
             del self._claimed[key]
+            if attempt.is_detached:
+                # Somebody else answers for it.
+                return
             if attempt.is_recorded:
                 self._on_outcomes()
             else:
@@ -273,6 +277,11 @@ def answer(claimed: ClaimedActivity, ending: Ending) -> ActivityOutcome:
         details=claimed.details,
         count_attempt=ending.count_attempt,
     )
+
+
+def token_text(each: ClaimedActivity) -> str:
+    """The task token by which others name this attempt."""
+    return f"{each.run_id}:{each.ref}:{each.attempt}:{each.token}"
 
 
 class Answers(Service):

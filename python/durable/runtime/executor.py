@@ -26,10 +26,18 @@ from durable.codec import failure_to_payload, is_final, type_names
 from durable.engine.definition import ActivityDefinition
 from durable.engine.info import ACTIVITY_CONTEXT
 from durable.engine.retry import next_delay_seconds
-from durable.errors import AttemptLostError, PayloadError, RetryAfter
+from durable.errors import (
+    AttemptLostError,
+    CompleteLater,
+    DefinitionError,
+    PayloadError,
+    RetryAfter,
+    StoreError,
+)
 from durable.options import seconds
 from durable.runtime.attempt import COMPLETED, FAILED, RETRY, Attempt, Ending, Stop
 from durable.runtime.metrics import Metrics
+from durable.store.base import Store
 from durable.store.clock import StoreClock
 from durable.store.transactions import Transactions
 
@@ -72,10 +80,11 @@ class Executor:
         thread_slots: int,
         clock: StoreClock,
         metrics: Metrics,
-        transactions: Transactions,
+        store: Store,
     ) -> None:
+        self._store = store
         self.definitions = definitions
-        self._transactions = transactions
+        self._transactions = Transactions(store)
         self._queues = frozenset(queues)
         self.limited: frozenset[str] = frozenset()
         """Queues with limits: those are kept at the claim, so their activities go that way."""
@@ -190,6 +199,8 @@ class Executor:
                 value = await definition.fn(*args, **kwargs)
                 is_ours = True
                 payload = signature.check_result(value)
+        except CompleteLater as error:
+            await self._detach(attempt, error)
         except BaseException as error:
             # Whatever it is (SystemExit too): one attempt failed, the worker goes on.
             self._failed(attempt, error, is_ours and isinstance(error, PayloadError))
@@ -197,6 +208,24 @@ class Executor:
             self._conclude(attempt, Ending(COMPLETED, payload), "completed")
         finally:
             self._release(attempt)
+
+    async def _detach(self, attempt: Attempt, error: BaseException) -> None:
+        """Leave the attempt to whoever has its task token."""
+        if not attempt.definition.traits.completes_later:
+            text = f"activity {attempt.name} is not declared with completes_later=True"
+            self._failed(attempt, DefinitionError(text), True)
+            return
+        try:
+            await self._store.detach_activity(attempt.run_id, attempt.ref, attempt.token)
+        except StoreError:
+            # Tried again as any failed attempt, with a new token.
+            self._failed(attempt, error, False)
+            return
+        except asyncio.CancelledError as cancelled:
+            self._failed(attempt, cancelled, False)
+            return
+        attempt.is_detached = True
+        self._conclude(attempt, Ending(COMPLETED, None), "void")
 
     async def _transact(
         self, attempt: Attempt, args: tuple[Any, ...], kwargs: Mapping[str, Any]
@@ -235,6 +264,10 @@ class Executor:
             self._failed(attempt, error, False)
         else:
             payload, failure, gives_up = future.result()
+            if isinstance(failure, CompleteLater):
+                attempt.task = asyncio.ensure_future(self._detach(attempt, failure))
+                attempt.task.add_done_callback(lambda _: self._release(attempt))
+                return
             if failure is None:
                 self._conclude(attempt, Ending(COMPLETED, payload), "completed")
             else:

@@ -46,7 +46,6 @@ from durable.store.hints import Hinter
 from durable.store.limits import limits_of
 from durable.store.postgres import PostgresStore
 from durable.store.sealed import seal_store
-from durable.store.transactions import Transactions
 
 PROGRESS_SECONDS = 0.25
 STUCK_SECONDS = 0.1
@@ -114,7 +113,7 @@ class Worker:
             thread_slots=options.thread_slots,
             clock=clock,
             metrics=metrics,
-            transactions=Transactions(store),
+            store=store,
         )
         self._turns = turns = Turns(
             registry=self.registry,

@@ -167,5 +167,11 @@ class Store(Protocol):
     async def finish_activities(self, outcomes: Sequence[ActivityOutcome]) -> list[bool]:
         """Record outcomes of claimed attempts; False where the attempt's token is void."""
 
+    async def detach_activity(self, run_id: str, ref: int, token: int) -> bool:
+        """Let a claimed attempt outlive its session; its token and time limits stay as they are.
+
+        False when its token is void.
+        """
+
     async def heartbeat_activity(self, run_id: str, ref: int, token: int, details: bytes) -> bool:
         """Keep the progress details of a claimed attempt; False when its token is void."""

@@ -418,6 +418,14 @@ class MemoryStore:
             self.tables.enqueue(activity, outcome.delay_us)
         return True
 
+    async def detach_activity(self, run_id: str, ref: int, token: int) -> bool:
+        """Let a claimed attempt outlive its session; False when its token is void."""
+        activity = self.tables.activities.get((run_id, ref))
+        if activity is None or activity.state != CLAIMED or activity.token != token:
+            return False
+        activity.session = None
+        return True
+
     async def heartbeat_activity(self, run_id: str, ref: int, token: int, details: bytes) -> bool:
         """Keep the progress details of a claimed attempt; False when its token is void."""
         activity = self.tables.activities.get((run_id, ref))

@@ -348,6 +348,7 @@ class Tables:
     def fail_attempt(self, key: tuple[str, int], failure: bytes) -> None:
         """An attempt failed without saying so: try again, or give up."""
         activity = self.activities[key]
+        failure = orjson.dumps({**orjson.loads(failure), "attempt": activity.attempt})
         wait = activity.backoff_us()
         if activity.state == CLAIMED and not self.is_over(activity) and wait is not None:
             activity.attempt += 1

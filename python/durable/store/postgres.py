@@ -412,6 +412,10 @@ class PostgresStore:
 
         return await self.hot.call(work)
 
+    async def detach_activity(self, run_id: str, ref: int, token: int) -> bool:
+        """Let a claimed attempt outlive its session; False when its token is void."""
+        return bool(await self.fetch("detach_activity", (run_id, ref, token)))
+
     async def heartbeat_activity(self, run_id: str, ref: int, token: int, details: bytes) -> bool:
         """Keep the progress details of a claimed attempt; False when its token is void."""
         rows = await self.fetch("heartbeat_activity", (run_id, ref, token, details))

@@ -120,6 +120,11 @@ SELECT good FROM {s}.finish_activities(
 -- name: heartbeat_activity
 SELECT {s}.heartbeat_activity($1::uuid, $2, $3, $4)
 
+-- name: detach_activity
+UPDATE {s}.activity SET session = NULL
+WHERE run_id = $1::uuid AND ref = $2 AND token = $3 AND state = 2
+RETURNING true
+
 -- name: promote_due
 SELECT promoted, next_due_us, now_us FROM {s}.promote_due($1)
 

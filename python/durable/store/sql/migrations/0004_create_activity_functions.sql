@@ -29,7 +29,7 @@ CREATE FUNCTION {s}.failure(p_type text, p_message text) RETURNS bytea LANGUAGE 
 
 -- Put activities, already written, on their queues or under a timer: the only place that does.
 CREATE FUNCTION {s}.enqueue(p_runs uuid[], p_refs integer[], p_delay_us bigint[]) RETURNS void
-LANGUAGE sql SET enable_seqscan = off SET enable_hashjoin = off SET enable_mergejoin = off
+LANGUAGE sql SET enable_seqscan = off SET enable_hashjoin = off SET enable_mergejoin = off SET plan_cache_mode = force_generic_plan
 AS $$
     WITH i AS MATERIALIZED (
         SELECT a.run_id, a.ref, a.queue, a.priority, a.name, a.policy, a.scheduled_at,
@@ -65,7 +65,7 @@ $$;
 CREATE FUNCTION {s}.settle(
     p_runs uuid[], p_refs integer[], p_kinds smallint[], p_payloads bytea[]
 ) RETURNS void LANGUAGE sql
-SET enable_seqscan = off SET enable_hashjoin = off SET enable_mergejoin = off
+SET enable_seqscan = off SET enable_hashjoin = off SET enable_mergejoin = off SET plan_cache_mode = force_generic_plan
 AS $$
     WITH i AS MATERIALIZED (
         SELECT * FROM unnest(p_runs, p_refs, p_kinds, p_payloads)
@@ -90,6 +90,7 @@ CREATE FUNCTION {s}.claim_activities(
     scheduled_us bigint
 ) LANGUAGE plpgsql
 SET enable_seqscan = off SET enable_hashjoin = off SET enable_mergejoin = off SET jit = off
+SET plan_cache_mode = force_generic_plan
 AS $$
 #variable_conflict use_column
 DECLARE
@@ -167,6 +168,7 @@ CREATE FUNCTION {s}.finish_activities(
     p_payload bytea[], p_delay_us bigint[], p_details bytea[], p_count boolean[]
 ) RETURNS SETOF boolean LANGUAGE plpgsql
 SET enable_seqscan = off SET enable_hashjoin = off SET enable_mergejoin = off SET jit = off
+SET plan_cache_mode = force_generic_plan
 AS $$
 #variable_conflict use_column
 DECLARE
@@ -209,6 +211,7 @@ CREATE FUNCTION {s}.fail_attempts(
     p_runs uuid[], p_refs integer[], p_type text, p_message text
 ) RETURNS void LANGUAGE plpgsql
 SET enable_seqscan = off SET enable_hashjoin = off SET enable_mergejoin = off SET jit = off
+SET plan_cache_mode = force_generic_plan
 AS $$
 #variable_conflict use_column
 DECLARE
@@ -218,7 +221,9 @@ DECLARE
     v_delay bigint[];
 BEGIN
     SELECT array_agg(o.retry ORDER BY i.n),
-           array_agg({s}.failure(coalesce(p_type, 'TimeoutError'), o.reason) ORDER BY i.n),
+           array_agg(convert_to(json_build_object(
+               'type', coalesce(p_type, 'TimeoutError'), 'message', o.reason,
+               'attempt', a.attempt)::text, 'UTF8') ORDER BY i.n),
            array_agg(coalesce((extract(epoch FROM o.wait) * 1000000)::bigint, 0) ORDER BY i.n)
     INTO v_again, v_failure, v_delay
     FROM unnest(p_runs, p_refs) WITH ORDINALITY AS i(run_id, ref, n)
@@ -255,6 +260,7 @@ END $$;
 CREATE FUNCTION {s}.promote_due(p_limit integer)
 RETURNS TABLE (promoted integer, next_due_us bigint, now_us bigint) LANGUAGE plpgsql
 SET enable_seqscan = off SET enable_hashjoin = off SET enable_mergejoin = off SET jit = off
+SET plan_cache_mode = force_generic_plan
 AS $$
 #variable_conflict use_column
 DECLARE

@@ -81,14 +81,13 @@ BEGIN
         RETURN QUERY
         SELECT r.run_id::text, r.workflow_id, r.workflow_type, r.queue, r.version, r.fence,
                r.next_seq, r.head_hash, r.part, r.crashes::integer, r.parent_run_id::text,
-               r.parent_ref, {s}.us(r.created_at), h.batch,
-               EXISTS (SELECT FROM {s}.inbox b WHERE b.run_id = r.run_id)
+               r.parent_ref, {s}.us(r.created_at),
+               -- A new run is about to run: what it starts with saves it a round trip. Scalar
+               -- sub-selects, because they can only be looked up row by row.
+               (SELECT h.batch FROM {s}.history h
+                WHERE r.next_seq = 1 AND h.part = r.part AND h.run_id = r.run_id AND h.seq = 0),
+               (SELECT true FROM {s}.inbox b WHERE b.run_id = r.run_id LIMIT 1) IS NOT NULL
         FROM {s}.run r
-        -- A new run is about to run: what it starts with saves it a round trip.
-        LEFT JOIN LATERAL (
-            SELECT h.batch FROM {s}.history h
-            WHERE r.next_seq = 1 AND h.part = r.part AND h.run_id = r.run_id AND h.seq = 0
-        ) h ON true
         WHERE r.run_id = ANY (v_owned);
 
         IF cardinality(v_owned) < cardinality(v_seen) THEN

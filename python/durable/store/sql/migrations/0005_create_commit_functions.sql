@@ -316,24 +316,24 @@ DECLARE
     v_mine uuid[] := ARRAY(SELECT {s}.mine(p_run));
     v_wake uuid[];
 BEGIN
-    WITH i AS MATERIALIZED (
-        SELECT * FROM unnest(p_run, p_state, p_result, p_failure, p_next)
-                      AS i(run_id, state, result, failure, next)
-        WHERE run_id = ANY (v_mine)
-    ), gone AS (
-        DELETE FROM {s}.run r USING i WHERE r.run_id = i.run_id RETURNING r.*
+    -- What was asked goes along with each row: joining two sets would take the square of their size.
+    WITH gone AS (
+        DELETE FROM {s}.run r
+        USING unnest(p_run, p_state, p_result, p_failure, p_next)
+              AS i(run_id, ended, result, failure, next)
+        WHERE r.run_id = i.run_id AND r.xmin = pg_current_xact_id()::xid
+        RETURNING r.*, i.ended, i.result, i.failure, i.next
     ), kept AS (
         INSERT INTO {s}.closed_run (part, run_id, workflow_id, workflow_type, queue, version, state,
                                     next_seq, head_hash, parent_ref, parent_run_id, created_at,
                                     search, result, failure)
-        SELECT g.part, g.run_id, g.workflow_id, g.workflow_type, g.queue, g.version, i.state,
-               g.next_seq, g.head_hash, g.parent_ref, g.parent_run_id, g.created_at, g.search,
-               i.result, i.failure
-        FROM gone g JOIN i USING (run_id)
+        SELECT part, run_id, workflow_id, workflow_type, queue, version, ended, next_seq, head_hash,
+               parent_ref, parent_run_id, created_at, search, result, failure
+        FROM gone
     ), parent AS MATERIALIZED (
-        SELECT p.run_id, g.parent_ref, i.state, coalesce(i.result, i.failure) AS payload
-        FROM gone g JOIN i USING (run_id) JOIN {s}.run p ON p.run_id = g.parent_run_id
-        WHERE i.next IS NULL
+        SELECT p.run_id, g.parent_ref, g.ended AS state, coalesce(g.result, g.failure) AS payload
+        FROM gone g JOIN {s}.run p ON p.run_id = g.parent_run_id
+        WHERE g.next IS NULL
         ORDER BY p.run_id FOR KEY SHARE OF p
     ), told AS (
         INSERT INTO {s}.inbox (run_id, kind, ref, payload)

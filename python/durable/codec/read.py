@@ -139,9 +139,7 @@ class Reader:
         self._check(info, annotation)
         return Decoder(annotation, read, exact=True)
 
-    def list_reader(
-        self, annotations: Sequence[Any]
-    ) -> Callable[[bytes], tuple[Any, ...]] | None:
+    def list_reader(self, annotations: Sequence[Any]) -> Callable[[bytes], tuple[Any, ...]] | None:
         """Read a list of just these types; None when that is not the same as reading each."""
         if any(is_pydantic_model(each) for each in annotations):
             return None

@@ -122,9 +122,7 @@ class Codec:
             self._decoders[annotation] = found
         return found
 
-    def list_reader(
-        self, annotations: Sequence[Any]
-    ) -> Callable[[bytes], tuple[Any, ...]] | None:
+    def list_reader(self, annotations: Sequence[Any]) -> Callable[[bytes], tuple[Any, ...]] | None:
         """Read a list of just these types in one go; None where some of them need a look of their
         own. What the function raises does not say which item is at fault."""
         if not annotations or not all(self.decoder(each).exact for each in annotations):

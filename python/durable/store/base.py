@@ -110,9 +110,7 @@ class Store(Protocol):
     async def notify(self, *, done: bool = False) -> None:
         """Hint that something may be claimable or, ``done``, closed or answered. Best effort."""
 
-    def listen(
-        self, *, done: bool = False
-    ) -> AbstractAsyncContextManager[AsyncIterator[None]]:
+    def listen(self, *, done: bool = False) -> AbstractAsyncContextManager[AsyncIterator[None]]:
         """Yield once per hint of that sort. Raises ConfigurationError where hints cannot be had."""
 
     # -- workers: runs -----------------------------------------------------------------------

@@ -25,9 +25,7 @@ WORK, DONE = "work", "done"
 
 
 @asynccontextmanager
-async def hints(
-    target: Target, schema: str, word: str
-) -> AsyncIterator[AsyncIterator[None]]:
+async def hints(target: Target, schema: str, word: str) -> AsyncIterator[AsyncIterator[None]]:
     """Listen while the context lasts; the iterator inside yields once per hint of that word.
 
     Raise StoreUnavailableError when the first connection fails; later ones are tried for ever.
@@ -55,9 +53,7 @@ async def subscribe(target: Target, schema: str) -> Conn:
     return conn
 
 
-async def follow(
-    target: Target, schema: str, first: Conn, word: str
-) -> AsyncGenerator[None]:
+async def follow(target: Target, schema: str, first: Conn, word: str) -> AsyncGenerator[None]:
     """Yield once per hint and once per reconnect."""
     conn: Conn | None = first
     tries = 0

@@ -258,9 +258,7 @@ class PostgresStore:
         """Hint that something may be claimable or, ``done``, closed or answered. Best effort."""
         await self.fetch("notify", (self.schema, DONE if done else WORK))
 
-    def listen(
-        self, *, done: bool = False
-    ) -> AbstractAsyncContextManager[AsyncIterator[None]]:
+    def listen(self, *, done: bool = False) -> AbstractAsyncContextManager[AsyncIterator[None]]:
         """Yield once per hint. Raises ConfigurationError where hints cannot be had."""
         if self.target.pooler and self.listen_dsn is None:
             raise ConfigurationError(

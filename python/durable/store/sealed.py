@@ -76,9 +76,7 @@ def is_from_database(data: bytes) -> bool:
         return False
     if found.keys() == {"run_id"}:
         return True
-    return (
-        found.keys() - {"attempt"} == {"type", "message"} and found["type"] in DATABASE_FAILURES
-    )
+    return found.keys() - {"attempt"} == {"type", "message"} and found["type"] in DATABASE_FAILURES
 
 
 class SealedStore:

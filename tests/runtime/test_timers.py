@@ -7,12 +7,15 @@ import uuid
 
 import pytest
 
+from durable import Client, RetryPolicy, Worker, activity, workflow
 from durable.events import ClaimedRun
+from durable.options import WorkerOptions
 from durable.runtime.timers import HEAP_MIN, TimerHeap
 from durable.runtime.wakeup import Backoff, Wakeup
 from durable.runtime.warm import Cache, WarmRun
 from durable.store import clock as clock_module
 from durable.store.clock import WINDOW_US, StoreClock
+from durable.store.memory import MemoryStore
 
 SOON = 10.0
 
@@ -126,3 +129,26 @@ def test_a_backoff_grows_to_its_limit_and_starts_over() -> None:
     assert max(pauses[:1]) <= 0.1
     backoff.reset()
     assert backoff.next_seconds() <= 0.1
+
+
+@activity.defn(retry=RetryPolicy(initial_interval=0.2, max_attempts=3))
+async def fails_twice() -> int:
+    if activity.info().attempt < 3:
+        raise RuntimeError("not yet")
+    return activity.info().attempt
+
+
+@workflow.defn
+async def persistent() -> int:
+    return await fails_twice()
+
+
+async def test_a_retry_comes_when_it_is_due_and_not_at_the_next_poll() -> None:
+    store = MemoryStore()
+    options = WorkerOptions(poll_max_seconds=600.0)
+    async with (
+        Worker(store, workflows=[persistent], activities=[fails_twice], options=options),
+        Client(store) as client,
+    ):
+        handle = await client.start(persistent, id="p")
+        assert await handle.result(timeout=30) == 3

@@ -146,6 +146,8 @@ class Promoter(Service):
         while not self.stopping:
             looked_at = time.monotonic()
             self._hinted = False
+            # What `expect` tells while the store is asked may not be in its answer.
+            self._next_due_us = FAR_US
             report = await self._promote()
             if report is None:
                 await self._wakeup.wait_hint(self._backoff.next_seconds())
@@ -155,7 +157,8 @@ class Promoter(Service):
                 self._promoted()
             if report.promoted >= PROMOTE_LIMIT:
                 continue
-            self._next_due_us = FAR_US if report.next_due_us is None else report.next_due_us
+            if report.next_due_us is not None:
+                self._next_due_us = min(self._next_due_us, report.next_due_us)
             await self._wait(looked_at)
 
     async def _wait(self, looked_at: float) -> None:
@@ -167,8 +170,8 @@ class Promoter(Service):
             if self._hinted:
                 pause = min(pause, HINT_SECONDS - waited)
             if self._next_due_us != FAR_US:
-                until_due = self._clock.seconds_until(self._next_due_us)
-                pause = min(pause, until_due + PROMOTE_LAG_SECONDS)
+                due_in = (self._next_due_us - self._clock.now_us()) / 1e6
+                pause = min(pause, due_in + PROMOTE_LAG_SECONDS)
             if pause <= 0:
                 return
             await self._wakeup.wait_hint(pause)

@@ -27,6 +27,9 @@ def main(quick: bool, no_peers: bool, only: tuple[str, ...], instructions: bool)
         "--capture=no",
         "-p",
         "no:cacheprovider",
+        # The package's own pytest plugin comes late: it is imported already.
+        "-W",
+        "ignore::pytest.PytestAssertRewriteWarning",
         "-o",
         "console_output_style=classic",
         *(["--quick"] if quick else []),

@@ -6,7 +6,6 @@ It speaks the protocol of `durable.runtime.spawn`. How it behaves is the app it 
 so that it starts fast.
 """
 
-import contextlib
 import json
 import os
 import secrets
@@ -20,7 +19,7 @@ from pathlib import Path
 def main(fd: int) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     link = socket.socket(fileno=fd)
-    app = json.loads(link.recv(1_000_000).splitlines()[0])["app"]
+    app = json.loads(link.recv(1_000_000))["app"]
     if app.startswith("file:"):
         app = Path(app.removeprefix("file:")).read_text()
     if app == "refuses":
@@ -39,8 +38,7 @@ def main(fd: int) -> None:
         while select.select([link], [], [], 0.05)[0]:
             data = link.recv(1_000_000)
             if not data or (b"stop" in data and app != "deaf"):
-                with contextlib.suppress(OSError):  # nobody may be there to hear it
-                    say(link, {"beat": {"session": session, "progress": -2, "metrics": [claimed]}})
+                say(link, {"beat": {"session": session, "progress": -2, "metrics": [claimed]}})
                 os._exit(0)
             hints += data.count(b"hint")
 

@@ -188,7 +188,7 @@ async def test_a_reload_replaces_every_worker_and_loses_none(notes: NotingStore)
         assert not set(before) & set(supervisor.pids)
         assert supervisor.fleet.value("durable_worker_restarts_total", reason="reload") == 2
         assert supervisor.fleet.value("durable_worker_restarts_total", reason="exited") == 0
-        assert notes.ended == []
+    assert notes.ended == []
 
 
 async def test_a_reload_that_cannot_start_leaves_the_old_workers(

@@ -16,7 +16,7 @@ import pytest
 from durable.errors import ConfigurationError, StoreUnavailableError
 from durable.options import SupervisorOptions, WorkerOptions
 from durable.runtime import spawn
-from durable.runtime.spawn import BootError, Orders
+from durable.runtime.spawn import BootError, Orders, WorkerProcess
 from durable.runtime.supervisor import Supervisor
 from durable.store.base import Store
 
@@ -188,6 +188,24 @@ async def test_a_reload_replaces_every_worker_and_loses_none(notes: NotingStore)
         assert not set(before) & set(supervisor.pids)
         assert supervisor.fleet.value("durable_worker_restarts_total", reason="reload") == 2
         assert supervisor.fleet.value("durable_worker_restarts_total", reason="exited") == 0
+    assert notes.ended == []
+
+
+async def test_a_stop_right_after_a_reload_drains_the_new_workers(
+    notes: NotingStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stopped = asyncio.Event()
+    close = WorkerProcess.close
+
+    async def close_later(worker: WorkerProcess) -> None:
+        await stopped.wait()
+        await close(worker)
+
+    monkeypatch.setattr(WorkerProcess, "close", close_later)
+    async with make(notes) as supervisor:
+        assert await supervisor.reload()
+        # The old workers are dead but not yet buried when the word to stop comes.
+        stopped.set()
     assert notes.ended == []
 
 

@@ -320,10 +320,14 @@ class Supervisor:
     # -- one worker after another ------------------------------------------------------------------
 
     async def _keep(self, number: int) -> None:
-        """Keep worker ``number`` alive until the supervisor stops."""
+        """Keep worker ``number`` alive until the supervisor stops, and see its end.
+
+        A worker that a reload put in the place of another is there before its predecessor is
+        buried: on the word to stop it is waited for like any other.
+        """
         deaths = 0
-        while not self._stop.is_set():
-            worker = self._workers.get(number) or await self._start(number)
+        while (worker := self._workers.get(number)) is not None or not self._stop.is_set():
+            worker = worker or await self._start(number)
             await worker.exited.wait()
             await self._bury(worker)
             if self._workers.get(number) is not worker:

@@ -1,4 +1,4 @@
-"""A real PostgreSQL for tests: one server per session, a fresh database per test.
+"""A real PostgreSQL for tests, with a fresh database per test, and workers and a client on it.
 
 The database is a copy of a migrated template. ``--dsn`` or DURABLE_TEST_DSN names a server to use
 (its role must be allowed to create databases); otherwise one is started from the embedded wheel, or
@@ -7,22 +7,31 @@ from the binaries in DURABLE_TEST_BIN_DIR, and removed at the end, also when the
 
 from __future__ import annotations
 
+import asyncio
 import os
 import secrets
 import subprocess
 import sys
 import tempfile
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import AsyncExitStack
 from pathlib import Path
+from typing import Any
 
 import psycopg
 import pytest
 from psycopg import sql
 from psycopg.conninfo import make_conninfo
 
+from durable.client import Client
+from durable.options import WorkerOptions
 from durable.runtime.embedded import EmbeddedPostgres
+from durable.runtime.worker import Worker
 from durable.store.migrate import migrate
 from durable.store.postgres import PostgresStore
+
+SOON = 20.0
+"""Seconds within which anything that is to happen has happened, however slow the machine."""
 
 JANITOR = """
 import os, shutil, signal, sys, time
@@ -118,3 +127,38 @@ async def store(dsn: str) -> AsyncIterator[PostgresStore]:
     await opened.open()
     yield opened
     await opened.close()
+
+
+@pytest.fixture
+def until() -> Callable[[Callable[[], Awaitable[object]]], Awaitable[None]]:
+    """Wait until something that only the database can tell is so."""
+
+    async def wait(is_so: Callable[[], Awaitable[object]]) -> None:
+        async with asyncio.timeout(SOON):
+            while not await is_so():
+                await asyncio.sleep(0.01)
+
+    return wait
+
+
+@pytest.fixture
+async def client(dsn: str) -> AsyncIterator[Client]:
+    async with Client.connect(dsn) as connected:
+        yield connected
+
+
+@pytest.fixture
+async def serve(dsn: str) -> AsyncIterator[Callable[..., Worker]]:
+    """Start workers in this process; they are drained when the test ends."""
+    async with AsyncExitStack() as stack:
+
+        async def start(*definitions: Any, store: Any = None, **options: Any) -> Worker:
+            worker = Worker(
+                store or PostgresStore(dsn),
+                workflows=[each for each in definitions if hasattr(each, "handlers")],
+                activities=[each for each in definitions if not hasattr(each, "handlers")],
+                options=WorkerOptions(**{"drain_seconds": 1.0, **options}),
+            )
+            return await stack.enter_async_context(worker)
+
+        yield start

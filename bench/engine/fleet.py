@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import psutil  # type: ignore[import-untyped]
+import psycopg
 
 from bench.engine.setting import READY_SECONDS_MAX, Setting
 from bench.report import RESULTS, ROOT
@@ -28,6 +29,9 @@ RESULT_SECONDS_MAX = 120.0
 APP = "bench.flows"
 PROFILED_APP = "bench.engine.profiled"
 DATABASE = "durable_bench"
+START_MAX = 1000
+ALL_ENDED = "select not exists (select from durable.run)"
+DRAIN_POLL_SECONDS = 0.01
 
 numbers = itertools.count()
 """For workflow ids that are never used twice."""
@@ -168,6 +172,39 @@ async def keep_in_flight(
             for task in done:
                 assert task.result() == answer, task.result()
     return time.perf_counter() - begin
+
+
+async def drain(
+    client: Client,
+    dsn: str,
+    workflow: Any,
+    arguments: Sequence[Any],
+    answer: Any,
+    count: int,
+    begin: Callable[[], None],
+) -> float:
+    """Enqueue ``count`` workflows and let the fleet drain them; seconds from the enqueuing commit,
+    which ``begin`` is called before, to the last one's end. Every answer is checked, untimed."""
+    handles: list[Any] = []
+    async with await psycopg.AsyncConnection.connect(dsn) as conn:
+        for at in range(0, count, START_MAX):
+            ids = new_ids(min(START_MAX, count - at))
+            starts = [(each, arguments) for each in ids]
+            handles += await client.start_many(workflow, starts, conn=conn)
+        begin()
+        began = time.perf_counter()
+        await conn.commit()
+        await client.store.notify()
+        await conn.set_autocommit(True)
+        async with asyncio.timeout(RESULT_SECONDS_MAX):
+            while not (await (await conn.execute(ALL_ENDED)).fetchone() or [False])[0]:
+                await asyncio.sleep(DRAIN_POLL_SECONDS)
+        seconds = time.perf_counter() - began
+    for at in range(0, count, START_MAX):
+        chunk = handles[at : at + START_MAX]
+        results = await asyncio.gather(*(handle.result() for handle in chunk))
+        assert results == [answer] * len(results), results
+    return seconds
 
 
 @dataclass

@@ -1,10 +1,12 @@
 """Throughput: steps-10, steps-100, wf-1, wf-0, what they cost, and scaling.
 
-A sample of ours: the fleet is up, a client keeps workflows in flight (with `start_many` and
-`result`) until a given number is done; the time is from the first start to the last result. The
-peers in the set-up that is fastest for them: DBOS starts its workflows in the processes that run
-them (for `wf-*` a client enqueues and only the draining is timed); Absurd's tasks are all spawned
-before, and only the draining is timed. All answers are checked.
+A sample of ours of `steps-*`: a fleet is up, a client keeps workflows in flight (with `start_many`
+and `result`) until a given number is done; the time is from the first start to the last result. Of
+`wf-*`, like the peers': a client enqueues them before, and only the draining is timed, from the
+commit that shows them to the fleet; `wf-*-live` is the same as for `steps-*`. The peers in the
+set-up that is fastest for them: DBOS starts its workflows in the processes that run them (for
+`wf-*` a client enqueues and only the draining is timed); Absurd's tasks are all spawned before, and
+only the draining is timed. All answers are checked.
 """
 
 import os
@@ -14,7 +16,7 @@ from typing import Any
 
 from bench import flows
 from bench.database import WorkMeter, cpu_seconds
-from bench.engine.fleet import DATABASE, Fleet, keep_in_flight, serving
+from bench.engine.fleet import DATABASE, Fleet, drain, keep_in_flight, serving
 from bench.engine.setting import Setting
 from bench.report import Goal, Row, number, progress
 from durable.client import Client
@@ -127,6 +129,25 @@ class Ours(Side):
         return count / seconds
 
 
+class OursDrained(Ours):
+    """durable, workflows enqueued before, then drained."""
+
+    async def measure_on(self, fleet: Fleet, client: Client) -> None:
+        """One sample on a fleet that is warm."""
+        costs: list[Costs] = []
+        count = self.count
+        seconds = await drain(
+            client,
+            self.setting.database.dsn(DATABASE),
+            flows.steps,
+            (self.steps,),
+            flows.sum_below(self.steps),
+            count,
+            lambda: costs.append(Costs(self.setting, DATABASE, fleet.pid)),
+        )
+        self.add(costs[0].sample(count * max(1, self.steps), seconds))
+
+
 class Absurd(Side):
     """Absurd, tasks spawned before, then drained."""
 
@@ -172,7 +193,7 @@ class Dbos(Side):
 
 def make_sides(setting: Setting, steps: int, *, queue: bool) -> list[Any]:
     """Ours, and the peers if they are wanted."""
-    sides: list[Any] = [Ours(setting, steps)]
+    sides: list[Any] = [OursDrained(setting, steps) if queue else Ours(setting, steps)]
     if setting.peers:
         sides += [Absurd(setting, steps), Dbos(setting, steps, queue=queue)]
     return sides
@@ -222,11 +243,22 @@ def throughput(
         row = rows_of(name, unit, sides, goals, lambda sample: sample.rate)
         row.note = cost_note(sides[0].samples)
         rows = [row]
+        if queue:
+            rows.append(await live(setting, name, steps, unit))
         if name == "steps-10":
             rows += costs_of(sides)
         return rows
 
     return measure
+
+
+async def live(setting: Setting, name: str, steps: int, unit: str) -> Row:
+    """The same from the first start to the last result in a client's hands; ours alone."""
+    side = Ours(setting, steps)
+    await in_rounds(setting, f"{name}-live", [side])
+    row = rows_of(f"{name}-live", unit, [side], [], lambda sample: sample.rate)
+    row.note = cost_note(side.samples)
+    return row
 
 
 def costs_of(sides: list[Any]) -> list[Row]:

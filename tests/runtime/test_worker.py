@@ -19,6 +19,7 @@ from durable.errors import (
     WorkflowTerminatedError,
 )
 from durable.events import RunState
+from durable.runtime.wakeup import Wakeup
 from durable.runtime.worker import Worker
 
 SOON = 20.0
@@ -143,6 +144,18 @@ async def test_many_runs_end_with_their_own_results(client: Client, serve: Any) 
     started = await client.start_many(count, [(f"count-{n}", (n % 7,)) for n in range(60)])
     results = await asyncio.gather(*(handle.result(SOON) for handle in started))
     assert results == [sum(range(n % 7)) for n in range(60)]
+
+
+async def test_a_backlog_is_worked_off_without_waiting_for_polls(
+    client: Client, serve: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Nothing comes by the clock here: the worker itself knows that it left some behind.
+    monkeypatch.setattr(Wakeup, "wait", lambda self, **_: self.wait_hint(600.0))
+    starts = [(f"run-{number}", (0,)) for number in range(60)]
+    handles = await client.start_many(count, starts)
+    await serve(count, add, activity_slots=4)
+    async with asyncio.timeout(SOON):
+        assert [await handle.result() for handle in handles] == [0] * 60
 
 
 async def test_runs_survive_a_cache_that_holds_nothing(client: Client, serve: Any) -> None:

@@ -91,13 +91,14 @@ class Committer(Service):
         self._quiet = asyncio.Event()
         self._quiet.set()
         self.in_flight = 0
+        self._ending = 0
         self.is_stalled = False
         """The store does not take commits now: claim nothing more."""
 
     @property
     def backlog(self) -> int:
-        """Runs that are waiting for a flush or are in one."""
-        return len(self._dirty) + self.in_flight
+        """Runs that wait for a flush or are in one, without those that end with it."""
+        return len(self._dirty) + self.in_flight - self._ending
 
     def mark(self, run: WarmRun) -> None:
         """Note that the run has something to write."""
@@ -161,11 +162,12 @@ class Committer(Service):
         if not batch:
             return
         self.in_flight = len(batch)
+        self._ending = sum(commit.closing is not None for _, commit in batch)
         began = time.monotonic()
         try:
             now_us = await self._send(batch)
         finally:
-            self.in_flight = 0
+            self.in_flight = self._ending = 0
         self._metrics.observe("durable_flush_seconds", time.monotonic() - began)
         self._metrics.observe("durable_flush_runs", len(batch))
         if now_us:

@@ -60,6 +60,7 @@ class RunPoller(Service):
         types: Sequence[str],
         poll_max_seconds: float,
         room: Callable[[], int],
+        least_room: int,
     ) -> None:
         super().__init__()
         self._store = store
@@ -72,12 +73,14 @@ class RunPoller(Service):
         self._queues = list(queues)
         self._types = list(types)
         self._room = room
+        self._least_room = least_room
         self._wakeup = Wakeup(poll_max_seconds)
         self._backoff = Backoff()
         self._mail: dict[str, None] = {}
         self._redo: list[WarmRun] = []
         self._opened: list[ClaimedRun] = []
         self._must_recover = False
+        self._is_hungry = False
 
     def wake(self) -> None:
         self._wakeup.hint()
@@ -85,6 +88,12 @@ class RunPoller(Service):
     def hint(self) -> None:
         """There may be something to claim, or mail."""
         self._wakeup.hint()
+
+    def room_made(self) -> None:
+        """Some work is done: claim again, if the last claim left runs behind for lack of room."""
+        if self._is_hungry and self._room() >= self._least_room:
+            self._is_hungry = False
+            self._wakeup.hint()
 
     def redo(self, run: WarmRun) -> None:
         """Read the run's mail and build it again; called for UNREAD verdicts."""
@@ -140,10 +149,11 @@ class RunPoller(Service):
         if self._committer.is_stalled:
             return False, False
         claimed, mail = await self._claim(limit)
+        self._is_hungry = limit <= len(claimed)
         self._opened += claimed
         self._mail.update(dict.fromkeys(mail))
         await self._read_all()
-        return bool(claimed or mail), 0 < limit <= len(claimed)
+        return bool(claimed or mail), self._is_hungry and self._room() >= self._least_room
 
     async def _read_all(self) -> None:
         while self._opened:

@@ -72,6 +72,8 @@ class Turns:
         there may be something for this worker's own pollers."""
         self.on_slot: Callable[[], None]
         """Called when a slot became free."""
+        self.on_room: Callable[[], None]
+        """Called after a flush: fewer runs wait for one."""
         self.on_due: Callable[[int], None]
         """Called with the time at which a row that was written is due."""
         self.on_cancelled: Callable[[str, int], None]
@@ -326,6 +328,7 @@ class Turns:
         metrics.set("durable_cache_bytes", self._cache.bytes)
         if self._cache.bytes > self._cache_bytes:
             self.evict_surplus()
+        self.on_room()
         if self._made_work or self._answered:
             made_work = self._made_work
             self._made_work = self._answered = False

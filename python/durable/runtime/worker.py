@@ -51,6 +51,7 @@ PROGRESS_SECONDS = 0.25
 STUCK_SECONDS = 0.1
 """Slots that were full this long without one becoming free are held by long activities."""
 ROOM_MIN = 20
+"""Room for runs that is worth a claim while more of them wait than there is room for."""
 LAST_WRITES_SECONDS = 10.0
 """How long a drain may take to write what is known, after the activities ended."""
 
@@ -146,6 +147,7 @@ class Worker:
             types=list(self.registry.workflows),
             poll_max_seconds=options.poll_max_seconds,
             room=self._room,
+            least_room=max(1, min(options.activity_slots // 4, ROOM_MIN)),
         )
         self._attempts = AttemptPoller(
             store,
@@ -166,7 +168,8 @@ class Worker:
         turns.on_stale = self._commit_refused
         turns.on_due = self._promoter.expect
         turns.on_work = self._flushed
-        turns.on_slot = self._attempts.slot_freed
+        turns.on_slot = self._slot_freed
+        turns.on_room = self._runs.room_made
         turns.on_cancelled = self._attempts.cancel
 
     # -- what others see ---------------------------------------------------------------------
@@ -330,6 +333,10 @@ class Worker:
         """Outcomes of claimed activities are mail for the owners of their runs."""
         self._runs.hint()
         self._hinter.hint()
+
+    def _slot_freed(self) -> None:
+        self._attempts.slot_freed()
+        self._runs.room_made()
 
     def _flushed(self, made_work: bool) -> None:
         if made_work:

@@ -7,10 +7,15 @@
 
 Inside:
 
-    client    `Client`: start, find, list
-    handle    `WorkflowHandle`: everything about one run
-    replica   a run rebuilt by replay in this process, to look at
-    waiter    waiting for many results with one listener
+    client      `Client`: find, list; and from its bases
+    starting    the calls that begin runs
+    completing  the calls for activities that others complete
+    connected   an open store, and what all calls share
+    handle      `WorkflowHandle`: everything about one run
+    replica     a run rebuilt by replay in this process, to look at
+    grouping    starts that are asked for at the same time go together
+    waiter      waiting for many results with one listener
+    checks      ids and durations
 """
 
 from durable.client.client import Client

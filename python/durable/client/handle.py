@@ -6,8 +6,9 @@ import asyncio
 import uuid
 from collections.abc import Callable, Mapping, Sequence
 from datetime import timedelta
-from typing import TYPE_CHECKING, Any, Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
+from durable.client.connected import ConnectedClient
 from durable.client.replica import HistoryEvent, events_of, read_moment, rebuild
 from durable.codec import NO_CODEC, Codec, Signature, check_size, failure_from_payload, is_sealed
 from durable.engine.definition import WorkflowDefinition, handler_name
@@ -29,9 +30,6 @@ from durable.errors import (
 from durable.events import EventKind, Message, MessageKind, Response, RunState, RunView
 from durable.options import seconds
 
-if TYPE_CHECKING:
-    from durable.client.client import Client
-
 R = TypeVar("R")
 
 ANSWER_SECONDS = 10.0
@@ -50,7 +48,7 @@ class WorkflowHandle(Generic[R]):
 
     def __init__(
         self,
-        client: Client,
+        client: ConnectedClient,
         workflow_id: str,
         run_id: str | None = None,
         definition: WorkflowDefinition[Any, R] | None = None,

@@ -1,0 +1,34 @@
+"""Checks of what a caller gives: ids and durations, before anything is written."""
+
+from __future__ import annotations
+
+import re
+from datetime import timedelta
+
+from durable.errors import ConfigurationError, InvalidArgumentError
+from durable.options import ID_LENGTH_MAX, seconds
+
+CONTROL_CHARACTERS = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
+
+
+def check_id(value: object, what: str) -> str:
+    """Return ``value`` as an id; raise InvalidArgumentError when it cannot be one."""
+    if not isinstance(value, str) or not value:
+        raise InvalidArgumentError(f"{what} must be a text that is not empty, not {value!r}")
+    if len(value) > ID_LENGTH_MAX:
+        raise InvalidArgumentError(
+            f"{what} has {len(value)} characters; at most {ID_LENGTH_MAX} are allowed"
+        )
+    if CONTROL_CHARACTERS.search(value):
+        raise InvalidArgumentError(f"{what} must not have control characters: {value!r}")
+    return value
+
+
+def micros(duration: timedelta | float | None, what: str) -> int | None:
+    """A duration in microseconds; raise InvalidArgumentError when it is not one."""
+    if duration is None:
+        return None
+    try:
+        return round(seconds(duration, what) * 1e6)
+    except (ConfigurationError, TypeError, ValueError) as error:
+        raise InvalidArgumentError(str(error)) from error

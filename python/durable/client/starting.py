@@ -1,0 +1,264 @@
+"""Starting: the calls that begin runs.
+
+Whatever is checked is checked before anything is written: the id, the options, the arguments
+against the signature of the definition, a bare name against what workers registered.
+"""
+
+from __future__ import annotations
+
+import os
+import uuid
+from collections.abc import Awaitable, Callable, Iterable, Sequence
+from datetime import datetime, timedelta
+from typing import Any, TypedDict, TypeVar, TypeVarTuple, overload
+
+from durable.client.checks import check_id, micros
+from durable.client.connected import ConnectedClient
+from durable.client.handle import WorkflowHandle
+from durable.codec import check_size
+from durable.engine.definition import WorkflowDefinition
+from durable.engine.info import to_us
+from durable.engine.start import StartMeta, new_run
+from durable.errors import (
+    InvalidArgumentError,
+    PayloadError,
+    UnknownWorkflowError,
+    WorkflowAlreadyStartedError,
+)
+from durable.events import IdReuse, NewRun, Started
+from durable.options import DEFAULT_QUEUE
+
+R = TypeVar("R")
+Ts = TypeVarTuple("Ts")
+
+CLOCK_SECONDS_MAX = 30.0
+"""The store is asked for its time again after this long, so that drift of our clock is nothing."""
+
+
+class StartOptions(TypedDict, total=False):
+    """How a run is started; every start takes these. `StartingClient.start` explains them."""
+
+    queue: str | None
+    version: str | None
+    priority: int
+    start_delay: timedelta | float | None
+    start_at: datetime | None
+    run_timeout: timedelta | float | None
+    id_reuse: IdReuse
+
+
+def new_run_id(now_us: int) -> str:
+    """A UUIDv7: runs started about the same time lie together in the database."""
+    value = (now_us // 1000 & (1 << 48) - 1) << 80 | int.from_bytes(os.urandom(10), "big")
+    value = value & ~(0xF << 76) | 7 << 76
+    value = value & ~(0x3 << 62) | 2 << 62
+    return str(uuid.UUID(int=value))
+
+
+class StartingClient(ConnectedClient):
+    """The calls that begin runs."""
+
+    @overload
+    async def start(
+        self,
+        workflow: Callable[[*Ts], Awaitable[R]],
+        *args: *Ts,
+        id: str,
+        queue: str | None = ...,
+        version: str | None = ...,
+        priority: int = ...,
+        start_delay: timedelta | float | None = ...,
+        start_at: datetime | None = ...,
+        run_timeout: timedelta | float | None = ...,
+        id_reuse: IdReuse = ...,
+        conn: Any = ...,
+        **kwargs: Any,
+    ) -> WorkflowHandle[R]: ...
+    @overload
+    async def start(
+        self,
+        workflow: str | type,
+        *args: Any,
+        id: str,
+        queue: str | None = ...,
+        version: str | None = ...,
+        priority: int = ...,
+        start_delay: timedelta | float | None = ...,
+        start_at: datetime | None = ...,
+        run_timeout: timedelta | float | None = ...,
+        id_reuse: IdReuse = ...,
+        conn: Any = ...,
+        **kwargs: Any,
+    ) -> WorkflowHandle[Any]: ...
+
+    async def start(  # type: ignore[misc]  # mypy: *args of Any are too few for those of Ts
+        self,
+        workflow: Any,
+        *args: Any,
+        id: str,
+        queue: str | None = None,
+        version: str | None = None,
+        priority: int = 0,
+        start_delay: timedelta | float | None = None,
+        start_at: datetime | None = None,
+        run_timeout: timedelta | float | None = None,
+        id_reuse: IdReuse = IdReuse.REJECT,
+        conn: Any = None,
+        **kwargs: Any,
+    ) -> WorkflowHandle[Any]:
+        """Start a workflow, given by its definition or by its name; return its handle.
+
+        ``args`` and ``kwargs`` are the workflow's own; given the definition they are checked
+        against its signature. ``id`` is the caller's: a second start with it is refused unless
+        ``id_reuse`` allows it, so that a start can be repeated safely. The run begins at once,
+        after ``start_delay`` or at ``start_at`` (a naive time is UTC), and is ended after
+        ``run_timeout``.
+        With ``conn``, a psycopg async connection, the start belongs to the caller's transaction.
+
+        Raises InvalidArgumentError (id, names, arguments), EncodeError or PayloadTooLargeError,
+        UnknownWorkflowError for a name that no worker ever registered, and
+        WorkflowAlreadyStartedError, which names the run that has the id.
+        """
+        options = StartOptions(
+            queue=queue,
+            version=version,
+            priority=priority,
+            start_delay=start_delay,
+            start_at=start_at,
+            run_timeout=run_timeout,
+            id_reuse=id_reuse,
+        )
+        run = await self._new_run(workflow, id, args, kwargs, options)
+        if conn is None:
+            started = await self._starts.start(run)
+            self.hinter.hint()
+        else:
+            started = (await self.store.start_runs([run], conn))[0]
+        outcome = self._handle(workflow, run, started)
+        if isinstance(outcome, WorkflowAlreadyStartedError):
+            raise outcome
+        return outcome
+
+    async def start_many(
+        self,
+        workflow: WorkflowDefinition[Any, R] | str,
+        starts: Iterable[tuple[str, Sequence[Any]]],
+        *,
+        queue: str | None = None,
+        version: str | None = None,
+        priority: int = 0,
+        id_reuse: IdReuse = IdReuse.REJECT,
+        conn: Any = None,
+    ) -> list[WorkflowHandle[R] | WorkflowAlreadyStartedError]:
+        """Start many runs of one workflow in one transaction; ``starts`` are (id, arguments).
+
+        Returns, in order, a handle or the error that says which run has the id.
+        """
+        options = StartOptions(queue=queue, version=version, priority=priority, id_reuse=id_reuse)
+        runs = [
+            await self._new_run(workflow, workflow_id, tuple(args), {}, options)
+            for workflow_id, args in starts
+        ]
+        if not runs:
+            return []
+        all_started = await self.store.start_runs(runs, conn)
+        if conn is None:
+            self.hinter.hint()
+        return [
+            self._handle(workflow, run, started)
+            for run, started in zip(runs, all_started, strict=True)
+        ]
+
+    def _handle(
+        self, workflow: WorkflowDefinition[Any, R] | str, run: NewRun, started: Started
+    ) -> WorkflowHandle[R] | WorkflowAlreadyStartedError:
+        if not started.accepted and started.run_id != run.run_id:
+            return WorkflowAlreadyStartedError(
+                run.workflow_id, started.run_id, started.state.name.lower()
+            )
+        definition = None if isinstance(workflow, str) else workflow
+        return WorkflowHandle(self, run.workflow_id, run.run_id, definition)
+
+    async def _payload(
+        self,
+        workflow: WorkflowDefinition[Any, Any] | str,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+    ) -> bytes:
+        """The encoded arguments, proven to fit where the definition is known."""
+        if isinstance(workflow, str):
+            await self._check_type(workflow)
+            definition = self.known(workflow)
+            if definition is None:
+                value: Any = {"args": list(args), "kwargs": kwargs} if kwargs else list(args)
+                payload = self.codec.encode(value)
+                check_size(payload, f"the arguments of workflow {workflow}")
+                return payload
+        elif isinstance(workflow, WorkflowDefinition):
+            definition = workflow
+        else:
+            raise InvalidArgumentError(
+                f"{workflow!r} is not a workflow; pass a @workflow.defn function or its name"
+            )
+        payload = definition.signature.encode_args(args, kwargs)
+        try:
+            definition.signature.decode_args(payload)
+        except PayloadError as error:
+            raise InvalidArgumentError(str(error)) from error
+        return payload
+
+    async def _check_type(self, name: str) -> None:
+        check_id(name, "a workflow name")
+        if name in self.registry.workflows or name in self._types:
+            return
+        self._types = {each.name for each in await self.store.types() if each.kind == "workflow"}
+        if name not in self._types:
+            known = ", ".join(sorted(self._types)) or "none; has a worker run yet?"
+            raise UnknownWorkflowError(f"no workflow is called {name!r}; registered: {known}")
+
+    async def _new_run(
+        self,
+        workflow: WorkflowDefinition[Any, Any] | str,
+        id: str,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        options: StartOptions,
+    ) -> NewRun:
+        """A run that is ready to be stored. Raises what `start` says."""
+        payload = await self._payload(workflow, args, kwargs)
+        check_id(id, "a workflow id")
+        definition = None if isinstance(workflow, str) else workflow
+        queue = options.get("queue")
+        if queue is None:
+            queue = (definition.queue if definition else None) or DEFAULT_QUEUE
+        check_id(queue, "a queue")
+        version = options.get("version")
+        if version is None and definition is not None:
+            version = definition.version
+        if version is not None:
+            check_id(version, "a version")
+        priority = options.get("priority", 0)
+        if not -32768 <= priority <= 32767:
+            raise InvalidArgumentError(f"a priority is -32768 to 32767, not {priority!r}")
+        start_delay, start_at = options.get("start_delay"), options.get("start_at")
+        if start_delay is not None and start_at is not None:
+            raise InvalidArgumentError("give start_delay or start_at, not both")
+        now_us = await self._now_us()
+        return new_run(
+            workflow,
+            payload,
+            StartMeta(workflow_id=id, version=version, queue=queue),
+            run_id=new_run_id(now_us),
+            now_us=now_us,
+            priority=priority,
+            start_delay_us=micros(start_delay, "start_delay") or 0,
+            start_at_us=None if start_at is None else to_us(start_at),
+            run_timeout_us=micros(options.get("run_timeout"), "run_timeout"),
+            id_reuse=options.get("id_reuse", IdReuse.REJECT),
+        )
+
+    async def _now_us(self) -> int:
+        """The store's time, within what our clock drifts in half a minute."""
+        if not self._clock.is_set or self._clock.age_seconds > CLOCK_SECONDS_MAX:
+            self._clock.observe(await self.store.now_us())
+        return self._clock.now_us()

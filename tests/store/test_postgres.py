@@ -382,6 +382,22 @@ async def test_a_timer_of_a_run_that_is_held_stays_due(postgres: PostgresRig) ->
 # -- the caller's transaction ----------------------------------------------------------------
 
 
+@pytest.mark.parametrize("park", [b"{}", None], ids=["parked", "free"])
+async def test_a_claim_that_finds_a_run_held_leaves_its_token(
+    postgres: PostgresRig, park: bytes | None
+) -> None:
+    session = await postgres.session()
+    run = await postgres.owned("a", session)
+    await postgres.accept(change(run, park=park, release=park is None))
+    await postgres.store.send([Message(EventKind.RUN_TERMINATED, workflow_id="a")])
+    async with await psycopg.AsyncConnection.connect(postgres.dsn) as upkeep:
+        await upkeep.execute("UPDATE durable.run SET part = part")
+        assert await postgres.claim(session) == []
+        await upkeep.rollback()
+
+    assert [each.run_id for each in await postgres.claim(session)] == [run.run_id]
+
+
 async def test_a_start_belongs_to_the_callers_transaction(postgres: PostgresRig) -> None:
     session = await postgres.session()
     kept, gone = new_run("kept"), new_run("gone")

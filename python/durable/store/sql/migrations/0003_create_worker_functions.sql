@@ -22,7 +22,7 @@ DECLARE
     v_taken uuid[] := '{}';
     v_more uuid[];
     v_seen uuid[];
-    v_owned uuid[];
+    v_owned integer;
     v_queue text;
     v_scan integer;
 BEGIN
@@ -65,8 +65,11 @@ BEGIN
         END IF;
 
         v_seen := ARRAY(SELECT DISTINCT t FROM unnest(v_mail || v_taken) t);
+        -- By ctid, so that a row is looked up once. One that changes between our snapshot and our
+        -- lock is not met again under its new ctid: its token goes back, like that of a locked one.
+        RETURN QUERY
         WITH locked AS MATERIALIZED (
-            SELECT r.run_id FROM {s}.run r
+            SELECT r.ctid FROM {s}.run r
             WHERE r.run_id = ANY (v_seen) AND r.session IS NULL AND (
                 r.state = 0
                 OR EXISTS (SELECT FROM {s}.inbox b WHERE b.run_id = r.run_id AND (
@@ -74,28 +77,29 @@ BEGIN
             ORDER BY r.run_id FOR NO KEY UPDATE OF r SKIP LOCKED
         ), owned AS (
             UPDATE {s}.run r SET session = p_session, fence = r.fence + 1, state = 0, park = NULL
-            FROM locked WHERE r.run_id = locked.run_id
-            RETURNING r.run_id
-        ) SELECT coalesce(array_agg(run_id), '{}') INTO v_owned FROM owned;
-
-        RETURN QUERY
-        SELECT r.run_id::text, r.workflow_id, r.workflow_type, r.queue, r.version, r.fence,
-               r.next_seq, r.head_hash, r.part, r.crashes::integer, r.parent_run_id::text,
-               r.parent_ref, {s}.us(r.created_at),
+            FROM locked WHERE r.ctid = locked.ctid
+            RETURNING r.*
+        )
+        SELECT o.run_id::text, o.workflow_id, o.workflow_type, o.queue, o.version, o.fence,
+               o.next_seq, o.head_hash, o.part, o.crashes::integer, o.parent_run_id::text,
+               o.parent_ref, {s}.us(o.created_at),
                -- A new run is about to run: what it starts with saves it a round trip. Scalar
                -- sub-selects, because they can only be looked up row by row.
                (SELECT h.batch FROM {s}.history h
-                WHERE r.next_seq = 1 AND h.part = r.part AND h.run_id = r.run_id AND h.seq = 0),
-               (SELECT true FROM {s}.inbox b WHERE b.run_id = r.run_id LIMIT 1) IS NOT NULL
-        FROM {s}.run r
-        WHERE r.run_id = ANY (v_owned);
+                WHERE o.next_seq = 1 AND h.part = o.part AND h.run_id = o.run_id AND h.seq = 0),
+               (SELECT true FROM {s}.inbox b WHERE b.run_id = o.run_id LIMIT 1) IS NOT NULL
+        FROM owned o;
+        GET DIAGNOSTICS v_owned = ROW_COUNT;
 
-        IF cardinality(v_owned) < cardinality(v_seen) THEN
+        IF v_owned < cardinality(v_seen) THEN
             RETURN QUERY
             WITH rest AS MATERIALIZED (
                 SELECT r.run_id, r.queue, r.priority, r.workflow_type, r.session
                 FROM unnest(v_seen) i(run_id) JOIN {s}.run r USING (run_id)
-                WHERE r.run_id <> ALL (v_owned) AND (r.state = 0 OR r.session IS NOT NULL)
+                WHERE r.xmin <> pg_current_xact_id()::xid AND (
+                    r.state = 0 OR r.session IS NOT NULL
+                    OR EXISTS (SELECT FROM {s}.inbox b WHERE b.run_id = r.run_id AND (
+                        b.kind IN (13, 14) OR b.kind = 6 AND r.state = 2)))
             ), back AS (
                 INSERT INTO {s}.task (queue, priority, kind, type, run_id, session)
                 SELECT queue, priority, 1, workflow_type, run_id, session FROM rest

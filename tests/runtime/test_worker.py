@@ -151,11 +151,11 @@ async def test_a_backlog_is_worked_off_without_waiting_for_polls(
 ) -> None:
     # Nothing comes by the clock here: the worker itself knows that it left some behind.
     monkeypatch.setattr(Wakeup, "wait", lambda self, **_: self.wait_hint(600.0))
-    starts = [(f"run-{number}", (0,)) for number in range(60)]
+    starts = [(f"run-{number}", (1,)) for number in range(400)]
     handles = await client.start_many(count, starts)
-    await serve(count, add, activity_slots=4)
+    await serve(count, add)
     async with asyncio.timeout(SOON):
-        assert [await handle.result() for handle in handles] == [0] * 60
+        assert [await handle.result() for handle in handles] == [0] * 400
 
 
 async def test_runs_survive_a_cache_that_holds_nothing(client: Client, serve: Any) -> None:

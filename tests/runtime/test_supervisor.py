@@ -33,6 +33,8 @@ class NotingStore:
     beaten: list[int] = field(default_factory=list)
     ended: list[int] = field(default_factory=list)
     fail_next_end: int = 0
+    silent_beats: int = 0
+    """So many heartbeats find none of the sessions alive."""
     hints: asyncio.Queue[None] = field(default_factory=asyncio.Queue)
     listens: bool = True
 
@@ -42,6 +44,9 @@ class NotingStore:
 
     async def heartbeat(self, sessions: Sequence[int], lease_us: int) -> set[int]:
         self.beaten += sessions
+        if self.silent_beats and sessions:
+            self.silent_beats -= 1
+            return set()
         return set(sessions)
 
     async def end_sessions(self, sessions: Sequence[int], *, crashed: bool = True) -> int:
@@ -129,6 +134,25 @@ async def test_a_killed_worker_is_handed_over_and_replaced(notes: NotingStore) -
         assert supervisor.fleet.value("durable_worker_restarts_total", reason="killed") == 1
         assert supervisor.fleet.value("durable_handover_runs_total") == 5
         assert supervisor.fleet.value("durable_degraded") == 0
+
+
+async def test_a_session_that_ended_well_a_moment_ago_is_no_alarm(
+    notes: NotingStore, caplog: pytest.LogCaptureFixture
+) -> None:
+    notes.silent_beats = 1
+    async with make(notes) as supervisor:
+        await until(lambda: len(notes.beaten) >= 6)
+        assert supervisor.fleet.value("durable_leases_lost_total") == 0
+    assert "declared dead" not in caplog.text
+
+
+async def test_a_session_that_stays_dead_is_told(
+    notes: NotingStore, caplog: pytest.LogCaptureFixture
+) -> None:
+    notes.silent_beats = 1000
+    async with make(notes) as supervisor:
+        await until(lambda: supervisor.fleet.value("durable_leases_lost_total"))
+    assert "declared dead by others" in caplog.text
 
 
 async def test_a_handover_the_database_missed_is_made_later(notes: NotingStore) -> None:

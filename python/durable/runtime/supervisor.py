@@ -99,6 +99,8 @@ class Supervisor:
         self._workers: dict[int, WorkerProcess] = {}
         self._processes: set[WorkerProcess] = set()
         self._orphans: set[int] = set()
+        self._missing: set[int] = set()
+        """Sessions that were not alive at the last heartbeat, though their workers are."""
         self._crash_looping: set[int] = set()
         self._stop = asyncio.Event()
         self._stop_now = asyncio.Event()
@@ -258,21 +260,32 @@ class Supervisor:
     async def _heartbeat(self) -> None:
         """Extend the leases of the workers that move."""
         now = time.monotonic()
-        sessions = [
-            worker.session
+        beaten = {
+            worker.session: worker
             for worker in self._workers.values()
             if worker.session is not None
             and worker.returncode is None
             and now - worker.progress_at <= self._options.hang_seconds
-        ]
+        }
         lease_us = int(self._worker_options.lease_seconds * 1e6)
-        alive = await self._store.heartbeat(sessions, lease_us)
+        alive = await self._store.heartbeat(list(beaten), lease_us)
         self._health.store_at = time.monotonic()
         self._metrics.inc("durable_lease_renewals_total", len(alive))
-        lost = [each for each in sessions if each not in alive]
+        missing = {
+            session
+            for session, worker in beaten.items()
+            if session not in alive
+            and session == worker.session
+            and not worker.stop_sent
+            and worker.returncode is None
+        }
+        # A worker that ends well has ended its session a moment before it is gone, so one look is
+        # no proof.
+        lost, self._missing = missing & self._missing, missing
         if lost:
             self._metrics.inc("durable_leases_lost_total", len(lost))
             log.warning("%d of our sessions were declared dead by others", len(lost))
+        if missing:
             # They find out at their next write, begin a new session, and tell us.
             self._hint()
 

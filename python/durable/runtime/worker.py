@@ -282,9 +282,15 @@ class Worker:
             async with asyncio.timeout(LAST_WRITES_SECONDS):
                 await self.store.end_sessions([self._session.id], crashed=False)
                 await self.store.notify()
-        except (StoreError, TimeoutError) as error:
-            log.warning("cannot end the session; its lease will run out: %s", error)
+        except TimeoutError:
+            self._session_left(f"the store did not answer within {LAST_WRITES_SECONDS:g} s")
+        except StoreError as error:
+            self._session_left(str(error))
         self._turns.drop_all()
+
+    def _session_left(self, why: str) -> None:
+        seconds = self.options.lease_seconds
+        log.warning("cannot end the session; its lease runs out in %g s: %s", seconds, why)
 
     async def _tick(self) -> None:
         """Show that the loop turns."""

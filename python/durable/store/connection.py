@@ -70,6 +70,10 @@ STALE_PLAN = "0A000"
 READ_ONLY = "25006"
 
 
+NOT_YET = ("the database system is", "too many clients", "too many connections", "connection slots")
+"""What a server says that will take connections in a moment. Refusals to connect have no code."""
+
+
 class DataRejectedError(StoreError):
     """The server cannot store these values; nothing was written."""
 
@@ -83,10 +87,29 @@ class Target:
     pooler: bool = False
     """A PgBouncer in transaction mode is in between: no prepared statements, no settings."""
     kept: dict[str, str] = field(default_factory=dict)
+    reached: bool = False
+    """A connection was had before: what refuses one now may be a restart, and is waited for."""
+
+    def where(self) -> str:
+        """Host and port, for messages: ``db.example:5432``. Nothing else of the DSN."""
+        given = conninfo_to_dict(self.dsn)
+        host = given.get("host") or given.get("hostaddr") or os.environ.get("PGHOST")
+        port = str(given.get("port") or os.environ.get("PGPORT") or 5432)
+        if not host:
+            return f"the local socket, port {port}"
+        hosts, ports = str(host).split(","), port.split(",")
+        ports += ports[-1:] * (len(hosts) - len(ports))
+        return ", ".join(f"{each}:{number}" for each, number in zip(hosts, ports, strict=False))
 
     def conninfo(self) -> str:
         """The connection string with our settings; what the DSN says itself wins."""
-        given = conninfo_to_dict(self.dsn)
+        try:
+            given = conninfo_to_dict(self.dsn)
+        except psycopg.ProgrammingError:
+            # The reason quotes the DSN, and that may have a password in it.
+            raise ConfigurationError(
+                "the DSN cannot be read; write postgresql://user:password@host:port/name"
+            ) from None
         ours = {**KEEPALIVE, "application_name": self.application_name}
         merged: dict[str, Any] = {**ours, **given}
         if not self.pooler:
@@ -102,6 +125,7 @@ class Target:
                 raise
             self.pooler = True
             conn = await self.connect_once()
+        self.reached = True
         if not self.pooler:
             watchdog = asyncio.get_running_loop().call_later(CALL_SECONDS_MAX, sever, conn)
             try:
@@ -166,6 +190,19 @@ def refusal(error: psycopg.Error) -> Exception | None:
     return StoreError(f"the database refused: {said} ({state})")
 
 
+def unreachable(error: psycopg.Error, target: Target) -> StoreUnavailableError | None:
+    """The error to raise when no connection was ever had and waiting for one is pointless."""
+    said = str(error)
+    if target.reached or any(words in said for words in NOT_YET):
+        return None
+    # psycopg says first what it was doing; the server, or the system, says why it failed.
+    why = said.partition("\n")[0].rpartition("failed: ")[2] or type(error).__name__
+    return StoreUnavailableError(
+        f"the database at {target.where()} did not answer: {why}; is the DSN right, and is it "
+        "running?"
+    )
+
+
 class Lane:
     """One connection, opened on first use."""
 
@@ -222,6 +259,8 @@ class Lanes:
                     return await lane.run(work, unsure)
                 except psycopg.Error as error:
                     refused = refusal(error)
+                    if refused is None and not lane.asked:
+                        refused = unreachable(error, self.target)
                     if refused is not None:
                         raise refused from error
                     unsure = unsure or (lane.asked and lane.conn is None)
@@ -235,7 +274,8 @@ class Lanes:
             pause = min(BACKOFF_SECONDS_MAX, BACKOFF_SECONDS * 2**tries) * (0.5 + random.random())
             if time.monotonic() + pause > deadline:
                 raise StoreUnavailableError(
-                    f"the database did not answer after {tries} tries: {problem}"
+                    f"the database at {self.target.where()} did not answer after {tries} tries: "
+                    f"{problem}"
                 ) from problem
             if tries == 1:
                 logger.info("trying the database again: %s", problem)

@@ -19,8 +19,10 @@ from durable.errors import (
     WorkflowTerminatedError,
 )
 from durable.events import RunState
+from durable.runtime import worker as worker_module
 from durable.runtime.wakeup import Wakeup
 from durable.runtime.worker import Worker
+from durable.store.memory import MemoryStore
 
 SOON = 20.0
 
@@ -323,3 +325,20 @@ async def test_a_type_without_code_here_is_left_to_others(client: Client, serve:
 def test_a_worker_with_nothing_to_serve_is_refused(dsn: str) -> None:
     with pytest.raises(ConfigurationError, match="at least one"):
         Worker(dsn)
+
+
+class SilentAtTheEnd(MemoryStore):
+    """A store that does not answer any more when sessions are to end."""
+
+    async def end_sessions(self, sessions: Any, *, crashed: bool = True) -> int:
+        await asyncio.Event().wait()
+        return 0
+
+
+async def test_a_session_that_cannot_be_ended_is_left_with_a_reason(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(worker_module, "LAST_WRITES_SECONDS", 0.01)
+    async with Worker(SilentAtTheEnd(), workflows=[count], activities=[add]):
+        pass
+    assert "did not answer within 0.01 s" in caplog.text

@@ -18,7 +18,7 @@ PROMISED = """
     Client IdReuse RunState WorkflowHandle
     Supervisor SupervisorOptions Worker WorkerOptions
     ApplicationError NonRetryable RetryAfter
-    ActivityError AttemptLostError CompleteLater
+    ActivityError ActivityProcessError AttemptLostError CompleteLater
     ActivityNotFoundError ChildWorkflowError ContextError GuardError NonDeterminismError RemoteError
     InvalidArgumentError RequestError UnknownWorkflowError UnreadablePayloadError
     UpdateRejectedError

@@ -13,6 +13,7 @@ from durable import activity, workflow
 from durable.errors import (
     ActivityError,
     ActivityNotFoundError,
+    ActivityProcessError,
     ApplicationError,
     AttemptLostError,
     ChildWorkflowError,
@@ -81,6 +82,7 @@ __all__ = [
     "RetryAfter",
     # raised in your workflows
     "ActivityError",
+    "ActivityProcessError",
     "ChildWorkflowError",
     "ContextError",
     "GuardError",

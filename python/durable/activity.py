@@ -14,7 +14,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Awaitable, Callable, MutableMapping
 from datetime import datetime, timedelta
-from typing import Any, Concatenate, ParamSpec, Protocol, TypeVar, overload
+from typing import Any, Concatenate, Literal, ParamSpec, Protocol, TypeVar, overload
 
 from durable.codec import DEFAULT_CODEC, Codec
 from durable.engine.definition import ActivityDefinition, ActivityTraits
@@ -68,6 +68,7 @@ def defn(
     wait_cancel: bool = False,
     at_most_once: bool = False,
     completes_later: bool = False,
+    executor: Literal["thread", "process"] | None = None,
 ) -> Decorator: ...
 
 
@@ -80,6 +81,7 @@ def defn(
     codec: Codec = DEFAULT_CODEC,
     at_most_once: bool = False,
     completes_later: bool = False,
+    executor: Literal["thread", "process"] | None = None,
     **fields: Any,
 ) -> Any:
     """Make a function an activity; bare, or with options.
@@ -97,10 +99,18 @@ def defn(
     `durable.Client.complete_activity` or ``fail_activity``. Give it a start-to-close or heartbeat
     timeout, or it waits for ever.
 
+    ``executor`` says where a plain function runs: on a ``thread`` of the worker (the default), or
+    in a ``process`` of its own, for what needs the processor or may crash. That process imports the
+    function by its qualified name, and is killed when the attempt is over its time.
+
     Raises DefinitionError when the function cannot be an activity: a parameter or a result whose
     type cannot travel, or no function at all.
     """
-    traits = ActivityTraits(is_at_most_once=at_most_once, completes_later=completes_later)
+    traits = ActivityTraits(
+        is_at_most_once=at_most_once,
+        completes_later=completes_later,
+        executor=executor,
+    )
     return make(fn, name, options, codec, traits, fields)
 
 

@@ -28,6 +28,7 @@ DurableError
 │   ├── ActivityError
 │   └── ChildWorkflowError
 ├── AttemptLostError              an at-most-once activity began, and how it ended is not known
+├── ActivityProcessError          the process that ran an activity died
 ├── ApplicationError              raised by user code to say more than an exception can
 │   ├── NonRetryable
 │   └── RetryAfter
@@ -209,6 +210,13 @@ class AttemptLostError(DurableError):
 
     Whether it took effect is not known; it is not tried again. The ``__cause__`` of an
     `ActivityError`.
+    """
+
+
+class ActivityProcessError(DurableError):
+    """The process that ran an activity (``executor="process"``) died; the message says how.
+
+    It counts as a failed attempt, and is tried again as the retry policy says.
     """
 
 

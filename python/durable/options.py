@@ -86,6 +86,8 @@ class WorkerOptions:
     """Activities that run at once in one process."""
     thread_slots: int = 20
     """Threads for sync activities."""
+    process_slots: int = 2
+    """Processes for activities with ``executor="process"``; started when first needed."""
     cache_bytes: int = 256 * 1024 * 1024
     """Budget of warm runs; the least recently used are dropped and replayed when needed."""
     lease_seconds: float = 10.0
@@ -101,7 +103,7 @@ class WorkerOptions:
     def __post_init__(self) -> None:
         if not self.queues or not all(self.queues):
             raise ConfigurationError("a worker serves at least one named queue")
-        for name in ("activity_slots", "thread_slots", "cache_bytes"):
+        for name in ("activity_slots", "thread_slots", "process_slots", "cache_bytes"):
             if getattr(self, name) < 1:
                 raise ConfigurationError(f"{name} must be 1 or more")
         for name in ("lease_seconds", "poll_max_seconds"):

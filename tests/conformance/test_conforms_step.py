@@ -1,13 +1,14 @@
 """Requirements on activities: results, retries, time limits, heartbeats, cancellation."""
 
 import asyncio
-import time
+import os
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
 
 import psycopg
 import pytest
+from support import heavy
 
 from durable import (
     ActivityError,
@@ -771,11 +772,18 @@ async def test_step_41(database: Any, outcome: str) -> None:
     assert len(tokens) == 1
 
 
-@pytest.mark.xfail(reason="activities in a process pool: activity.defn(executor=) is missing")
-def test_step_42() -> None:
+async def test_step_42(database: Any) -> None:
     """step-42: A plain function that needs the processor can run in a process of its own."""
-    made: Any = activity.defn
-    made(executor="process")(time.sleep)
+
+    @workflow.defn
+    async def flow() -> list[int]:
+        return await heavy.pid(4)
+
+    async with Worker(database.dsn, workflows=[flow], activities=[heavy.pid]):
+        handle = await database.client.start(flow, id="render")
+        number, pid = await handle.result(60)
+    assert number == 4
+    assert pid != os.getpid()
 
 
 @pytest.mark.xfail(reason="standalone activities: Client.enqueue is missing")

@@ -137,6 +137,13 @@ async def reload_on_change(supervisor: Supervisor, app: str, folder: Path) -> No
     help="Activities that run at once in one process.",
 )
 @click.option(
+    "--process-slots",
+    type=click.IntRange(1),
+    default=2,
+    show_default=True,
+    help="Processes for activities with executor=process, in each worker process.",
+)
+@click.option(
     "--lease",
     type=Duration(),
     default="10s",
@@ -182,6 +189,7 @@ def worker(app: str, dsn: str | None, schema: str, verbose: bool, **settings: An
     worker_options = WorkerOptions(
         queues=tuple(dict.fromkeys(settings["queues"])) or WorkerOptions().queues,
         activity_slots=settings["slots"],
+        process_slots=settings["process_slots"],
         lease_seconds=settings["lease"].total_seconds(),
         drain_seconds=settings["drain"].total_seconds(),
     )

@@ -46,6 +46,33 @@ def is_method(fn: Callable[..., Any]) -> bool:
     return code is not None and code.co_argcount > 0 and code.co_varnames[0] == "self"
 
 
+def check_executor(name: str, fn: Callable[..., Any], executor: str) -> None:
+    """Raise DefinitionError for a function that cannot run on that executor.
+
+    Another process has to import it and has nothing else.
+    """
+    if executor not in ("thread", "process"):
+        raise DefinitionError(f"executor is 'thread' or 'process', not {executor!r}")
+    if inspect.iscoroutinefunction(fn):
+        raise DefinitionError(
+            f"activity {name} is async and runs on the worker's loop; "
+            "make it a plain def, or leave executor= out"
+        )
+    if executor == "thread":
+        return
+    path = getattr(fn, "__qualname__", None)
+    if path is None or not getattr(fn, "__module__", None) or is_method(fn) or inspect.ismethod(fn):
+        raise DefinitionError(
+            f"activity {name} runs in a process of its own, which gets no object: "
+            "make it a function of a module"
+        )
+    if "<" in path:
+        raise DefinitionError(
+            f"activity {name} runs in a process of its own, which has to import it: "
+            f"move {path} to the top of its module"
+        )
+
+
 @dataclasses.dataclass(frozen=True)
 class ActivityTraits:
     """What kind of activity it is: how a worker runs it. Not recorded in history."""
@@ -56,6 +83,8 @@ class ActivityTraits:
     """Once begun it is never begun again."""
     completes_later: bool = False
     """Others may complete it, by its task token."""
+    executor: str | None = None
+    """Where a plain function runs: on a ``thread`` (or None), or in a ``process`` of its own."""
 
     @property
     def needs_row(self) -> bool:
@@ -94,6 +123,8 @@ class ActivityDefinition(ActivityBase, Generic[P, R]):
             raise DefinitionError(
                 f"transactional activity {name} must be a function: async def {name}(conn, ...)"
             )
+        if traits.executor is not None:
+            check_executor(name, fn, traits.executor)
         if signature is None:
             skips = is_unbound or traits.is_transactional
             signature = Signature.of(fn, codec, skip_first=skips)
@@ -119,6 +150,13 @@ class ActivityDefinition(ActivityBase, Generic[P, R]):
         self.__doc__ = fn.__doc__
         self.__wrapped__ = fn
         return self
+
+    @property
+    def executor(self) -> str:
+        """What runs it: ``loop`` (async), ``thread`` or ``process``."""
+        if self.is_async:
+            return "loop"
+        return self.traits.executor or "thread"
 
     if TYPE_CHECKING:
 

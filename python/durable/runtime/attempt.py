@@ -12,6 +12,7 @@ from durable.engine.definition import ActivityDefinition
 from durable.engine.info import ActivityContext
 from durable.events import ActivityOutcome, EventKind
 from durable.options import PAYLOAD_BYTES_WARN, ActivityOptions, seconds
+from durable.runtime.activity_pool import Job
 
 RETRY = 0
 """The kind of an ending that asks for another attempt (as in `ActivityOutcome.kind`)."""
@@ -66,6 +67,7 @@ class Attempt:
         "is_concluded",
         "is_detached",
         "is_recorded",
+        "job",
         "name",
         "number",
         "options",
@@ -112,6 +114,8 @@ class Attempt:
         self.is_recorded = False
         """The database has its result already: there is nothing left to answer."""
         self.task: asyncio.Task[None] | None = None
+        self.job: Job | None = None
+        """Its life in another process, if it runs in one."""
         self.timers: list[asyncio.TimerHandle] = []
         self.beat_timer: asyncio.TimerHandle | None = None
         self.started_at = 0.0
@@ -151,6 +155,12 @@ class Attempt:
         self.beaten_at = time.monotonic()
         if self.context.is_cancelled and self.task is None:
             raise asyncio.CancelledError(f"activity {self.name} was told to stop")
+
+    def beaten(self, details: bytes | None) -> None:
+        """Its code, in another process, says that it makes progress. Called on the loop."""
+        if details is not None:
+            self.details = details
+        self.beaten_at = time.monotonic()
 
     def cancel_timers(self) -> None:
         """Its time limits no longer matter."""

@@ -21,7 +21,8 @@ from durable.errors import StoreError, StoreUnavailableError
 from durable.events import ActivityOutcome, ClaimedActivity
 from durable.options import ActivityOptions, seconds
 from durable.runtime.attempt import FAILED, RETRY, Attempt, Ending
-from durable.runtime.executor import Executor, failure_payload, lost_payload
+from durable.runtime.executor import Executor
+from durable.runtime.failures import failure_payload, lost_payload
 from durable.runtime.metrics import Metrics
 from durable.runtime.service import Service
 from durable.runtime.sessions import Session

@@ -1,9 +1,10 @@
 """Executor: runs activity attempts in this process, within its slots.
 
 Async activities are tasks on the worker's loop, sync ones run in a pool of threads with the context
-variables of their start. Every attempt reports its ending exactly once to the `Source` that started
-it. Time limits are enforced here: an attempt over its time is reported as failed at once and then
-told to stop, and it holds its slot until its code returns, because a thread cannot be killed.
+variables of their start, or in processes of their own (`durable.runtime.activity_pool`). Every
+attempt reports its ending exactly once to the `Source` that started it. Time limits are enforced
+here: an attempt over its time is reported as failed at once and then told to stop. It holds its
+slot until its code returns, because a thread cannot be killed; a process can, and is.
 
 Whether a failed attempt is tried again is decided by `durable.engine.retry`; this file adds only
 the clock and the dice.
@@ -20,22 +21,19 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import Any
 
-import orjson
-
-from durable.codec import failure_to_payload, is_final, type_names
 from durable.engine.definition import ActivityDefinition
 from durable.engine.info import ACTIVITY_CONTEXT
 from durable.engine.retry import next_delay_seconds
 from durable.errors import (
-    AttemptLostError,
     CompleteLater,
     DefinitionError,
     PayloadError,
-    RetryAfter,
     StoreError,
 )
 from durable.options import seconds
+from durable.runtime.activity_pool import ActivityPool, Reply, check_importable, job_facts
 from durable.runtime.attempt import COMPLETED, FAILED, RETRY, Attempt, Ending, Stop
+from durable.runtime.failures import Failure, cancelled_payload, failure_of, lost_payload, numbered
 from durable.runtime.metrics import Metrics
 from durable.store.base import Store
 from durable.store.clock import StoreClock
@@ -43,29 +41,6 @@ from durable.store.transactions import Transactions
 
 Outcome = tuple[bytes | None, BaseException | None, bool]
 """Result payload, or the error and whether it is final."""
-
-
-def failure_payload(error: BaseException, attempt: int) -> bytes:
-    """A failure as it is recorded for an activity: with the attempt that gave up."""
-    failure = orjson.loads(failure_to_payload(error))
-    failure["attempt"] = attempt
-    return orjson.dumps(failure)
-
-
-def cancelled_payload(name: str, attempt: int) -> bytes:
-    """The failure of an activity that was cancelled by its workflow."""
-    message = f"activity {name} was cancelled"
-    return orjson.dumps({"type": "CancelledError", "message": message, "attempt": attempt})
-
-
-def lost_payload(name: str, attempt: int) -> bytes:
-    """The failure of an at-most-once activity that began and must not begin again."""
-    return failure_payload(
-        AttemptLostError(
-            f"activity {name} began and was interrupted; whether it took effect is not known"
-        ),
-        attempt,
-    )
 
 
 class Executor:
@@ -78,6 +53,7 @@ class Executor:
         queues: Collection[str],
         slots: int,
         thread_slots: int,
+        process_slots: int,
         clock: StoreClock,
         metrics: Metrics,
         store: Store,
@@ -89,13 +65,17 @@ class Executor:
         self.limited: frozenset[str] = frozenset()
         """Queues with limits: those are kept at the claim, so their activities go that way."""
         self._slots = slots
-        self._thread_slots = thread_slots
+        self._places = {"thread": thread_slots, "process": process_slots, "loop": slots}
+        """Of those that run at once on each kind of executor; `_taken` counts them."""
+        self._taken = dict.fromkeys(self._places, 0)
         self._clock = clock
         self._metrics = metrics
         self._pool = ThreadPoolExecutor(thread_slots, thread_name_prefix="durable-activity")
+        self.processes = ActivityPool(
+            check_importable(each) for each in definitions.values() if each.executor == "process"
+        )
         self._attempts: set[Attempt] = set()
         self._reserved = 0
-        self._threads = 0
         self._moved_at = 0.0
         self._idle = asyncio.Event()
         self._idle.set()
@@ -122,12 +102,11 @@ class Executor:
         """Names of the activities that could start now."""
         if self.free <= 0:
             return []
-        no_thread = self._threads >= self._thread_slots
-        return [
-            name
-            for name, definition in self.definitions.items()
-            if definition.is_async or not no_thread
-        ]
+        return [name for name in self.definitions if self._has_place(name)]
+
+    def _has_place(self, name: str) -> bool:
+        executor = self.definitions[name].executor
+        return self._taken[executor] < self._places[executor]
 
     def reserve(self, name: str, queue: str) -> bool:
         """Take a slot for an activity of that name and queue, if this worker can run it now."""
@@ -138,10 +117,9 @@ class Executor:
             return False
         if definition.traits.needs_row:
             return False
-        if not definition.is_async:
-            if self._threads >= self._thread_slots:
-                return False
-            self._threads += 1
+        if not self._has_place(name):
+            return False
+        self._taken[definition.executor] += 1
         self._reserved += 1
         return True
 
@@ -154,19 +132,17 @@ class Executor:
         self._reserved -= count
 
     def use_held(self, name: str) -> bool:
-        """Use one held slot; False (and the slot is free again) when there is no thread for it."""
-        if not self.definitions[name].is_async:
-            if self._threads >= self._thread_slots:
-                self._reserved -= 1
-                return False
-            self._threads += 1
+        """Use one held slot; False (and the slot is free again) when there is no place for it."""
+        if not self._has_place(name):
+            self._reserved -= 1
+            return False
+        self._taken[self.definitions[name].executor] += 1
         return True
 
     def give_back(self, name: str) -> None:
         """Return a slot that was taken."""
         self._reserved -= 1
-        if not self.definitions[name].is_async:
-            self._threads -= 1
+        self._taken[self.definitions[name].executor] -= 1
 
     # -- running -----------------------------------------------------------------------------
 
@@ -179,6 +155,11 @@ class Executor:
         self._limit(loop, attempt)
         if attempt.definition.is_async:
             attempt.task = loop.create_task(self._run_async(attempt))
+            return
+        if attempt.definition.executor == "process":
+            facts = job_facts(attempt.definition, attempt.context)
+            attempt.job = self.processes.submit(facts, attempt.input, attempt.beaten)
+            attempt.job.done.add_done_callback(partial(self._process_ended, attempt))
             return
         context = contextvars.copy_context()
         context.run(ACTIVITY_CONTEXT.set, attempt.context)
@@ -219,10 +200,10 @@ class Executor:
             await self._store.detach_activity(attempt.run_id, attempt.ref, attempt.token)
         except StoreError:
             # Tried again as any failed attempt, with a new token.
-            self._failed(attempt, error, False)
+            self._failed(attempt, error)
             return
         except asyncio.CancelledError as cancelled:
-            self._failed(attempt, cancelled, False)
+            self._failed(attempt, cancelled)
             return
         attempt.is_detached = True
         self._conclude(attempt, Ending(COMPLETED, None), "void")
@@ -261,12 +242,11 @@ class Executor:
         if future.cancelled():
             self._conclude(attempt, Ending(RETRY, None, count_attempt=False), "void")
         elif (error := future.exception()) is not None:
-            self._failed(attempt, error, False)
+            self._failed(attempt, error)
         else:
             payload, failure, gives_up = future.result()
             if isinstance(failure, CompleteLater):
-                attempt.task = asyncio.ensure_future(self._detach(attempt, failure))
-                attempt.task.add_done_callback(lambda _: self._release(attempt))
+                self._leave(attempt, failure)
                 return
             if failure is None:
                 self._conclude(attempt, Ending(COMPLETED, payload), "completed")
@@ -274,42 +254,68 @@ class Executor:
                 self._failed(attempt, failure, gives_up)
         self._release(attempt)
 
+    def _leave(self, attempt: Attempt, error: CompleteLater) -> None:
+        """Detach it, though its code does not run on the loop."""
+        attempt.task = asyncio.ensure_future(self._detach(attempt, error))
+        attempt.task.add_done_callback(lambda _: self._release(attempt))
+
+    def _process_ended(self, attempt: Attempt, done: asyncio.Future[Reply]) -> None:
+        reply = done.result()
+        attempt.job = None
+        context = attempt.context
+        context.retry_delay_seconds = reply.retry_delay_seconds
+        context.retry_at_us = reply.retry_at_us
+        if reply.result is not None:
+            self._conclude(attempt, Ending(COMPLETED, reply.result), "completed")
+        elif reply.failure is None:
+            self._leave(attempt, CompleteLater())
+            return
+        elif reply.is_lost and attempt.definition.traits.is_at_most_once and attempt.stop is None:
+            ending = Ending(FAILED, lost_payload(attempt.name, attempt.number))
+            self._conclude(attempt, ending, "failed")
+        else:
+            self._failed(attempt, reply.failure, reply.gives_up)
+        self._release(attempt)
+
     # -- ending ------------------------------------------------------------------------------
 
-    def _failed(self, attempt: Attempt, error: BaseException, gives_up: bool) -> None:
+    def _failed(
+        self, attempt: Attempt, error: BaseException | Failure, gives_up: bool = False
+    ) -> None:
         if attempt.is_concluded:
             return
+        failure = error if isinstance(error, Failure) else failure_of(error)
         if attempt.stop is Stop.CANCELLED:
             ending = Ending(FAILED, cancelled_payload(attempt.name, attempt.number))
             self._conclude(attempt, ending, "cancelled")
             return
-        delay = None if gives_up else self._next_delay(attempt, error)
-        failure = failure_payload(error, attempt.number)
+        delay = None if gives_up else self._next_delay(attempt, failure)
+        payload = numbered(failure.payload, attempt.number)
         timed_out = isinstance(error, TimeoutError) and attempt.stop is Stop.TIMED_OUT
         if delay is None:
-            ending = Ending(FAILED, failure)
+            ending = Ending(FAILED, payload)
             self._conclude(attempt, ending, "timed_out" if timed_out else "failed")
         else:
             self._metrics.observe("durable_activity_backoff_seconds", delay)
-            ending = Ending(RETRY, failure, round(delay * 1e6))
+            ending = Ending(RETRY, payload, round(delay * 1e6))
             self._conclude(attempt, ending, "timed_out" if timed_out else "retried")
 
-    def _next_delay(self, attempt: Attempt, error: BaseException) -> float | None:
+    def _next_delay(self, attempt: Attempt, failure: Failure) -> float | None:
         """Seconds to the next attempt, or None to give up."""
         context = attempt.context
         explicit = context.retry_delay_seconds
         if context.retry_at_us is not None:
             explicit = self._clock.seconds_until(context.retry_at_us)
-        if isinstance(error, RetryAfter):
-            explicit = error.delay_seconds
+        if failure.retry_after is not None:
+            explicit = failure.retry_after
         options = attempt.options
         delay = next_delay_seconds(
             options.retry,
             attempt.number,
-            type_names(error),
+            failure.names,
             random.random(),
             explicit,
-            is_final=is_final(error),
+            is_final=failure.is_final,
         )
         if delay is None:
             return None
@@ -364,7 +370,7 @@ class Executor:
         if attempt.is_concluded:
             return
         attempt.stop = Stop.TIMED_OUT
-        self._failed(attempt, TimeoutError(text), False)
+        self._failed(attempt, TimeoutError(text))
         self._interrupt(attempt)
 
     def _check_beat(self, attempt: Attempt, limit: float) -> None:
@@ -394,6 +400,8 @@ class Executor:
         attempt.context.is_cancelled = True
         if attempt.task is not None:
             attempt.task.cancel()
+        if attempt.job is not None:
+            attempt.job.stop(now=attempt.stop is Stop.TIMED_OUT)
 
     async def drain(self, grace_seconds: float) -> None:
         """Let attempts end for ``grace_seconds``; then hand the rest back to be tried elsewhere."""
@@ -421,4 +429,5 @@ class Executor:
         if tasks:
             await asyncio.wait(tasks, timeout=1.0)
         self._pool.shutdown(wait=False, cancel_futures=True)
+        await self.processes.close()
         await self._transactions.close()

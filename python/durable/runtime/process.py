@@ -11,7 +11,6 @@ SIGTERM drains this worker.
 from __future__ import annotations
 
 import asyncio
-import ctypes
 import faulthandler
 import gc
 import json
@@ -27,13 +26,12 @@ from durable.engine import guard
 from durable.errors import DurableError
 from durable.runtime.app import App, describe, load_app
 from durable.runtime.metrics import Metrics
-from durable.runtime.spawn import BOOT_FAILURE_CODE, LINE_BYTES_MAX, Orders
+from durable.runtime.parent import die_with, take_socket
+from durable.runtime.spawn import BOOT_FAILURE_CODE, LINE_BYTES_MAX, LOG_FORMAT, Orders
 from durable.runtime.worker import Worker
 from durable.store.postgres import PostgresStore
 
 BEAT_SECONDS = 0.5
-PR_SET_PDEATHSIG = 1
-LOG_FORMAT = "%(asctime)s %(levelname)s %(name)s [%(process)d]: %(message)s"
 
 log = logging.getLogger("durable.worker")
 
@@ -56,26 +54,6 @@ def main(fd: int | None) -> NoReturn:
     sys.stderr.flush()
     # Threads of user activities that outlived the drain must not hold the process up.
     os._exit(code)
-
-
-def take_socket(fd: int | None) -> socket.socket:
-    """Our end of the socket pair."""
-    if fd is not None:
-        os.set_inheritable(fd, False)
-        return socket.socket(fileno=fd)
-    if sys.platform == "win32":
-        return socket.fromshare(sys.stdin.buffer.read())
-    raise SystemExit("a worker process is started by a supervisor; use `durable worker`")
-
-
-def die_with(parent: int) -> None:
-    """Ask the kernel to kill this process when its parent dies (Linux)."""
-    if sys.platform != "linux":
-        return
-    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-    if os.getppid() != parent:
-        # It died between our start and the call.
-        os._exit(BOOT_FAILURE_CODE)
 
 
 async def serve(link: socket.socket) -> int:

@@ -41,7 +41,9 @@ LAST_WORDS_SECONDS = 0.25
 BOOT_FAILURE_CODE = 78
 """Exit code of a worker that could not start (EX_CONFIG)."""
 
-BOOT = "import sys; sys.path[:] = {path!r}; from durable.runtime.process import main; main({fd})"
+BOOT = "import sys; sys.path[:] = {path!r}; from {module} import main; main({fd})"
+WORKER = "durable.runtime.process"
+LOG_FORMAT = "%(asctime)s %(levelname)s %(name)s [%(process)d]: %(message)s"
 
 log = logging.getLogger("durable.supervisor")
 
@@ -202,18 +204,18 @@ class WorkerProcess:
         self._on_beat(self, beat["metrics"])
 
 
-def launch(theirs: socket.socket) -> subprocess.Popen[bytes]:
-    """Start the interpreter of a worker that inherits one end of a socket pair."""
+def launch(theirs: socket.socket, module: str = WORKER) -> subprocess.Popen[bytes]:
+    """Start an interpreter that inherits one end of a socket pair and calls ``module.main``."""
     flags = [f"-X{name}" for name in ("dev", "utf8") if name in sys._xoptions]
     if sys.platform == "win32":
-        boot = BOOT.format(path=sys.path, fd="None")
+        boot = BOOT.format(path=sys.path, module=module, fd="None")
         popen = subprocess.Popen([sys.executable, *flags, "-c", boot], stdin=subprocess.PIPE)
         assert popen.stdin is not None
         # Windows hands sockets over as bytes made for one process.
         popen.stdin.write(theirs.share(popen.pid))
         popen.stdin.close()
         return popen
-    boot = BOOT.format(path=sys.path, fd=theirs.fileno())
+    boot = BOOT.format(path=sys.path, module=module, fd=theirs.fileno())
     return subprocess.Popen(
         [sys.executable, *flags, "-c", boot],
         pass_fds=(theirs.fileno(),),

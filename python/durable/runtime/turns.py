@@ -28,7 +28,8 @@ from durable.events import (
 from durable.runtime.attempt import Attempt, Ending
 from durable.runtime.building import build, queued, starts_here
 from durable.runtime.committer import Committer
-from durable.runtime.executor import Executor, cancelled_payload
+from durable.runtime.executor import Executor
+from durable.runtime.failures import cancelled_payload
 from durable.runtime.metrics import Metrics
 from durable.runtime.parking import ParkingLot
 from durable.runtime.timers import TimerHeap

@@ -112,6 +112,7 @@ class Worker:
             queues=options.queues,
             slots=options.activity_slots,
             thread_slots=options.thread_slots,
+            process_slots=options.process_slots,
             clock=clock,
             metrics=metrics,
             store=store,

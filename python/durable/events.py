@@ -85,6 +85,12 @@ class TimerKind(IntEnum):
     """Becomes a RUN_TIMED_OUT in the run's inbox."""
     UNPARK = 6
     """Makes a parked run claimable again, to be tried once more."""
+    EXECUTION_TIMEOUT = 7
+    """As RUN_TIMEOUT; goes over to the next run of a chain."""
+
+
+WHOLE_EXECUTION = "execution"
+"""The name of a RUN_TIMED_OUT that is about the chain of runs: it too goes over to the next run."""
 
 
 class IdReuse(IntEnum):
@@ -117,6 +123,9 @@ class NewRun:
     start_at_us: int | None = None
     """Claimable at this time (overrides ``start_delay_us``)."""
     run_timeout_us: int | None = None
+    execution_timeout_us: int | None = None
+    """For the chain that begins with this run. Its successors leave it out: they take over the
+    deadline of the run that they follow."""
     id_reuse: IdReuse = IdReuse.REJECT
     parent_run_id: str | None = None
     parent_ref: int | None = None

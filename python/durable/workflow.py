@@ -414,6 +414,7 @@ def start_child(
     priority: int | None = ...,
     parent_close: str | None = ...,
     run_timeout: timedelta | float | None = ...,
+    execution_timeout: timedelta | float | None = ...,
     memo: dict[str, Any] | None = ...,
 ) -> ChildHandle[R]: ...
 @overload
@@ -426,6 +427,7 @@ def start_child(
     priority: int | None = ...,
     parent_close: str | None = ...,
     run_timeout: timedelta | float | None = ...,
+    execution_timeout: timedelta | float | None = ...,
     memo: dict[str, Any] | None = ...,
     result_type: Any = ...,
 ) -> ChildHandle[Any]: ...
@@ -440,13 +442,15 @@ def start_child(  # type: ignore[misc]  # mypy: *args of Any are too few for tho
     priority: int | None = None,
     parent_close: str | None = None,
     run_timeout: timedelta | float | None = None,
+    execution_timeout: timedelta | float | None = None,
     memo: dict[str, Any] | None = None,
     result_type: Any = Any,
 ) -> ChildHandle[Any]:
     """Start a child workflow and return its handle; await the handle for the result.
 
     ``id`` defaults to one derived from the parent's. ``parent_close`` says what becomes of it when
-    the parent ends first: "terminate" (the default), "cancel" or "abandon".
+    the parent ends first: "terminate" (the default), "cancel" or "abandon". ``run_timeout`` limits
+    each of its runs, ``execution_timeout`` all runs of its chain together.
     """
     this = context("start_child()")
     if parent_close not in (None, "terminate", "cancel", "abandon"):
@@ -468,6 +472,9 @@ def start_child(  # type: ignore[misc]  # mypy: *args of Any are too few for tho
         "priority": priority,
         "parent_close": parent_close,
         "run_timeout_us": None if run_timeout is None else duration_us(run_timeout),
+        "execution_timeout_us": (
+            None if execution_timeout is None else duration_us(execution_timeout)
+        ),
         "memo": memo,
     }
     return this.start_child(name, payload, decoder, options)

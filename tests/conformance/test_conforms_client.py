@@ -320,7 +320,6 @@ async def test_client_25(database: Any) -> None:
         assert await handle.result(20) == {"page": 7}
 
 
-@pytest.mark.xfail(reason="Client.start has no execution_timeout over a whole chain")
 async def test_client_26(database: Any) -> None:
     """client-26: A limit on the whole execution holds for all runs of its chain together."""
 

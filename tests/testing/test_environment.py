@@ -358,6 +358,33 @@ async def test_run_over_its_time_ends(env: WorkflowEnvironment) -> None:
         await handle.result()
 
 
+@workflow.defn
+async def naps(times: list[float]) -> str:
+    await workflow.sleep(times[0])
+    if times[1:]:
+        workflow.continue_as_new(times[1:])
+    return "rested"
+
+
+async def test_execution_over_its_time_ends_whatever_its_runs_do(env: WorkflowEnvironment) -> None:
+    begin = env.now
+    handle = await env.start(naps, [60.0] * 10, execution_timeout=timedelta(minutes=5))
+
+    with pytest.raises(WorkflowTimedOutError, match="whole execution"):
+        await handle.result()
+    assert env.now - begin == timedelta(minutes=5)
+
+
+async def test_every_run_of_a_chain_has_the_same_time(env: WorkflowEnvironment) -> None:
+    limit = timedelta(minutes=5)
+    handle = await env.start(naps, [60.0] * 10, run_timeout=limit)
+    assert await handle.result() == "rested"
+
+    handle = await env.start(naps, [60.0, 600.0], run_timeout=limit)
+    with pytest.raises(WorkflowTimedOutError, match="of the run"):
+        await handle.result()
+
+
 async def test_delayed_start_begins_later_and_keeps_its_mail(env: WorkflowEnvironment) -> None:
     begin = env.now
     handle = await env.start(wait_for_go, start_delay=timedelta(days=1))

@@ -80,6 +80,12 @@ def arguments_of(
 @click.option("--at", type=Moment(), help="Start at this time.")
 @click.option("--version", help="Version to record with the run.")
 @click.option("--priority", type=int, default=0, show_default=True, help="Smaller goes first.")
+@click.option("--run-timeout", type=Duration(), help="End each run after this long.")
+@click.option(
+    "--execution-timeout",
+    type=Duration(),
+    help="End the whole chain of runs, if it continues as new, after this long.",
+)
 @click.option("--wait", is_flag=True, help="Wait for the result and print it.")
 @app_option
 @database_options
@@ -118,6 +124,8 @@ def start(
             priority=options["priority"],
             start_delay=options["delay"],
             start_at=options["at"],
+            run_timeout=options["run_timeout"],
+            execution_timeout=options["execution_timeout"],
             **kwargs,
         )
         return handle.run_id, await handle.result() if wait else None

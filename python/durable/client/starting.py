@@ -44,6 +44,7 @@ class StartOptions(TypedDict, total=False):
     start_delay: timedelta | float | None
     start_at: datetime | None
     run_timeout: timedelta | float | None
+    execution_timeout: timedelta | float | None
     id_reuse: IdReuse
 
 
@@ -70,6 +71,7 @@ class StartingClient(ConnectedClient):
         start_delay: timedelta | float | None = ...,
         start_at: datetime | None = ...,
         run_timeout: timedelta | float | None = ...,
+        execution_timeout: timedelta | float | None = ...,
         id_reuse: IdReuse = ...,
         conn: Any = ...,
         **kwargs: Any,
@@ -86,6 +88,7 @@ class StartingClient(ConnectedClient):
         start_delay: timedelta | float | None = ...,
         start_at: datetime | None = ...,
         run_timeout: timedelta | float | None = ...,
+        execution_timeout: timedelta | float | None = ...,
         id_reuse: IdReuse = ...,
         conn: Any = ...,
         **kwargs: Any,
@@ -102,6 +105,7 @@ class StartingClient(ConnectedClient):
         start_delay: timedelta | float | None = None,
         start_at: datetime | None = None,
         run_timeout: timedelta | float | None = None,
+        execution_timeout: timedelta | float | None = None,
         id_reuse: IdReuse = IdReuse.REJECT,
         conn: Any = None,
         **kwargs: Any,
@@ -111,8 +115,10 @@ class StartingClient(ConnectedClient):
         ``args`` and ``kwargs`` are the workflow's own; given the definition they are checked
         against its signature. ``id`` is the caller's: a second start with it is refused unless
         ``id_reuse`` allows it, so that a start can be repeated safely. The run begins at once,
-        after ``start_delay`` or at ``start_at`` (a naive time is UTC), and is ended after
-        ``run_timeout``.
+        after ``start_delay`` or at ``start_at`` (a naive time is UTC).
+        ``run_timeout`` limits each run, from when it begins; ``execution_timeout`` limits the whole
+        chain of runs that continue as new or are tried again, from when the first one begins. What
+        is over its time ends at once, as timed out.
         With ``conn``, a psycopg async connection, the start belongs to the caller's transaction.
 
         Raises InvalidArgumentError (id, names, arguments), EncodeError or PayloadTooLargeError,
@@ -126,6 +132,7 @@ class StartingClient(ConnectedClient):
             start_delay=start_delay,
             start_at=start_at,
             run_timeout=run_timeout,
+            execution_timeout=execution_timeout,
             id_reuse=id_reuse,
         )
         run = await self._new_run(workflow, id, args, kwargs, options)
@@ -254,6 +261,7 @@ class StartingClient(ConnectedClient):
             start_delay_us=micros(start_delay, "start_delay") or 0,
             start_at_us=None if start_at is None else to_us(start_at),
             run_timeout_us=micros(options.get("run_timeout"), "run_timeout"),
+            execution_timeout_us=micros(options.get("execution_timeout"), "execution_timeout"),
             id_reuse=options.get("id_reuse", IdReuse.REJECT),
         )
 

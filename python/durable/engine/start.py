@@ -34,6 +34,8 @@ class StartMeta:
     memo: Mapping[str, Any] = field(default_factory=dict)
     headers: Mapping[str, Any] = field(default_factory=dict)
     search: Mapping[str, Any] = field(default_factory=dict)
+    run_timeout_us: int | None = None
+    """The limit of one run: the next run of the chain has it too."""
     start_us: int | None = None
     """When the run was meant to begin; None is when it was recorded."""
     continued_from: str | None = None
@@ -43,7 +45,7 @@ class StartMeta:
     def to_json(self) -> bytes:
         """Compact JSON without what is at its default."""
         meta: dict[str, Any] = {"workflow_id": self.workflow_id, "queue": self.queue}
-        for name in ("version", "start_us", "continued_from"):
+        for name in ("version", "run_timeout_us", "start_us", "continued_from"):
             if getattr(self, name) is not None:
                 meta[name] = getattr(self, name)
         for name in ("memo", "headers", "search"):
@@ -74,6 +76,7 @@ class StartMeta:
             memo=meta.get("memo", {}),
             headers=meta.get("headers", {}),
             search=meta.get("search", {}),
+            run_timeout_us=meta.get("run_timeout_us"),
             start_us=meta.get("start_us"),
             continued_from=meta.get("continued_from"),
             signals=[
@@ -94,6 +97,7 @@ def new_run(
     start_delay_us: int = 0,
     start_at_us: int | None = None,
     run_timeout_us: int | None = None,
+    execution_timeout_us: int | None = None,
     id_reuse: IdReuse = IdReuse.REJECT,
 ) -> NewRun:
     """Make a run that is ready to be stored.
@@ -106,6 +110,7 @@ def new_run(
     begin_us = max(now_us + start_delay_us, start_at_us or 0)
     if meta.start_us is None and begin_us != now_us:
         meta.start_us = begin_us
+    meta.run_timeout_us = run_timeout_us
     batch, head_hash = start_batch(uuid.UUID(run_id).bytes, name, begin_us, meta.to_json(), payload)
     return NewRun(
         run_id=run_id,
@@ -119,6 +124,7 @@ def new_run(
         start_delay_us=start_delay_us,
         start_at_us=start_at_us,
         run_timeout_us=run_timeout_us,
+        execution_timeout_us=execution_timeout_us,
         id_reuse=id_reuse,
         parent_run_id=meta.parent.run_id if meta.parent else None,
         parent_ref=meta.parent.ref if meta.parent else None,

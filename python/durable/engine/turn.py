@@ -180,6 +180,7 @@ class TurnBuilder:
             now_us=self.now_us,
             priority=options.get("priority", 0),
             run_timeout_us=options.get("run_timeout_us"),
+            execution_timeout_us=options.get("execution_timeout_us"),
         )
 
     def to_child(self, ref: int, kind: EventKind) -> Message:
@@ -246,7 +247,7 @@ class TurnBuilder:
             now_us=self.now_us,
             priority=options.get("priority", 0),
             start_delay_us=options.get("delay_us", 0),
-            run_timeout_us=options.get("run_timeout_us"),
+            run_timeout_us=self.meta.run_timeout_us,
         )
 
     def leave_children(self, pending: Iterable[Event], turn: Turn) -> None:

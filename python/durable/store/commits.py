@@ -187,13 +187,14 @@ def closing_calls(closing: Sequence[RunCommit]) -> list[Call]:
     chained = [(c.run_id, c.successor) for c in closing if c.successor is not None]
     if chained:
         params = list(start_params([new for _, new in chained]))
-        # The reuse of the id is settled, so that column is not among the parameters.
-        del params[START_REUSE]
+        # The reuse of the id is settled, and the deadline of a chain goes over from run to run.
+        del params[START_EXECUTION : START_REUSE + 1]
         calls.append(("commit_successors", (uuids([old for old, _ in chained]), *params)))
     return calls
 
 
-START_REUSE = 11
+START_EXECUTION, START_REUSE = 11, 12
+"""Places among the parameters of a start."""
 
 
 def start_params(runs: Sequence[NewRun], parents: Sequence[str] | None = None) -> Params:
@@ -210,6 +211,7 @@ def start_params(runs: Sequence[NewRun], parents: Sequence[str] | None = None) -
         literal([r.start_delay_us for r in runs]),
         literal([r.start_at_us for r in runs]),
         literal([r.run_timeout_us for r in runs]),
+        literal([r.execution_timeout_us for r in runs]),
         literal([int(IdReuse(r.id_reuse)) for r in runs]),
         literal(parents if parents is not None else [r.parent_run_id for r in runs]),
         literal([r.parent_ref for r in runs]),

@@ -15,6 +15,7 @@ from typing import Any, Literal
 
 from durable.errors import ConfigurationError
 from durable.events import (
+    WHOLE_EXECUTION,
     ActivityOutcome,
     ClaimedActivity,
     ClaimedRun,
@@ -45,6 +46,7 @@ from durable.store.memory_tables import (
     WAITS,
     Run,
     Tables,
+    failure_json,
 )
 
 Fault = Callable[[str, Literal["before", "after"]], None]
@@ -353,7 +355,11 @@ class MemoryStore:
         if kind == TimerKind.WORKFLOW:
             tables.deliver(run_id, EventKind.TIMER_FIRED, ref)
         elif kind == TimerKind.RUN_TIMEOUT:
-            tables.deliver(run_id, EventKind.RUN_TIMED_OUT, ref)
+            failure = failure_json("TimeoutError", "the time of the run is over")
+            tables.deliver(run_id, EventKind.RUN_TIMED_OUT, ref, failure)
+        elif kind == TimerKind.EXECUTION_TIMEOUT:
+            failure = failure_json("TimeoutError", "the time of the whole execution is over")
+            tables.deliver(run_id, EventKind.RUN_TIMED_OUT, ref, failure, WHOLE_EXECUTION)
         elif kind in (TimerKind.START, TimerKind.UNPARK):
             if run.state == (DELAYED if kind == TimerKind.START else RunState.PARKED):
                 self.make_ready(run)

@@ -8,6 +8,7 @@ import orjson
 
 from durable.errors import StoreError
 from durable.events import (
+    WHOLE_EXECUTION,
     EventKind,
     InboxItem,
     MessageKind,
@@ -151,6 +152,7 @@ def close(tables: Tables, run: Run, change: RunCommit) -> None:
     run.state, run.result, run.failure = closing.state, closing.result, closing.failure
     run.closed_us = tables.clock_us()
     run.session = None
+    deadline = tables.timers.get((run_id, 0, TimerKind.EXECUTION_TIMEOUT))
     unread = tables.inbox.pop(run_id, [])
     requests = tables.requests.pop(run_id, set())
     for timer in [key for key in tables.timers if key[0] == run_id]:
@@ -165,6 +167,8 @@ def close(tables: Tables, run: Run, change: RunCommit) -> None:
     if change.successor is not None:
         succeed(tables, run, change, unread)
         tables.requests[change.successor.run_id] |= requests
+        if deadline is not None:
+            tables.timers[change.successor.run_id, 0, TimerKind.EXECUTION_TIMEOUT] = deadline
 
 
 def succeed(tables: Tables, run: Run, change: RunCommit, unread: list[InboxItem]) -> None:
@@ -179,8 +183,14 @@ def succeed(tables: Tables, run: Run, change: RunCommit, unread: list[InboxItem]
         parent_run_id=new.parent_run_id or run.start.parent_run_id,
         parent_ref=new.parent_ref if new.parent_ref is not None else run.start.parent_ref,
         search=new.search if new.search is not None else run.search,
+        execution_timeout_us=None,
         id_reuse=type(new.id_reuse).AFTER_CLOSE,
     )
     tables.start(inherited)
-    moved = [replace(item, run_id=new.run_id) for item in unread if item.kind in MOVES_ON]
+    moved = [
+        replace(item, run_id=new.run_id)
+        for item in unread
+        if item.kind in MOVES_ON
+        or (item.kind == EventKind.RUN_TIMED_OUT and item.name == WHOLE_EXECUTION)
+    ]
     tables.inbox[new.run_id] = moved

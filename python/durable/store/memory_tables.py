@@ -223,11 +223,18 @@ class Tables:
             token.session = session
             self.tasks[token.id] = token
 
-    def deliver(self, run_id: str, kind: int, ref: int = 0, payload: bytes | None = None) -> None:
+    def deliver(
+        self,
+        run_id: str,
+        kind: int,
+        ref: int = 0,
+        payload: bytes | None = None,
+        name: str | None = None,
+    ) -> None:
         """Put a fact into a run's inbox, with a token. Nothing happens when the run is gone."""
         if run_id in self.runs:
             item = InboxItem(
-                self.next_id(), run_id, kind, ref, None, None, payload, self.clock_us()
+                self.next_id(), run_id, kind, ref, name, None, payload, self.clock_us()
             )
             self.inbox[run_id].append(item)
             self.wake(run_id)
@@ -253,6 +260,9 @@ class Tables:
         if new.run_timeout_us is not None:
             over = max(due, now) + new.run_timeout_us
             self.timers[new.run_id, 0, TimerKind.RUN_TIMEOUT] = over
+        if new.execution_timeout_us is not None:
+            over = max(due, now) + new.execution_timeout_us
+            self.timers[new.run_id, 0, TimerKind.EXECUTION_TIMEOUT] = over
         return Started(True, new.run_id)
 
     def blocker(self, new: NewRun) -> Run | None:

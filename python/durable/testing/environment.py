@@ -210,6 +210,7 @@ class WorkflowEnvironment:
         start_delay: timedelta | float | None = ...,
         start_at: datetime | None = ...,
         run_timeout: timedelta | float | None = ...,
+        execution_timeout: timedelta | float | None = ...,
         id_reuse: IdReuse = ...,
         **kwargs: Any,
     ) -> TestHandle[R]: ...
@@ -225,6 +226,7 @@ class WorkflowEnvironment:
         start_delay: timedelta | float | None = ...,
         start_at: datetime | None = ...,
         run_timeout: timedelta | float | None = ...,
+        execution_timeout: timedelta | float | None = ...,
         id_reuse: IdReuse = ...,
         **kwargs: Any,
     ) -> TestHandle[Any]: ...
@@ -240,6 +242,7 @@ class WorkflowEnvironment:
         start_delay: timedelta | float | None = None,
         start_at: datetime | None = None,
         run_timeout: timedelta | float | None = None,
+        execution_timeout: timedelta | float | None = None,
         id_reuse: IdReuse = IdReuse.REJECT,
         **kwargs: Any,
     ) -> TestHandle[Any]:
@@ -259,6 +262,7 @@ class WorkflowEnvironment:
             start_delay=start_delay,
             start_at=start_at,
             run_timeout=run_timeout,
+            execution_timeout=execution_timeout,
             id_reuse=id_reuse,
         )
 
@@ -297,6 +301,7 @@ class WorkflowEnvironment:
         start_delay: timedelta | float | None = None,
         start_at: datetime | None = None,
         run_timeout: timedelta | float | None = None,
+        execution_timeout: timedelta | float | None = None,
         id_reuse: IdReuse = IdReuse.REJECT,
     ) -> TestHandle[Any]:
         self._numbers += 1
@@ -314,6 +319,9 @@ class WorkflowEnvironment:
             start_delay_us=duration_us(start_delay or 0),
             start_at_us=None if start_at is None else to_us(start_at),
             run_timeout_us=None if run_timeout is None else duration_us(run_timeout),
+            execution_timeout_us=(
+                None if execution_timeout is None else duration_us(execution_timeout)
+            ),
             id_reuse=id_reuse,
         )
         run = self._world.start(new, workflow.fn)

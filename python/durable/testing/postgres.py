@@ -126,6 +126,7 @@ class PostgresEnvironment(WorkflowEnvironment):
         start_delay: timedelta | float | None = None,
         start_at: datetime | None = None,
         run_timeout: timedelta | float | None = None,
+        execution_timeout: timedelta | float | None = None,
         id_reuse: IdReuse = IdReuse.REJECT,
     ) -> TestHandle[Any]:
         self._numbers += 1
@@ -141,6 +142,7 @@ class PostgresEnvironment(WorkflowEnvironment):
             start_delay=start_delay,
             start_at=start_at,
             run_timeout=run_timeout,
+            execution_timeout=execution_timeout,
             id_reuse=id_reuse,
             **kwargs,
         )

@@ -32,6 +32,7 @@ from durable.errors import (
     WorkflowNotFoundError,
 )
 from durable.events import (
+    WHOLE_EXECUTION,
     Closing,
     EventKind,
     IdReuse,
@@ -78,6 +79,8 @@ class Run:
     calls: dict[int, ActivityCall] = field(default_factory=dict)
     timers: dict[int, Entry] = field(default_factory=dict)
     request_ids: set[str] = field(default_factory=set)
+    deadline_us: int | None = None
+    """When the time of its whole chain is over."""
     early: list[Fact] = field(default_factory=list)
     """What came before it began."""
 
@@ -138,8 +141,10 @@ class World:
 
     # -- from outside ----------------------------------------------------------------------------
 
-    def start(self, new: NewRun, near: object = None) -> Run:
+    def start(self, new: NewRun, near: object = None, continues: Run | None = None) -> Run:
         """Start a run; ``near`` is code in whose module its definition may be found.
+
+        ``continues`` is the run before it in its chain, whose deadline it takes over.
 
         Raises WorkflowAlreadyStartedError when its id is taken, UnknownWorkflowError.
         """
@@ -166,12 +171,20 @@ class World:
         if begin_us <= self.clock.now_us:
             self.clock.step()
         if new.run_timeout_us is not None:
-            payload = failure_to_payload(TimeoutError("the run's time is over"))
-            fact = Fact(EventKind.RUN_TIMED_OUT, payload=payload)
-            run.timers[0] = self.clock.at(
-                begin_us + new.run_timeout_us, lambda: self.tell(run, fact)
-            )
+            self._limit(run, 0, begin_us + new.run_timeout_us, None, "run")
+        if new.execution_timeout_us is not None:
+            run.deadline_us = begin_us + new.execution_timeout_us
+        elif continues is not None:
+            run.deadline_us = continues.deadline_us
+        if run.deadline_us is not None:
+            self._limit(run, -1, run.deadline_us, WHOLE_EXECUTION, "whole execution")
         return run
+
+    def _limit(self, run: Run, key: int, at_us: int, name: str | None, whose: str) -> None:
+        """End the run at that time, if it is still open then."""
+        payload = failure_to_payload(TimeoutError(f"the time of the {whose} is over"))
+        fact = Fact(EventKind.RUN_TIMED_OUT, name=name, payload=payload)
+        run.timers[key] = self.clock.at(at_us, lambda: self.tell(run, fact))
 
     def tell(self, run: Run, fact: Fact) -> None:
         """Let a run hear of a fact with the next `pump`."""
@@ -337,7 +350,7 @@ class World:
             run.execution.evict()
         if successor is not None:
             successor.id_reuse = IdReuse.AFTER_CLOSE
-            run.successor = self.start(successor, run.definition.fn)
+            run.successor = self.start(successor, run.definition.fn, run)
         elif run.new.parent_run_id is not None:
             self._tell_parent(run, closing)
 

@@ -41,8 +41,8 @@ SELECT name, kind, queue, signature, doc FROM {s}.type_info ORDER BY kind DESC, 
 -- name: start_runs
 SELECT run_id::text, state FROM {s}.start_runs(
     $1::uuid[], $2::text[], $3::text[], $4::text[], $5::smallint[], $6::text[], $7::bytea[],
-    $8::bigint[], $9::bigint[], $10::bigint[], $11::bigint[], $12::smallint[], $13::uuid[],
-    $14::integer[], $15::text[])
+    $8::bigint[], $9::bigint[], $10::bigint[], $11::bigint[], $12::bigint[], $13::smallint[],
+    $14::uuid[], $15::integer[], $16::text[])
 
 -- name: send
 SELECT run_id::text FROM {s}.send(
@@ -154,8 +154,8 @@ SELECT {s}.commit_responses($1::uuid[], $2::text[], $3::bytea[], $4::bytea[])
 -- name: commit_children
 SELECT {s}.commit_children(
     $1::uuid[], $2::text[], $3::text[], $4::text[], $5::smallint[], $6::text[], $7::bytea[],
-    $8::bigint[], $9::bigint[], $10::bigint[], $11::bigint[], $12::smallint[], $13::uuid[],
-    $14::integer[], $15::text[])
+    $8::bigint[], $9::bigint[], $10::bigint[], $11::bigint[], $12::bigint[], $13::smallint[],
+    $14::uuid[], $15::integer[], $16::text[])
 
 -- name: commit_messages
 SELECT {s}.commit_messages(

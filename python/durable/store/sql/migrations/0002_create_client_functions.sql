@@ -16,8 +16,8 @@ $$;
 CREATE FUNCTION {s}.start_runs(
     p_run_id uuid[], p_workflow_id text[], p_type text[], p_queue text[], p_priority smallint[],
     p_version text[], p_batch bytea[], p_head bigint[], p_delay_us bigint[], p_due_us bigint[],
-    p_timeout_us bigint[], p_reuse smallint[], p_parent uuid[], p_parent_ref integer[],
-    p_search text[]
+    p_timeout_us bigint[], p_execution_us bigint[], p_reuse smallint[], p_parent uuid[],
+    p_parent_ref integer[], p_search text[]
 ) RETURNS TABLE (run_id uuid, state smallint) LANGUAGE plpgsql
 SET enable_seqscan = off SET enable_hashjoin = off SET enable_mergejoin = off SET jit = off
 SET plan_cache_mode = force_generic_plan
@@ -86,12 +86,14 @@ BEGIN
         FROM unnest(v_new) WITH ORDINALITY AS i(run_id, n) JOIN {s}.run r USING (run_id)
         WHERE r.state = 0;
 
-        IF EXISTS (SELECT FROM unnest(p_delay_us, p_due_us, p_timeout_us) AS i(delay, due, timeout)
-                   WHERE i.delay > 0 OR i.due IS NOT NULL OR i.timeout IS NOT NULL) THEN
+        IF EXISTS (SELECT FROM unnest(p_delay_us, p_due_us, p_timeout_us, p_execution_us)
+                        AS i(delay, due, timeout, execution)
+                   WHERE i.delay > 0 OR i.due IS NOT NULL OR i.timeout IS NOT NULL
+                      OR i.execution IS NOT NULL) THEN
             INSERT INTO {s}.timer (run_id, ref, kind, due_at)
             SELECT r.run_id, 0, t.kind, t.due_at
-            FROM unnest(p_run_id, p_delay_us, p_due_us, p_timeout_us)
-                 AS i(run_id, delay_us, due_us, timeout_us)
+            FROM unnest(p_run_id, p_delay_us, p_due_us, p_timeout_us, p_execution_us)
+                 AS i(run_id, delay_us, due_us, timeout_us, execution_us)
             JOIN {s}.run r USING (run_id)
             CROSS JOIN LATERAL (
                 SELECT coalesce({s}.ts(i.due_us),
@@ -103,6 +105,10 @@ BEGIN
                 SELECT 5, greatest(start.due_at, r.created_at)
                           + i.timeout_us * interval '1 microsecond'
                 WHERE i.timeout_us IS NOT NULL
+                UNION ALL
+                SELECT 7, greatest(start.due_at, r.created_at)
+                          + i.execution_us * interval '1 microsecond'
+                WHERE i.execution_us IS NOT NULL
             ) t
             WHERE v_all OR i.run_id = ANY (v_new)
             ON CONFLICT DO NOTHING;

@@ -296,10 +296,14 @@ BEGIN
         ) SELECT coalesce(array_agg(run_id), '{}') INTO v_ready FROM ready;
 
         -- Timers of the workflow, and the end of its time.
-        INSERT INTO {s}.inbox (run_id, kind, ref)
-        SELECT i.run_id, CASE i.kind WHEN 1 THEN 4 ELSE 14 END, i.ref
+        INSERT INTO {s}.inbox (run_id, kind, ref, name, payload)
+        SELECT i.run_id, CASE i.kind WHEN 1 THEN 4 ELSE 14 END, i.ref,
+               CASE i.kind WHEN 7 THEN 'execution' END,
+               CASE i.kind WHEN 5 THEN {s}.failure('TimeoutError', 'the time of the run is over')
+                           WHEN 7 THEN {s}.failure('TimeoutError',
+                                                   'the time of the whole execution is over') END
         FROM unnest(v_run, v_ref, v_kind) WITH ORDINALITY AS i(run_id, ref, kind, n)
-        WHERE i.kind IN (1, 5) AND i.run_id = ANY (v_held) ORDER BY i.n;
+        WHERE i.kind IN (1, 5, 7) AND i.run_id = ANY (v_held) ORDER BY i.n;
 
         SELECT array_agg(run_id), array_agg(ref), array_agg(state)
         INTO v_act_run, v_act_ref, v_act_state FROM (
@@ -312,7 +316,7 @@ BEGIN
 
         DELETE FROM {s}.timer t USING unnest(v_run, v_ref, v_kind) AS i(run_id, ref, kind)
         WHERE t.run_id = i.run_id AND t.ref = i.ref AND t.kind = i.kind AND (
-            i.kind IN (1, 5) AND i.run_id = ANY (v_held)
+            i.kind IN (1, 5, 7) AND i.run_id = ANY (v_held)
             OR i.kind IN (4, 6) AND i.run_id = ANY (v_ready)
             OR i.kind IN (2, 3) AND EXISTS (
                 SELECT FROM unnest(v_act_run, v_act_ref) AS a(run_id, ref)
@@ -341,7 +345,7 @@ BEGIN
         HAVING count(*) > 0;
         PERFORM {s}.wake(array_agg(run_id)) FROM (
             SELECT i.run_id FROM unnest(v_run, v_kind) AS i(run_id, kind)
-            WHERE i.kind IN (1, 5) AND i.run_id = ANY (v_held)
+            WHERE i.kind IN (1, 5, 7) AND i.run_id = ANY (v_held)
             UNION SELECT unnest(v_ready)
         ) woken HAVING count(*) > 0;
     END IF;

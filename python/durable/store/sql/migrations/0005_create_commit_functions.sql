@@ -181,8 +181,8 @@ $$;
 CREATE FUNCTION {s}.commit_children(
     p_run_id uuid[], p_workflow_id text[], p_type text[], p_queue text[], p_priority smallint[],
     p_version text[], p_batch bytea[], p_head bigint[], p_delay_us bigint[], p_due_us bigint[],
-    p_timeout_us bigint[], p_reuse smallint[], p_parent uuid[], p_parent_ref integer[],
-    p_search text[]
+    p_timeout_us bigint[], p_execution_us bigint[], p_reuse smallint[], p_parent uuid[],
+    p_parent_ref integer[], p_search text[]
 ) RETURNS void LANGUAGE plpgsql
 SET enable_seqscan = off SET enable_hashjoin = off SET enable_mergejoin = off SET jit = off
 SET plan_cache_mode = force_generic_plan
@@ -198,21 +198,24 @@ BEGIN
                array_agg(priority ORDER BY n) AS priority, array_agg(version ORDER BY n) AS version,
                array_agg(batch ORDER BY n) AS batch, array_agg(head ORDER BY n) AS head,
                array_agg(delay_us ORDER BY n) AS delay_us, array_agg(due_us ORDER BY n) AS due_us,
-               array_agg(timeout_us ORDER BY n) AS timeout_us, array_agg(reuse ORDER BY n) AS reuse,
+               array_agg(timeout_us ORDER BY n) AS timeout_us,
+               array_agg(execution_us ORDER BY n) AS execution_us, array_agg(reuse ORDER BY n) AS reuse,
                array_agg(parent ORDER BY n) AS parent, array_agg(parent_ref ORDER BY n) AS parent_ref,
                array_agg(search ORDER BY n) AS search
         FROM unnest(p_run_id, p_workflow_id, p_type, p_queue, p_priority, p_version, p_batch, p_head,
-                    p_delay_us, p_due_us, p_timeout_us, p_reuse, p_parent, p_parent_ref, p_search)
+                    p_delay_us, p_due_us, p_timeout_us, p_execution_us, p_reuse, p_parent, p_parent_ref,
+                    p_search)
              WITH ORDINALITY
              AS i(run_id, workflow_id, type, queue, priority, version, batch, head, delay_us, due_us,
-                  timeout_us, reuse, parent, parent_ref, search, n)
+                  timeout_us, execution_us, reuse, parent, parent_ref, search, n)
         WHERE parent = ANY (v_mine)
         HAVING count(*) > 0
     ), done AS MATERIALIZED (
         SELECT i.*, s.run_id AS got, s.n
         FROM i, {s}.start_runs(
             i.run_id, i.workflow_id, i.type, i.queue, i.priority, i.version, i.batch, i.head,
-            i.delay_us, i.due_us, i.timeout_us, i.reuse, i.parent, i.parent_ref, i.search)
+            i.delay_us, i.due_us, i.timeout_us, i.execution_us, i.reuse, i.parent, i.parent_ref,
+            i.search)
             WITH ORDINALITY AS s(run_id, state, n)
     ), told AS (
         INSERT INTO {s}.inbox (run_id, kind, ref, payload)
@@ -303,7 +306,7 @@ AS $$
 $$;
 
 -- Ends of runs; p_next is the successor of a continue-as-new or of a failure that is tried again: it
--- gets what is unread and, by start_runs right after, the workflow id. Parents are told of every end
+-- gets what is unread, the deadline of the chain and, by start_runs right after, the workflow id. Parents are told of every end
 -- without a successor: the end of the chain.
 CREATE FUNCTION {s}.commit_closes(
     p_run uuid[], p_state smallint[], p_result bytea[], p_failure bytea[], p_next uuid[]
@@ -346,10 +349,14 @@ BEGIN
     UPDATE {s}.inbox b SET run_id = i.next
     FROM unnest(p_run, p_next) AS i(run_id, next)
     WHERE b.run_id = i.run_id AND i.next IS NOT NULL AND i.run_id = ANY (v_mine)
-      AND b.kind IN (5, 6, 13, 200, 201);
+      AND (b.kind IN (5, 6, 13, 200, 201) OR b.kind = 14 AND b.name = 'execution');
     UPDATE {s}.request q SET run_id = i.next
     FROM unnest(p_run, p_next) AS i(run_id, next)
     WHERE q.run_id = i.run_id AND i.next IS NOT NULL AND i.run_id = ANY (v_mine);
+    UPDATE {s}.timer t SET run_id = i.next
+    FROM unnest(p_run, p_next) AS i(run_id, next)
+    WHERE t.run_id = i.run_id AND t.ref = 0 AND t.kind = 7
+      AND i.next IS NOT NULL AND i.run_id = ANY (v_mine);
     DELETE FROM {s}.inbox WHERE run_id = ANY (v_mine);
     DELETE FROM {s}.request WHERE run_id = ANY (v_mine);
     DELETE FROM {s}.timer WHERE run_id = ANY (v_mine);
@@ -370,7 +377,7 @@ AS $$
         array_agg(type ORDER BY n), array_agg(i.queue ORDER BY n), array_agg(priority ORDER BY n),
         array_agg(i.version ORDER BY n), array_agg(batch ORDER BY n), array_agg(head ORDER BY n),
         array_agg(delay_us ORDER BY n), array_agg(due_us ORDER BY n),
-        array_agg(timeout_us ORDER BY n), array_agg(1::smallint),
+        array_agg(timeout_us ORDER BY n), NULL, array_agg(1::smallint),
         array_agg(coalesce(parent, c.parent_run_id) ORDER BY n),
         array_agg(coalesce(i.parent_ref, c.parent_ref) ORDER BY n),
         array_agg(coalesce(i.search, c.search::text) ORDER BY n))

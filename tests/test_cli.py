@@ -165,6 +165,8 @@ def test_a_bad_start_writes_nothing(
         ["worker", "app", "--processes", "0"],
         ["list", "--state", "happy"],
         ["result", "x", "--timeout", "-1"],
+        ["list", "--search", "customer"],
+        ["start", "w", "--id", "x", "--search", "=Ann"],
         ["nothing"],
     ],
 )
@@ -210,6 +212,27 @@ def test_a_pending_run_can_be_looked_at_signalled_and_ended(dsn: str) -> None:
     assert "RUN_STARTED" in durable("history", "sub-7", "--dsn", dsn).stdout
     assert "sub-7" in durable("list", "--state", "running", "--dsn", dsn).stdout
     refused(durable("result", "sub-7", "--timeout", "10ms", "--dsn", dsn), 1, "sub-7")
+
+
+def test_runs_are_found_by_what_their_start_said_of_them(dsn: str) -> None:
+    start = ("start", "subscription", PLAN, "--app", SUBSCRIPTION, "--dsn", dsn)
+    told = ("--search", "customer=Ann", "--search", "count=3", "--memo", '{"page": 7}')
+    assert durable(*start, "--id", "sub-1", *told).exit_code == 0
+    assert durable(*start, "--id", "sub-2", "--search", "customer=Bob").exit_code == 0
+
+    def found(*attributes: str) -> list[str]:
+        options = [part for each in attributes for part in ("--search", each)]
+        listed = durable("list", *options, "--dsn", dsn)
+        return [line.split()[0] for line in listed.stdout.splitlines()[1:]]
+
+    assert found("customer=Ann") == ["sub-1"]
+    assert found("customer=Ann", "count=3") == ["sub-1"]
+    assert found('count="3"') == []
+    assert sorted(found()) == ["sub-1", "sub-2"]
+    described = json.loads(durable("describe", "sub-1", "--dsn", dsn).stdout)
+    assert described["search"] == {"customer": "Ann", "count": 3}
+    assert described["memo"] == {"page": 7}
+    refused(durable(*start, "--id", "sub-3", "--memo", "{"), 2, "the memo is not JSON")
 
 
 def test_unpark_of_a_run_that_is_not_parked_says_so(dsn: str) -> None:

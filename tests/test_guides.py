@@ -72,6 +72,12 @@ async def test_workflows_go_on_as_new_ones(monkeypatch: pytest.MonkeyPatch) -> N
         assert len(await handle.histories()) > 1
 
 
+async def test_workflows_are_found(dsn: str) -> None:
+    page = load("workflows")
+    async with Client.connect(dsn) as client:
+        assert await page.find(client) == {"meter-7": {"hall": "east"}}
+
+
 async def test_signals(env: WorkflowEnvironment) -> None:
     page = load("signals")
     assert await env.execute(page.ask) == "no answer"

@@ -7,13 +7,15 @@ A client talks to the database only; workers need not run. The calls that begin 
 from __future__ import annotations
 
 import uuid
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, TypeVar, overload
 
 from durable.client.checks import check_id
 from durable.client.completing import CompletingClient
 from durable.client.handle import WorkflowHandle, encode_call
 from durable.client.starting import StartingClient
+from durable.codec import DEFAULT_CODEC
+from durable.engine.attributes import plain_search
 from durable.engine.definition import WorkflowDefinition, handler_name
 from durable.errors import ConfigurationError, InvalidArgumentError
 from durable.events import EventKind, Message, RunView
@@ -120,7 +122,24 @@ class Client(StartingClient, CompletingClient):
         *,
         workflow_type: str | None = None,
         states: Sequence[int] = (),
+        search: Mapping[str, Any] | None = None,
         limit: int = 100,
     ) -> Sequence[RunView]:
-        """Runs, the newest first, without their results."""
-        return await self.store.views(workflow_type=workflow_type, states=states, limit=limit)
+        """Runs, the newest first, without their results.
+
+        ``search`` leaves those that have all these search attributes: equal, or for a list at
+        least these elements. Found by an index, so what few runs have is found fast among many
+        runs. Raises InvalidArgumentError for what no run can have.
+        """
+        wanted = None
+        if search:
+            plain = plain_search(search, self.codec)
+            for name, value in plain.items():
+                if value is None:
+                    raise InvalidArgumentError(
+                        f"search attribute {name!r} cannot be None: that removes an attribute"
+                    )
+            wanted = DEFAULT_CODEC.encode(plain)
+        return await self.store.views(
+            workflow_type=workflow_type, states=states, search=wanted, limit=limit
+        )

@@ -8,14 +8,15 @@ from __future__ import annotations
 
 import os
 import uuid
-from collections.abc import Awaitable, Callable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from datetime import datetime, timedelta
-from typing import Any, TypedDict, TypeVar, TypeVarTuple, overload
+from typing import Any, TypedDict, TypeVar, TypeVarTuple, Unpack, cast, overload
 
 from durable.client.checks import check_id, micros
 from durable.client.connected import ConnectedClient
 from durable.client.handle import WorkflowHandle
 from durable.codec import check_size
+from durable.engine.attributes import plain_memo, plain_search
 from durable.engine.definition import WorkflowDefinition
 from durable.engine.info import to_us
 from durable.engine.start import StartMeta, new_run
@@ -46,6 +47,17 @@ class StartOptions(TypedDict, total=False):
     run_timeout: timedelta | float | None
     execution_timeout: timedelta | float | None
     id_reuse: IdReuse
+    memo: Mapping[str, Any] | None
+    search: Mapping[str, Any] | None
+
+
+def checked_options(options: Mapping[str, Any]) -> StartOptions:
+    """Options of a start, none of them unknown; raise InvalidArgumentError."""
+    known = StartOptions.__annotations__
+    for name in options:
+        if name not in known:
+            raise InvalidArgumentError(f"a start has no option {name!r}; it has {', '.join(known)}")
+    return cast("StartOptions", options)
 
 
 def new_run_id(now_us: int) -> str:
@@ -73,6 +85,8 @@ class StartingClient(ConnectedClient):
         run_timeout: timedelta | float | None = ...,
         execution_timeout: timedelta | float | None = ...,
         id_reuse: IdReuse = ...,
+        memo: Mapping[str, Any] | None = ...,
+        search: Mapping[str, Any] | None = ...,
         conn: Any = ...,
         **kwargs: Any,
     ) -> WorkflowHandle[R]: ...
@@ -90,6 +104,8 @@ class StartingClient(ConnectedClient):
         run_timeout: timedelta | float | None = ...,
         execution_timeout: timedelta | float | None = ...,
         id_reuse: IdReuse = ...,
+        memo: Mapping[str, Any] | None = ...,
+        search: Mapping[str, Any] | None = ...,
         conn: Any = ...,
         **kwargs: Any,
     ) -> WorkflowHandle[Any]: ...
@@ -107,6 +123,8 @@ class StartingClient(ConnectedClient):
         run_timeout: timedelta | float | None = None,
         execution_timeout: timedelta | float | None = None,
         id_reuse: IdReuse = IdReuse.REJECT,
+        memo: Mapping[str, Any] | None = None,
+        search: Mapping[str, Any] | None = None,
         conn: Any = None,
         **kwargs: Any,
     ) -> WorkflowHandle[Any]:
@@ -119,6 +137,9 @@ class StartingClient(ConnectedClient):
         ``run_timeout`` limits each run, from when it begins; ``execution_timeout`` limits the whole
         chain of runs that continue as new or are tried again, from when the first one begins. What
         is over its time ends at once, as timed out.
+        ``memo`` is for the code (``workflow.info().memo``) and for people;
+        ``search`` has the attributes that the run is found by (`Client.list`, unencrypted), until
+        ``workflow.upsert_search_attributes`` changes them.
         With ``conn``, a psycopg async connection, the start belongs to the caller's transaction.
 
         Raises InvalidArgumentError (id, names, arguments), EncodeError or PayloadTooLargeError,
@@ -134,6 +155,8 @@ class StartingClient(ConnectedClient):
             run_timeout=run_timeout,
             execution_timeout=execution_timeout,
             id_reuse=id_reuse,
+            memo=memo,
+            search=search,
         )
         run = await self._new_run(workflow, id, args, kwargs, options)
         if conn is None:
@@ -149,23 +172,21 @@ class StartingClient(ConnectedClient):
     async def start_many(
         self,
         workflow: WorkflowDefinition[Any, R] | str,
-        starts: Iterable[tuple[str, Sequence[Any]]],
+        starts: Iterable[tuple[str, Sequence[Any]] | tuple[str, Sequence[Any], StartOptions]],
         *,
-        queue: str | None = None,
-        version: str | None = None,
-        priority: int = 0,
-        id_reuse: IdReuse = IdReuse.REJECT,
         conn: Any = None,
+        **options: Unpack[StartOptions],
     ) -> list[WorkflowHandle[R] | WorkflowAlreadyStartedError]:
-        """Start many runs of one workflow in one transaction; ``starts`` are (id, arguments).
+        """Start many runs of one workflow in one transaction.
 
-        Returns, in order, a handle or the error that says which run has the id.
+        ``starts`` are (id, arguments), or (id, arguments, options) with options of that start,
+        such as its ``memo`` and ``search``, which go before those of all. `start` says what the
+        options mean. Returns, in order, a handle or the error that says which run has the id.
         """
-        options = StartOptions(queue=queue, version=version, priority=priority, id_reuse=id_reuse)
-        runs = [
-            await self._new_run(workflow, workflow_id, tuple(args), {}, options)
-            for workflow_id, args in starts
-        ]
+        runs = []
+        for workflow_id, args, *own in starts:
+            chosen = checked_options({**options, **(own[0] if own else {})})
+            runs.append(await self._new_run(workflow, workflow_id, tuple(args), {}, chosen))
         if not runs:
             return []
         all_started = await self.store.start_runs(runs, conn)
@@ -250,11 +271,18 @@ class StartingClient(ConnectedClient):
         start_delay, start_at = options.get("start_delay"), options.get("start_at")
         if start_delay is not None and start_at is not None:
             raise InvalidArgumentError("give start_delay or start_at, not both")
+        search = plain_search(options.get("search") or {}, self.codec)
         now_us = await self._now_us()
         return new_run(
             workflow,
             payload,
-            StartMeta(workflow_id=id, version=version, queue=queue),
+            StartMeta(
+                workflow_id=id,
+                version=version,
+                queue=queue,
+                memo=plain_memo(options.get("memo") or {}, self.codec),
+                search={k: v for k, v in search.items() if v is not None},
+            ),
             run_id=new_run_id(now_us),
             now_us=now_us,
             priority=priority,

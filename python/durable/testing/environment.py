@@ -12,13 +12,14 @@ nothing else is left to do; then it jumps to what is due next, so a year takes n
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Iterable, Iterator
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping
 from contextlib import AsyncExitStack, contextmanager
 from datetime import UTC, datetime, timedelta
 from functools import partial
 from typing import Any, ParamSpec, TypeVar, TypeVarTuple, overload
 
 from durable.codec import DEFAULT_CODEC
+from durable.engine.attributes import plain_memo, plain_search
 from durable.engine.definition import ActivityDefinition, WorkflowDefinition
 from durable.engine.info import ACTIVITY_CONTEXT, duration_us, to_datetime, to_us
 from durable.engine.registry import Registry
@@ -212,6 +213,8 @@ class WorkflowEnvironment:
         run_timeout: timedelta | float | None = ...,
         execution_timeout: timedelta | float | None = ...,
         id_reuse: IdReuse = ...,
+        memo: Mapping[str, Any] | None = ...,
+        search: Mapping[str, Any] | None = ...,
         **kwargs: Any,
     ) -> TestHandle[R]: ...
     @overload
@@ -228,6 +231,8 @@ class WorkflowEnvironment:
         run_timeout: timedelta | float | None = ...,
         execution_timeout: timedelta | float | None = ...,
         id_reuse: IdReuse = ...,
+        memo: Mapping[str, Any] | None = ...,
+        search: Mapping[str, Any] | None = ...,
         **kwargs: Any,
     ) -> TestHandle[Any]: ...
 
@@ -244,6 +249,8 @@ class WorkflowEnvironment:
         run_timeout: timedelta | float | None = None,
         execution_timeout: timedelta | float | None = None,
         id_reuse: IdReuse = IdReuse.REJECT,
+        memo: Mapping[str, Any] | None = None,
+        search: Mapping[str, Any] | None = None,
         **kwargs: Any,
     ) -> TestHandle[Any]:
         """Start a workflow and return its handle; its first steps have been taken.
@@ -264,6 +271,8 @@ class WorkflowEnvironment:
             run_timeout=run_timeout,
             execution_timeout=execution_timeout,
             id_reuse=id_reuse,
+            memo=memo,
+            search=search,
         )
 
     def get_handle(self, workflow_id: str) -> TestHandle[Any]:
@@ -303,12 +312,16 @@ class WorkflowEnvironment:
         run_timeout: timedelta | float | None = None,
         execution_timeout: timedelta | float | None = None,
         id_reuse: IdReuse = IdReuse.REJECT,
+        memo: Mapping[str, Any] | None = None,
+        search: Mapping[str, Any] | None = None,
     ) -> TestHandle[Any]:
         self._numbers += 1
         meta = StartMeta(
             workflow_id=id or f"{workflow.name}-{self._numbers}",
             version=version or workflow.version,
             queue=queue or workflow.queue or DEFAULT_QUEUE,
+            memo=plain_memo(memo or {}, workflow.codec),
+            search=plain_search(search or {}, workflow.codec),
         )
         new = new_run(
             workflow,

@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import inspect
 import uuid
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from datetime import UTC, datetime, timedelta
 from typing import Any, TypeVar, cast
 
@@ -128,6 +128,8 @@ class PostgresEnvironment(WorkflowEnvironment):
         run_timeout: timedelta | float | None = None,
         execution_timeout: timedelta | float | None = None,
         id_reuse: IdReuse = IdReuse.REJECT,
+        memo: Mapping[str, Any] | None = None,
+        search: Mapping[str, Any] | None = None,
     ) -> TestHandle[Any]:
         self._numbers += 1
         client = self._opened()
@@ -144,6 +146,8 @@ class PostgresEnvironment(WorkflowEnvironment):
             run_timeout=run_timeout,
             execution_timeout=execution_timeout,
             id_reuse=id_reuse,
+            memo=memo,
+            search=search,
             **kwargs,
         )
         return PostgresHandle(client, handle.workflow_id, workflow, self._patience)

@@ -24,7 +24,6 @@ P = ParamSpec("P")
 Q = ParamSpec("Q")
 R = TypeVar("R")
 
-ALL_SCALARS = 15
 HANDLER_MARK = "__durable_handler__"
 UNPRINTABLE = re.compile(r"[\x00-\x1f\x7f]")
 
@@ -135,12 +134,13 @@ class ActivityDefinition(ActivityBase, Generic[P, R]):
             options_to_json(options),
             arity=signature.arity,
             encode=signature.encode_args,
-            # Without an annotation the core still decodes scalars itself; the rest is ours, for
-            # integers of any size.
+            # Without an annotation, too: integers of any size are read by the codec alone.
             decode=signature.result_decoder or codec.decoder(Any),
-            plain=ALL_SCALARS if signature.result_decoder is None else 0,
+            plain=signature.result_scalars,
             wait_cancel=options.wait_cancel,
         )
+        self.read = signature.result_read
+        self.records = signature.records
         self.signature = signature
         self.options = options
         self.codec = codec

@@ -8,9 +8,11 @@ import uuid
 import pytest
 
 from durable import Client, RetryPolicy, Worker, activity, workflow
-from durable.events import ClaimedRun
+from durable.events import ClaimedRun, DueReport
 from durable.options import WorkerOptions
-from durable.runtime.timers import HEAP_MIN, TimerHeap
+from durable.runtime import timers as timers_module
+from durable.runtime.metrics import Metrics
+from durable.runtime.timers import FIRE_MAX, HEAP_MIN, Promoter, TimerHeap
 from durable.runtime.wakeup import Backoff, Wakeup
 from durable.runtime.warm import Cache, WarmRun
 from durable.store import clock as clock_module
@@ -104,6 +106,110 @@ async def test_timers_of_runs_that_left_do_not_pile_up() -> None:
         cache.remove(run)
     assert len(heap._heap) <= HEAP_MIN + 1
     heap.clear()
+
+
+class Crowd:
+    """Many timers of one warm run, due at once, and a worker that has enough to write already."""
+
+    def __init__(self, count: int, *, busy_calls: int) -> None:
+        self.count = count
+        self.busy_calls = busy_calls
+        self.fired: list[int] = []
+        self.fired_at_call: list[int] = []
+        self.done = asyncio.Event()
+        cache, clock = Cache(), StoreClock()
+        clock.observe(1_000_000)
+        self.heap = TimerHeap(cache, clock, self.fire, self.is_busy)
+        run = warm_run()
+        cache.add(run)
+        for ref in range(count):
+            self.heap.push(run, ref, 1)
+
+    def is_busy(self) -> bool:
+        self.fired_at_call.append(len(self.fired))
+        return bool(self.fired) and len(self.fired_at_call) <= self.busy_calls
+
+    def fire(self, run: WarmRun, ref: int) -> None:
+        self.fired.append(ref)
+        if len(self.fired) == self.count:
+            self.done.set()
+
+
+async def test_timers_due_at_once_wait_for_the_commits_of_those_before_them() -> None:
+    crowd = Crowd(3 * FIRE_MAX, busy_calls=5)
+    assert crowd.heap.is_behind
+    async with asyncio.timeout(SOON):
+        await crowd.done.wait()
+    assert crowd.fired_at_call == [0, *[FIRE_MAX] * 5, 2 * FIRE_MAX]
+    assert not crowd.heap.is_behind
+
+
+async def test_due_timers_do_not_wait_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(timers_module, "FIRE_PAUSES_MAX", 2)
+    crowd = Crowd(3 * FIRE_MAX, busy_calls=1000)
+    async with asyncio.timeout(SOON):
+        await crowd.done.wait()
+    assert crowd.fired_at_call == [0, FIRE_MAX, FIRE_MAX, 2 * FIRE_MAX, 2 * FIRE_MAX]
+
+
+class CrowdedStore(MemoryStore):
+    """More timers are due than one promotion takes, always."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.promotions = 0
+        self.asked = asyncio.Event()
+
+    async def promote_due(self, limit: int) -> DueReport:
+        self.promotions += 1
+        self.asked.set()
+        return DueReport(limit, 1, 1_000_000_000)
+
+
+async def test_what_is_due_is_promoted_as_fast_as_it_is_claimed(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(timers_module, "HOLD_SECONDS", 3600.0)
+    store, woken = CrowdedStore(), asyncio.Event()
+    promoter = Promoter(store, StoreClock(), Metrics(), 600.0, woken.set)
+    promoter.start()
+    try:
+        for number in range(1, 4):
+            async with asyncio.timeout(SOON):
+                await woken.wait()
+            woken.clear()
+            promoter.hint()
+            promoter.expect(1)
+            for _ in range(10):
+                await asyncio.sleep(0)
+            assert store.promotions == number
+            promoter.caught_up()
+    finally:
+        await promoter.stop()
+
+
+async def test_what_cannot_be_promoted_now_is_not_tried_in_a_hot_loop(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(timers_module, "HOLD_SECONDS", 3600.0)
+    store = CrowdedStore()
+
+    async def held(limit: int) -> DueReport:
+        store.promotions += 1
+        store.asked.set()
+        return DueReport(0, 1, 1_000_000_000)
+
+    monkeypatch.setattr(store, "promote_due", held)
+    promoter = Promoter(store, StoreClock(), Metrics(), 600.0, lambda: None)
+    promoter.start()
+    try:
+        async with asyncio.timeout(SOON):
+            await store.asked.wait()
+        for _ in range(100):
+            await asyncio.sleep(0)
+        assert store.promotions == 1
+    finally:
+        await promoter.stop()
 
 
 async def test_an_idle_poller_waits_longer_and_a_hint_ends_its_wait() -> None:

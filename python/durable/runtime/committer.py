@@ -100,6 +100,11 @@ class Committer(Service):
         """Runs that wait for a flush or are in one, without those that end with it."""
         return len(self._dirty) + self.in_flight - self._ending
 
+    @property
+    def waiting(self) -> int:
+        """Runs that are waiting for a flush."""
+        return len(self._dirty)
+
     def mark(self, run: WarmRun) -> None:
         """Note that the run has something to write."""
         if not run.is_dirty:

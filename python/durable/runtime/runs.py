@@ -74,6 +74,8 @@ class RunPoller(Service):
         self._types = list(types)
         self._room = room
         self._least_room = least_room
+        self.on_caught_up: Callable[[], None] = lambda: None
+        """Called after a claim that found less than there was room for."""
         self._wakeup = Wakeup(poll_max_seconds)
         self._backoff = Backoff()
         self._mail: dict[str, None] = {}
@@ -150,6 +152,8 @@ class RunPoller(Service):
             return False, False
         claimed, mail = await self._claim(limit)
         self._is_hungry = limit <= len(claimed)
+        if limit > len(claimed):
+            self.on_caught_up()
         self._opened += claimed
         self._mail.update(dict.fromkeys(mail))
         await self._read_all()
@@ -161,7 +165,7 @@ class RunPoller(Service):
         while self._mail:
             await self._read_mail()
         while self._redo:
-            await self._redo_one()
+            await self._redo_some()
 
     async def _claim(self, limit: int) -> tuple[list[ClaimedRun], list[str]]:
         session = self._session.id
@@ -216,7 +220,7 @@ class RunPoller(Service):
         }
         cold = [claimed for claimed in chunk if claimed.start is None]
         if cold:
-            histories |= await self._load(cold)
+            histories |= await self._load({claimed.run_id: claimed.part for claimed in cold})
         ids = [claimed.run_id for claimed in chunk if claimed.has_mail]
         mail = by_run(await self._store.inbox(ids)) if ids else {}
         if session != self._session.id:
@@ -233,18 +237,18 @@ class RunPoller(Service):
                 if session != self._session.id:
                     return
 
-    async def _load(self, chunk: list[ClaimedRun]) -> dict[str, list[bytes] | StoreError]:
-        runs = {claimed.run_id: claimed.part for claimed in chunk}
+    async def _load(self, runs: dict[str, int]) -> dict[str, list[bytes] | StoreError]:
+        """Histories by run id; the error of one that cannot be had stands in its place."""
         try:
             return dict(await self._store.load(runs))
         except StoreUnavailableError:
             raise
         except StoreError as error:
-            if len(chunk) == 1:
-                return {chunk[0].run_id: error}
+            if len(runs) == 1:
+                return dict.fromkeys(runs, error)
         found: dict[str, list[bytes] | StoreError] = {}
-        for claimed in chunk:
-            found |= await self._load([claimed])
+        for run_id, part in runs.items():
+            found |= await self._load({run_id: part})
         return found
 
     def _begin(
@@ -309,21 +313,30 @@ class RunPoller(Service):
                 run.seen.difference_update(run.read_back)
                 run.read_back.clear()
 
-    async def _redo_one(self) -> None:
-        run = self._redo[0]
-        if not run.gone:
+    async def _redo_some(self) -> None:
+        """Build some of the runs again that were told to read their mail first."""
+        chosen = self._redo[:CLAIM_MAX]
+        runs = [run for run in chosen if not run.gone]
+        for run in runs:
             run.reading = True
-            try:
-                histories = await self._store.load({run.run_id: run.part})
-                items = await self._store.inbox([run.run_id])
-            finally:
+        try:
+            histories = await self._load({run.run_id: run.part for run in runs}) if runs else {}
+            mail = by_run(await self._store.inbox([run.run_id for run in runs])) if runs else {}
+        finally:
+            for run in runs:
                 run.reading = False
-            if not run.gone:
-                self._turns.redo(run, histories.get(run.run_id, []), items)
-                run.seen.difference_update(run.read_back)
-                run.read_back.clear()
-        if self._redo and self._redo[0] is run:
-            del self._redo[0]
+        # First, because building one may ask for another round of it.
+        self._redo = [run for run in self._redo if run not in chosen]
+        for run in runs:
+            history = histories.get(run.run_id, [])
+            if run.gone:
+                continue
+            if isinstance(history, StoreError):
+                self._turns.park(run, history)
+            else:
+                self._turns.redo(run, history, mail.get(run.run_id, []))
+            run.seen.difference_update(run.read_back)
+            run.read_back.clear()
 
 
 def by_run(items: Iterable[InboxItem]) -> dict[str, list[InboxItem]]:

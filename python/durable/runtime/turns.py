@@ -38,6 +38,8 @@ from durable.store.clock import StoreClock
 
 TIMER_FIRED = int(EventKind.TIMER_FIRED)
 ACTIVITY_FAILED = int(EventKind.ACTIVITY_FAILED)
+WAITING_MAX = 50
+"""Runs that wait to be written above which due timers wait, so that others need not wait long."""
 
 
 class Turns:
@@ -61,7 +63,7 @@ class Turns:
         self._executor = executor
         self._parking = parking
         self._metrics = metrics
-        self.timers = TimerHeap(cache, clock, self._fire)
+        self.timers = TimerHeap(cache, clock, self._fire, self._is_busy)
         self.committer: Committer
         """Set by the worker: the two need each other."""
         self.on_unread: Callable[[WarmRun], None]
@@ -185,6 +187,9 @@ class Turns:
             run.seen.add(item.id)
             fact = Fact(item.kind, item.ref, item.name, item.meta, item.payload, item.id)
             self._deliver(run, fact)
+
+    def _is_busy(self) -> bool:
+        return self.committer.waiting >= WAITING_MAX
 
     def _fire(self, run: WarmRun, ref: int) -> None:
         run.timers_done.append(ref)

@@ -165,6 +165,7 @@ class Worker:
         self._limits: LimitWatch | None = None
         if (limits := limits_of(store)) is not None:
             self._limits = LimitWatch(limits, self._executor, options.queues, self._attempts.hint)
+        self._runs.on_caught_up = self._caught_up
         turns.on_unread = self._runs.redo
         turns.on_stale = self._commit_refused
         turns.on_due = self._promoter.expect
@@ -330,6 +331,11 @@ class Worker:
     def _promoted(self) -> None:
         self._runs.hint()
         self._attempts.hint()
+
+    def _caught_up(self) -> None:
+        # Due timers that fire here by themselves need no promotion.
+        if not self._turns.timers.is_behind:
+            self._promoter.caught_up()
 
     def _commit_refused(self) -> None:
         """Either the session is dead, or one run is not ours: the store knows."""

@@ -142,9 +142,6 @@ def test_an_app_that_does_not_import_ends_a_worker_at_once(
         (["start", "subscription", '{"total": "many"}', "--id", "x"], 2, ["plan"]),
         (["start", "subscription", '{"nothing": 1}', "--id", "x"], 2, ["subscription"]),
         (["start", "subscription", PLAN, "--id", ""], 2, ["id"]),
-        (["enqueue", "no_such"], 2, ["no_such", "pay"]),
-        (["enqueue", "pay", "["], 2, ["JSON"]),
-        (["enqueue", "pay", '["x"]'], 2, ["amount"]),
         (["start", "subscription", PLAN, "--id", "x" * 600], 2, ["512"]),
         (["start", "subscription", PLAN, "--id", "a\nb"], 2, ["id"]),
     ],
@@ -168,6 +165,8 @@ def test_a_bad_start_writes_nothing(
         ["worker", "app", "--processes", "0"],
         ["list", "--state", "happy"],
         ["result", "x", "--timeout", "-1"],
+        ["list", "--search", "customer"],
+        ["start", "w", "--id", "x", "--search", "=Ann"],
         ["nothing"],
     ],
 )
@@ -215,16 +214,25 @@ def test_a_pending_run_can_be_looked_at_signalled_and_ended(dsn: str) -> None:
     refused(durable("result", "sub-7", "--timeout", "10ms", "--dsn", dsn), 1, "sub-7")
 
 
-def test_a_job_is_enqueued_and_listed(dsn: str) -> None:
-    first = durable("enqueue", "pay", "5", "--delay", "1h", "--app", SUBSCRIPTION, "--dsn", dsn)
-    assert first.exit_code == 0
-    job = ("enqueue", "pay", "[5]", "--id", "pay-5", "--app", SUBSCRIPTION, "--dsn", dsn)
-    assert durable(*job).stdout == "pay-5\n"
-    refused(durable(*job), 1, "pay-5")
-    refused(durable("enqueue", "pay", "5", "--dsn", dsn), 2, "no activity is called 'pay'")
-    listed = durable("list", "--type", "job:pay", "--dsn", dsn).stdout
-    assert first.stdout.strip() in listed
-    assert "pay-5" in listed
+def test_runs_are_found_by_what_their_start_said_of_them(dsn: str) -> None:
+    start = ("start", "subscription", PLAN, "--app", SUBSCRIPTION, "--dsn", dsn)
+    told = ("--search", "customer=Ann", "--search", "count=3", "--memo", '{"page": 7}')
+    assert durable(*start, "--id", "sub-1", *told).exit_code == 0
+    assert durable(*start, "--id", "sub-2", "--search", "customer=Bob").exit_code == 0
+
+    def found(*attributes: str) -> list[str]:
+        options = [part for each in attributes for part in ("--search", each)]
+        listed = durable("list", *options, "--dsn", dsn)
+        return [line.split()[0] for line in listed.stdout.splitlines()[1:]]
+
+    assert found("customer=Ann") == ["sub-1"]
+    assert found("customer=Ann", "count=3") == ["sub-1"]
+    assert found('count="3"') == []
+    assert sorted(found()) == ["sub-1", "sub-2"]
+    described = json.loads(durable("describe", "sub-1", "--dsn", dsn).stdout)
+    assert described["search"] == {"customer": "Ann", "count": 3}
+    assert described["memo"] == {"page": 7}
+    refused(durable(*start, "--id", "sub-3", "--memo", "{"), 2, "the memo is not JSON")
 
 
 def test_unpark_of_a_run_that_is_not_parked_says_so(dsn: str) -> None:

@@ -7,14 +7,14 @@ import json
 import socket
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, date, datetime, timedelta
 from typing import Any
 
 import psycopg
 import pytest
 
 from durable import RetryPolicy, activity, workflow
-from durable.client import Client
+from durable.client import Client, WorkflowHandle
 from durable.errors import (
     EncodeError,
     InvalidArgumentError,
@@ -59,6 +59,12 @@ async def refuse(value: str) -> str:
 
 
 @workflow.defn
+async def told() -> dict[str, Any]:
+    workflow.upsert_search_attributes(status="read", customer=None)
+    return dict(workflow.info().memo)
+
+
+@workflow.defn
 async def collect(count: int) -> list[int]:
     return [await workflow.wait_signal("more", type=int) for _ in range(count)]
 
@@ -83,6 +89,87 @@ async def client(dsn: str) -> AsyncIterator[Client]:
 
 async def views(client: Client) -> list[str]:
     return [view.workflow_id for view in await client.list()]
+
+
+# -- memo and search attributes ---------------------------------------------------------------
+
+
+async def test_a_memo_is_read_by_the_code_and_by_people(client: Client, dsn: str) -> None:
+    memo = {"page": 7, "until": date(2026, 12, 1), "order": Order("book")}
+    plain = {"page": 7, "until": "2026-12-01", "order": {"item": "book", "pieces": 1}}
+    handle = await client.start(told, id="m", memo=memo, search={"customer": "Ann", "day": "Mo"})
+
+    assert await handle.memo() == plain
+    async with Worker(dsn, workflows=[told]):
+        assert await handle.result(SOON) == plain
+    assert await client.get_handle("m").memo() == plain
+    assert await (await client.start(told, id="none")).memo() == {}
+
+
+async def test_attributes_of_the_start_are_merged_with_those_of_the_code(
+    client: Client, dsn: str
+) -> None:
+    handle = await client.start(told, id="s", search={"customer": "Ann", "day": "Mo"})
+    assert [v.workflow_id for v in await client.list(search={"customer": "Ann"})] == ["s"]
+
+    async with Worker(dsn, workflows=[told]):
+        await handle.result(SOON)
+
+    assert await client.list(search={"customer": "Ann"}) == []
+    (view,) = await client.list(search={"day": "Mo", "status": "read"})
+    assert json.loads(view.search or b"") == {"day": "Mo", "status": "read"}
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "says"),
+    [
+        ({"search": {"": 1}}, InvalidArgumentError, "a name in search"),
+        ({"search": {"a\0": 1}}, InvalidArgumentError, "a name in search"),
+        ({"search": {"a": ["x\0"]}}, InvalidArgumentError, "search attribute 'a'"),
+        ({"search": {"a": {"\0": 1}}}, InvalidArgumentError, "search attribute 'a'"),
+        ({"search": "customer"}, InvalidArgumentError, "search is a dict"),
+        ({"search": {"a": object()}}, EncodeError, "object"),
+        ({"search": {"a": "x" * 40_000}}, PayloadTooLargeError, "search attributes"),
+        ({"memo": {3: 1}}, InvalidArgumentError, "a name in memo"),
+        ({"memo": {"a": "x" * (PAYLOAD_BYTES_MAX + 1)}}, PayloadTooLargeError, "the memo"),
+    ],
+)
+async def test_a_memo_or_attribute_that_cannot_be_kept_starts_nothing(
+    client: Client, options: Any, error: type[Exception], says: str
+) -> None:
+    with pytest.raises(error, match=says):
+        await client.start(echo, "x", id="bad", **options)
+    assert await views(client) == []
+
+
+async def test_a_backslash_that_only_looks_like_a_zero_is_kept(client: Client) -> None:
+    await client.start(echo, "x", id="a", search={"path": "c:\\u0000"})
+    assert len(await client.list(search={"path": "c:\\u0000"})) == 1
+
+
+async def test_nothing_is_found_by_none(client: Client) -> None:
+    with pytest.raises(InvalidArgumentError, match="cannot be None"):
+        await client.list(search={"customer": None})
+
+
+async def test_starts_of_many_may_have_options_of_their_own(client: Client) -> None:
+    handles = await client.start_many(
+        echo,
+        [("a", ["x"]), ("b", ["x"], {"search": {"customer": "Ann"}, "memo": {"n": 1}})],
+        search={"customer": "Bob"},
+        memo={"n": 0},
+    )
+
+    assert [v.workflow_id for v in await client.list(search={"customer": "Bob"})] == ["a"]
+    assert [v.workflow_id for v in await client.list(search={"customer": "Ann"})] == ["b"]
+    memos = [await h.memo() for h in handles if isinstance(h, WorkflowHandle)]
+    assert memos == [{"n": 0}, {"n": 1}]
+
+
+async def test_an_unknown_option_of_many_starts_is_an_error(client: Client) -> None:
+    starts: Any = [("a", ["x"], {"prioriti": 1})]
+    with pytest.raises(InvalidArgumentError, match="no option 'prioriti'; it has queue"):
+        await client.start_many(echo, starts)
 
 
 # -- starting --------------------------------------------------------------------------------

@@ -151,12 +151,18 @@ async def test_no_column_holds_a_value_in_the_clear(dsn: str, serve: Serve) -> N
     codec = secret()
     await serve(Parent, child, shout, break_down, codec=codec, queues=("default", "slow"))
     async with Client.connect(dsn, codec=codec, workflows=[Parent]) as client:
-        handle = await client.start(Parent, CANARY, id="p")
+        handle = await client.start(
+            Parent, CANARY, id="p", memo={"note": CANARY}, search={"customer": "Ann"}
+        )
+        assert await handle.memo() == {"note": CANARY}
         await handle.signal(Parent.hear, f"{CANARY} one")
         assert await handle.update(Parent.change, f"{CANARY} two") == f"{CANARY} two changed"
         assert await handle.query(Parent.all_heard) == [f"{CANARY} one", f"{CANARY} two"]
         assert await handle.vars() == {"text": CANARY}
         assert await columns_with(dsn, CANARY) == []
+        # Attributes are there to be looked for: they are the one thing that is not encrypted.
+        assert await columns_with(dsn, "Ann") == ["run.search"]
+        assert [view.workflow_id for view in await client.list(search={"customer": "Ann"})] == ["p"]
         by_id = client.get_handle("p", workflow=Parent)
         await by_id.signal("leave")
         result = await handle.result(SOON)

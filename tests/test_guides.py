@@ -72,6 +72,12 @@ async def test_workflows_go_on_as_new_ones(monkeypatch: pytest.MonkeyPatch) -> N
         assert len(await handle.histories()) > 1
 
 
+async def test_workflows_are_found(dsn: str) -> None:
+    page = load("workflows")
+    async with Client.connect(dsn) as client:
+        assert await page.find(client) == {"meter-7": {"hall": "east"}}
+
+
 async def test_signals(env: WorkflowEnvironment) -> None:
     page = load("signals")
     assert await env.execute(page.ask) == "no answer"
@@ -115,29 +121,6 @@ async def test_errors(env: WorkflowEnvironment) -> None:
     results = [await env.execute(page.buy, card) for card in ("good", "stolen", "empty", "slow")]
     assert results == ["paid", "declined: 43", "no money", "paid"]
     assert await page.ask(await env.start(page.careless, {})) == "KeyError"
-
-
-async def test_jobs(dsn: str) -> None:
-    page = load("jobs")
-    options = WorkerOptions(queues=("images", "images-big"), poll_max_seconds=0.2)
-    async with (
-        Client.connect(dsn) as client,
-        await psycopg.AsyncConnection.connect(dsn, autocommit=True) as conn,
-        Worker(dsn, activities=[page.resize], options=options),
-    ):
-        assert await page.upload(client, "cat") == "cat at 300"
-        assert await page.campaign(client, ["a", "b"]) == 2
-        assert await client.get_handle("cover-900").result(30) == "cover at 900"
-        assert await page.look(client) == [
-            "COMPLETED",
-            "RUN_STARTED",
-            "ACTIVITY_SCHEDULED",
-            "ACTIVITY_COMPLETED",
-            "RUN_COMPLETED",
-        ]
-        await conn.execute("CREATE TABLE picture (name text)")
-        await page.register(client, conn, "dog")
-        assert len(await client.list(workflow_type="job:resize")) == 11
 
 
 async def test_outbox(dsn: str) -> None:

@@ -38,7 +38,6 @@ from durable.errors import (
     SchemaVersionError,
     StoreError,
     StoreUnavailableError,
-    UnknownActivityError,
     UnknownWorkflowError,
     UnreadablePayloadError,
     UpdateRejectedError,
@@ -92,7 +91,6 @@ __all__ = [
     # raised to your clients
     "InvalidArgumentError",
     "RequestError",
-    "UnknownActivityError",
     "UnknownWorkflowError",
     "UnreadablePayloadError",
     "UpdateRejectedError",

@@ -79,7 +79,8 @@ class Loop:
 
     # -- driving it (engine) -------------------------------------------------------------------
     def load(self, batches: Sequence[bytes], head_hash: int | None = None) -> None:
-        """Give it its history, from batch 0. Checks everything; runs nothing."""
+        """Give it its history, from batch 0. Checks every byte; runs nothing. Events are decoded
+        when replay comes to them. Raise RuntimeError when it has its history already."""
     def replay(self) -> None:
         """Run the code against the whole history, until it waits for something new."""
     def deliver(
@@ -241,6 +242,13 @@ class ActivityBase:
 
     name: str
     fn: Callable[..., Any]
+    read: Callable[[bytes], Any] | None
+    """The same as ``decode``, only faster: after whatever Exception it raises ``decode`` is asked.
+    None until it is set."""
+    records: dict[type, tuple[tuple[str, bytes], ...] | None] | None
+    """The types whose values the core writes itself, as a JSON object: their fields, each with its
+    name in JSON and a colon. None for a type that is written in another way; a type that is missing
+    is looked up with ``[]``. None until it is set: then no type is."""
 
     def __new__(
         cls,
@@ -256,7 +264,8 @@ class ActivityBase:
     ) -> Self:
         """``options`` is recorded with each call (compact JSON, or ``""``). ``arity`` is the least
         and most number of positional arguments that need no binding. ``encode(args, kwargs)`` binds
-        and encodes what the core does not encode itself (it does None, bool, int and plain str).
+        and encodes what the core does not encode itself: it does None, bool, int, float, plain str,
+        lists and dicts of these, and the types that ``records`` knows.
         ``decode`` turns a result into what the annotation says; None means plain JSON. ``plain``
         says which JSON scalars the annotation takes as they are, so that the core may decode them
         itself: the sum of 1 (null), 2 (bool), 4 (int), 8 (str); by default all without a decoder,

@@ -29,6 +29,7 @@ from typing import (
 
 from durable._core import current
 from durable.engine import guard
+from durable.engine.attributes import check_search_size, plain_search
 from durable.engine.authoring import (
     Saga,
     WorkflowLogger,
@@ -194,15 +195,19 @@ def set_status(status: str) -> None:
 
 
 def upsert_search_attributes(**values: Any) -> None:
-    """Set attributes that runs can be found by; None removes one. Recorded in history."""
+    """Set attributes that runs can be found by (`Client.list`); None removes one. Recorded.
+
+    Those that are not named stay as they are, also those that the start brought. The values are
+    stored unencrypted. Raises InvalidArgumentError or PayloadTooLargeError for what cannot be
+    stored.
+    """
     this = context("upsert_search_attributes()")
     this.check_writable("search attributes")
+    changes = plain_search(values, this.codec)
+    merged = {k: v for k, v in {**this.search, **changes}.items() if v is not None}
+    check_search_size(this.codec.encode(merged))
+    this.search = merged
     payload = this.encode(values, "the search attributes")
-    for key, value in values.items():
-        if value is None:
-            this.search.pop(key, None)
-        else:
-            this.search[key] = value
     this.loop.emit(EventKind.ATTRIBUTES_SET, payload=payload)
 
 

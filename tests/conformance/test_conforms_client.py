@@ -290,7 +290,6 @@ async def test_client_23(database: Any) -> None:
     assert len(await database.client.list()) == 1
 
 
-@pytest.mark.xfail(reason="Client.list has no filter on search attributes")
 async def test_client_24(database: Any) -> None:
     """client-24: Runs are found by their search attributes."""
 
@@ -305,7 +304,6 @@ async def test_client_24(database: Any) -> None:
     assert found.workflow_id == "Ann"
 
 
-@pytest.mark.xfail(reason="Client.start takes no memo and no search attributes")
 async def test_client_25(database: Any) -> None:
     """client-25: A start may bring a memo and search attributes."""
 

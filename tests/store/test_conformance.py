@@ -950,6 +950,79 @@ async def test_the_open_run_of_an_id_is_seen_before_the_closed_one(rig: Rig) -> 
     assert await rig.store.view(workflow_id="nobody") is None
 
 
+@pytest.mark.parametrize(
+    ("wanted", "found"),
+    [
+        ({"customer": "Ann"}, ["closed", "open"]),
+        ({"customer": "Ann", "count": 3}, ["open"]),
+        ({"count": 3.0}, ["open"]),
+        ({"count": "3"}, []),
+        ({"vip": True}, ["open"]),
+        ({"vip": 1}, []),
+        ({"tags": ["a"]}, ["open"]),
+        ({"tags": ["c", "a"]}, ["open"]),
+        ({"tags": ["a", "d"]}, []),
+        ({"tags": []}, ["open"]),
+        ({"tags": "a"}, []),
+        ({"place": {"city": "Ulm"}}, ["closed"]),
+        ({"place": {}}, ["closed"]),
+        ({"customer": "Bob"}, []),
+    ],
+)
+async def test_views_are_found_by_search_attributes(
+    rig: Rig, wanted: dict[str, Any], found: list[str]
+) -> None:
+    session = await rig.session()
+    await rig.start("bare")
+    await rig.start("open", search=b'{"customer":"Ann","count":3,"vip":true,"tags":["a","b","c"]}')
+    ended = json.dumps({"customer": "Ann", "place": {"city": "Ulm", "zip": "89073"}}).encode()
+    await rig.start("closed", search=ended)
+    run = next(run for run in await rig.claim(session) if run.workflow_id == "closed")
+    await rig.close(run)
+
+    views = await rig.store.views(search=json.dumps(wanted).encode())
+
+    assert sorted(view.workflow_id for view in views) == found
+    assert all(view.search is not None for view in views)
+
+
+async def test_search_goes_together_with_type_state_and_limit(rig: Rig) -> None:
+    session = await rig.session()
+    for name in ("one", "two"):
+        await rig.owned(name, session, search=b'{"x":1}')
+    done = await rig.owned("done", session, search=b'{"x":1}')
+    await rig.close(done)
+    await rig.start("other", workflow_type="invoice", search=b'{"x":1}', start_delay_us=HOUR_US)
+
+    async def names(**how: Any) -> list[str]:
+        views = await rig.store.views(search=b'{"x":1}', **how)
+        return [view.workflow_id for view in views]
+
+    assert await names() == ["other", "done", "two", "one"]
+    assert await names(limit=2) == ["other", "done"]
+    assert await names(workflow_type=TYPE, states=[RunState.RUNNING]) == ["two", "one"]
+    assert await names(states=[RunState.COMPLETED]) == ["done"]
+    assert await names(workflow_type="invoice", states=[RunState.RUNNING]) == ["other"]
+
+
+async def test_changed_attributes_are_found_and_old_ones_are_not(rig: Rig) -> None:
+    run = await rig.owned("a", search=b'{"x":1}')
+    await rig.accept(change(run, b"b", search=b'{"y":2}'))
+
+    assert await rig.store.views(search=b'{"x":1}') == []
+    assert [v.workflow_id for v in await rig.store.views(search=b'{"y":2}')] == ["a"]
+
+
+async def test_the_first_batch_can_be_had_without_the_others(rig: Rig) -> None:
+    run = await rig.owned("a")
+    await rig.accept(change(run, b"second"))
+    (first, _) = (await rig.store.load({run.run_id: run.part}))[run.run_id]
+
+    unknown = "00000000-0000-7000-8000-000000000000"
+    assert await rig.store.first_batches({run.run_id: run.part, unknown: 1}) == {run.run_id: first}
+    assert await rig.store.first_batches({}) == {}
+
+
 async def test_search_attributes_are_replaced(rig: Rig) -> None:
     run = await rig.owned("a", search=b'{"x":1}')
 

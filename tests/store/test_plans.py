@@ -31,8 +31,10 @@ READS_MAX = 400
 """Index entries one call may read: it touches fewer than ten runs."""
 
 SEED = """
-    INSERT INTO durable.run (run_id, workflow_id, workflow_type, queue, head_hash, part, state)
-    SELECT gen_random_uuid(), 'sleeping' || n, 'order', 'q', 1, 1, 0
+    INSERT INTO durable.run
+        (run_id, workflow_id, workflow_type, queue, head_hash, part, state, search)
+    SELECT gen_random_uuid(), 'sleeping' || n, 'order', 'q', 1, 1, 0,
+           jsonb_build_object('status', 'sleeping', 'customer', n)
     FROM generate_series(1, %(rows)s) n;
     INSERT INTO durable.history SELECT 1, run_id, 0, 'x' FROM durable.run;
     INSERT INTO durable.timer SELECT run_id, 3, 1, now() + interval '1 day' FROM durable.run;
@@ -43,8 +45,9 @@ SEED = """
     SELECT run_id, 4, 1, 0, 0, now(), 'pay', 'q', '', '', '{}' FROM durable.run;
     INSERT INTO durable.response SELECT 'r' || n FROM generate_series(1, %(rows)s) n;
     INSERT INTO durable.closed_run (part, run_id, workflow_id, workflow_type, queue, state,
-                                    next_seq, head_hash, created_at)
-    SELECT 1, gen_random_uuid(), 'closed' || n, 'order', 'q', 10, 1, 1, now()
+                                    next_seq, head_hash, created_at, search)
+    SELECT 1, gen_random_uuid(), 'closed' || n, 'order', 'q', 10, 1, 1, now(),
+           jsonb_build_object('status', 'done', 'customer', n)
     FROM generate_series(1, %(rows)s) n;
     INSERT INTO durable.task (queue, priority, kind, type, run_id)
     SELECT 'elsewhere', 0, 1, 'order', run_id FROM durable.run
@@ -128,6 +131,9 @@ async def calls(rig: PostgresRig) -> AsyncIterator[tuple[str, Call]]:
     yield "heartbeat", lambda: store.heartbeat([session], HOUR_US)
     yield "view", lambda: store.view(workflow_id="w1")
     yield "view, closed", lambda: store.view(workflow_id="closed7")
+    few = b'{"customer":7}'
+    yield "views, by attributes", lambda: store.views(search=few, workflow_type=TYPE)
+    yield "first_batches", lambda: store.first_batches({run.run_id: run.part for run in runs})
     yield "closed", lambda: store.closed([run.run_id for run in runs])
     yield "responses", lambda: store.responses([run.run_id for run in runs])
     yield "end_sessions", lambda: store.end_sessions([worker])
@@ -155,7 +161,7 @@ async def test_no_call_reads_the_crowd(crowded: PostgresRig) -> None:
         assert not much, f"{name} reads {much}"
         before = after
         names.append(name)
-    assert len(names) == 24
+    assert len(names) == 26
 
     # The measure itself: a listing does read them all.
     await crowded.store.views()

@@ -10,13 +10,22 @@ import click
 import orjson
 
 from durable.cli.report import finish, plain, show_json, show_table
-from durable.cli.target import Duration, Moment, Target, app_option, database_options, find_target
+from durable.cli.target import (
+    Attribute,
+    Duration,
+    Moment,
+    Target,
+    app_option,
+    database_options,
+    find_target,
+)
 from durable.client import Client
 from durable.codec import DEFAULT_CODEC, Codec
-from durable.errors import InvalidArgumentError, UnknownWorkflowError
-from durable.events import RunState
+from durable.errors import InvalidArgumentError, UnknownWorkflowError, UnreadablePayloadError
+from durable.events import RunState, RunView
 from durable.runtime.app import AppError
 
+SEARCH: dict[str, Any] = {"multiple": True, "type": Attribute(), "metavar": "NAME=VALUE"}
 STATES = [state.name.lower() for state in RunState]
 
 
@@ -86,6 +95,8 @@ def arguments_of(
     type=Duration(),
     help="End the whole chain of runs, if it continues as new, after this long.",
 )
+@click.option("--memo", help="A JSON object for its code and for people.", metavar="JSON")
+@click.option("--search", "search", **SEARCH, help="A search attribute to find it by; repeatable.")
 @click.option("--wait", is_flag=True, help="Wait for the result and print it.")
 @app_option
 @database_options
@@ -108,11 +119,13 @@ def start(
     \b
       durable start subscription '{"total": 100, "cycles": 3, "cycle": "PT2S"}' --id sub-7
       durable start report '["2026-11"]' --id report-11 --at 2026-12-01T06:00:00Z
+      durable start order '[7]' --id order-7 --search customer=Ann --memo '{"page": 3}'
     """
     if options["delay"] is not None and options["at"] is not None:
         raise click.UsageError("give --delay or --at, not both")
     target = find_target(dsn, schema, app)
     workflow, args, kwargs = arguments_of(target, type, arguments)
+    memo = None if options["memo"] is None else json_of(options["memo"], "the memo")
 
     async def work(client: Client) -> tuple[str | None, Any]:
         handle = await client.start(
@@ -126,6 +139,8 @@ def start(
             start_at=options["at"],
             run_timeout=options["run_timeout"],
             execution_timeout=options["execution_timeout"],
+            memo=memo,
+            search=dict(options["search"]),
             **kwargs,
         )
         return handle.run_id, await handle.result() if wait else None
@@ -258,21 +273,33 @@ def shorten(text: str, most: int = 60) -> str:
 @click.option(
     "--state", "states", multiple=True, type=click.Choice(STATES), help="May be repeated."
 )
+@click.option("--search", "search", **SEARCH, help="Only runs with this attribute; repeatable.")
 @click.option("--limit", type=click.IntRange(1, 10_000), default=50, show_default=True)
 @database_options
 def list_runs(
-    workflow_type: str | None, states: tuple[str, ...], limit: int, dsn: str | None, schema: str
+    workflow_type: str | None,
+    states: tuple[str, ...],
+    search: tuple[tuple[str, Any], ...],
+    limit: int,
+    dsn: str | None,
+    schema: str,
 ) -> None:
     """List runs, the newest first.
 
+    A search attribute's value is JSON where it can be read so, else text: `count=3` is a number,
+    `'count="3"'` is text, `customer=Ann` is text.
+
     \b
       durable list --state parked
+      durable list --search customer=Ann --search priority=1
     """
     target = find_target(dsn, schema)
     numbers = [RunState[each.upper()] for each in states]
     views = with_client(
         target,
-        lambda client: client.list(workflow_type=workflow_type, states=numbers, limit=limit),
+        lambda client: client.list(
+            workflow_type=workflow_type, states=numbers, search=dict(search), limit=limit
+        ),
     )
     show_table(
         ("id", "type", "state", "started", "closed", "run"),
@@ -300,7 +327,15 @@ def describe(workflow_id: str, dsn: str | None, schema: str) -> None:
       durable describe sub-7
     """
     target = find_target(dsn, schema)
-    view = with_client(target, lambda client: client.get_handle(workflow_id).describe())
+
+    async def work(client: Client) -> tuple[RunView, dict[str, Any] | str]:
+        view = await client.get_handle(workflow_id).describe()
+        try:
+            return view, await client.get_handle(workflow_id, view.run_id).memo()
+        except UnreadablePayloadError as error:
+            return view, f"({error})"
+
+    view, memo = with_client(target, work)
     show_json(
         {
             "workflow_id": view.workflow_id,
@@ -312,6 +347,8 @@ def describe(workflow_id: str, dsn: str | None, schema: str) -> None:
             "created": moment(view.created_us),
             "closed": moment(view.closed_us) or None,
             "history_batches": view.event_batches,
+            "search": {} if view.search is None else json_of(view.search.decode(), "search"),
+            "memo": memo,
             "failure": None if view.failure is None else json_of(view.failure.decode(), "failure"),
         }
     )

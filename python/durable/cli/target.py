@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import click
+import orjson
 
 from durable.errors import ConfigurationError
 from durable.runtime.app import App, load_app
@@ -126,3 +127,22 @@ class Moment(click.ParamType):  # type: ignore[type-arg]
         if moment.tzinfo is None:
             self.fail(f"{value!r} has no time zone; end it with Z or +01:00", param, ctx)
         return moment.astimezone(UTC)
+
+
+class Attribute(click.ParamType):  # type: ignore[type-arg]
+    """A search attribute: customer=Ann. A value that is JSON is read as JSON, else as text."""
+
+    name = "attribute"
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> tuple[str, Any]:
+        if isinstance(value, tuple):
+            return value
+        name, equals, text = str(value).partition("=")
+        if not name or not equals:
+            self.fail(f"{value!r} is not an attribute; write name=value", param, ctx)
+        try:
+            return name, orjson.loads(text)
+        except orjson.JSONDecodeError:
+            return name, text

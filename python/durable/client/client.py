@@ -1,21 +1,22 @@
 """Client: start workflows and find them.
 
 A client talks to the database only; workers need not run. The calls that begin runs are in
-`starting` and `jobs`, those for activities that others complete in `completing`.
+`starting`, those for activities that others complete in `completing`.
 """
 
 from __future__ import annotations
 
 import uuid
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, TypeVar, overload
 
 from durable.client.checks import check_id
 from durable.client.completing import CompletingClient
 from durable.client.handle import WorkflowHandle, encode_call
-from durable.client.jobs import JobClient
-from durable.engine.definition import ActivityDefinition, WorkflowDefinition, handler_name
-from durable.engine.jobs import job_of
+from durable.client.starting import StartingClient
+from durable.codec import DEFAULT_CODEC
+from durable.engine.attributes import plain_search
+from durable.engine.definition import WorkflowDefinition, handler_name
 from durable.errors import ConfigurationError, InvalidArgumentError
 from durable.events import EventKind, Message, RunView
 from durable.store.limits import limits_of
@@ -23,7 +24,7 @@ from durable.store.limits import limits_of
 R = TypeVar("R")
 
 
-class Client(JobClient, CompletingClient):
+class Client(StartingClient, CompletingClient):
     """Starts workflows, and hands out handles to them. An async context manager."""
 
     # -- signals -----------------------------------------------------------------------------
@@ -94,11 +95,7 @@ class Client(JobClient, CompletingClient):
     ) -> WorkflowHandle[R]: ...
     @overload
     def get_handle(
-        self, id: str, run_id: str | None = ..., *, activity: ActivityDefinition[Any, R]
-    ) -> WorkflowHandle[R]: ...
-    @overload
-    def get_handle(
-        self, id: str, run_id: str | None = ..., *, workflow: None = ..., activity: None = ...
+        self, id: str, run_id: str | None = ..., *, workflow: None = ...
     ) -> WorkflowHandle[Any]: ...
 
     def get_handle(
@@ -107,15 +104,11 @@ class Client(JobClient, CompletingClient):
         run_id: str | None = None,
         *,
         workflow: WorkflowDefinition[Any, Any] | None = None,
-        activity: ActivityDefinition[Any, Any] | None = None,
     ) -> WorkflowHandle[Any]:
         """A handle to a workflow by id, or to one of its runs. Asks nothing of the database.
 
-        ``workflow`` gives the handle the code: for typed results, `vars` and closed-run queries;
-        ``activity`` that of a job.
+        ``workflow`` gives the handle the code: for typed results, `vars` and closed-run queries.
         """
-        if activity is not None:
-            workflow = job_of(activity)
         check_id(id, "a workflow id")
         if run_id is not None:
             try:
@@ -129,7 +122,24 @@ class Client(JobClient, CompletingClient):
         *,
         workflow_type: str | None = None,
         states: Sequence[int] = (),
+        search: Mapping[str, Any] | None = None,
         limit: int = 100,
     ) -> Sequence[RunView]:
-        """Runs, the newest first, without their results."""
-        return await self.store.views(workflow_type=workflow_type, states=states, limit=limit)
+        """Runs, the newest first, without their results.
+
+        ``search`` leaves those that have all these search attributes: equal, or for a list at
+        least these elements. Found by an index, so what few runs have is found fast among many
+        runs. Raises InvalidArgumentError for what no run can have.
+        """
+        wanted = None
+        if search:
+            plain = plain_search(search, self.codec)
+            for name, value in plain.items():
+                if value is None:
+                    raise InvalidArgumentError(
+                        f"search attribute {name!r} cannot be None: that removes an attribute"
+                    )
+            wanted = DEFAULT_CODEC.encode(plain)
+        return await self.store.views(
+            workflow_type=workflow_type, states=states, search=wanted, limit=limit
+        )

@@ -98,10 +98,13 @@ class WorkflowHandle(Generic[R]):
         if view.state == RunState.CONTINUED_AS_NEW:
             return latest
         # The id may also have been used again by a start that has nothing to do with this run.
-        histories = await self._client.store.load({latest.run_id: latest.part})
-        events = events_of(latest.run_id, histories[latest.run_id][:1])
-        is_next = (events[0].meta or {}).get("continued_from") is not None
-        return latest if is_next else None
+        return latest if (await self._start_of(latest)).get("continued_from") is not None else None
+
+    async def _start_of(self, view: RunView) -> dict[str, Any]:
+        """The circumstances of a run, as recorded with its start."""
+        found = await self._client.store.first_batches({view.run_id: view.part})
+        meta = events_of(view.run_id, [found[view.run_id]])[0].meta
+        return meta if isinstance(meta, dict) else {}
 
     async def _late(self, limit: float) -> BaseException:
         view = await self.describe()
@@ -318,6 +321,11 @@ class WorkflowHandle(Generic[R]):
             which = f" and run id {self.run_id}" if self.run_id else ""
             raise WorkflowNotFoundError(f"there is no workflow with id {self.workflow_id!r}{which}")
         return view
+
+    async def memo(self) -> dict[str, Any]:
+        """What its start said about it for people (``memo=``); raise WorkflowNotFoundError."""
+        memo: dict[str, Any] = (await self._start_of(await self.describe())).get("memo", {})
+        return memo
 
     async def history(self) -> list[HistoryEvent]:
         """What happened in it, event by event."""

@@ -8,17 +8,17 @@ from __future__ import annotations
 
 import os
 import uuid
-from collections.abc import Awaitable, Callable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from datetime import datetime, timedelta
-from typing import Any, TypedDict, TypeVar, TypeVarTuple, overload
+from typing import Any, TypedDict, TypeVar, TypeVarTuple, Unpack, cast, overload
 
 from durable.client.checks import check_id, micros
 from durable.client.connected import ConnectedClient
 from durable.client.handle import WorkflowHandle
 from durable.codec import check_size
+from durable.engine.attributes import plain_memo, plain_search
 from durable.engine.definition import WorkflowDefinition
 from durable.engine.info import to_us
-from durable.engine.jobs import JOB_PREFIX
 from durable.engine.start import StartMeta, new_run
 from durable.errors import (
     InvalidArgumentError,
@@ -47,7 +47,17 @@ class StartOptions(TypedDict, total=False):
     run_timeout: timedelta | float | None
     execution_timeout: timedelta | float | None
     id_reuse: IdReuse
-    headers: dict[str, Any]
+    memo: Mapping[str, Any] | None
+    search: Mapping[str, Any] | None
+
+
+def checked_options(options: Mapping[str, Any]) -> StartOptions:
+    """Options of a start, none of them unknown; raise InvalidArgumentError."""
+    known = StartOptions.__annotations__
+    for name in options:
+        if name not in known:
+            raise InvalidArgumentError(f"a start has no option {name!r}; it has {', '.join(known)}")
+    return cast("StartOptions", options)
 
 
 def new_run_id(now_us: int) -> str:
@@ -75,6 +85,8 @@ class StartingClient(ConnectedClient):
         run_timeout: timedelta | float | None = ...,
         execution_timeout: timedelta | float | None = ...,
         id_reuse: IdReuse = ...,
+        memo: Mapping[str, Any] | None = ...,
+        search: Mapping[str, Any] | None = ...,
         conn: Any = ...,
         **kwargs: Any,
     ) -> WorkflowHandle[R]: ...
@@ -92,6 +104,8 @@ class StartingClient(ConnectedClient):
         run_timeout: timedelta | float | None = ...,
         execution_timeout: timedelta | float | None = ...,
         id_reuse: IdReuse = ...,
+        memo: Mapping[str, Any] | None = ...,
+        search: Mapping[str, Any] | None = ...,
         conn: Any = ...,
         **kwargs: Any,
     ) -> WorkflowHandle[Any]: ...
@@ -109,6 +123,8 @@ class StartingClient(ConnectedClient):
         run_timeout: timedelta | float | None = None,
         execution_timeout: timedelta | float | None = None,
         id_reuse: IdReuse = IdReuse.REJECT,
+        memo: Mapping[str, Any] | None = None,
+        search: Mapping[str, Any] | None = None,
         conn: Any = None,
         **kwargs: Any,
     ) -> WorkflowHandle[Any]:
@@ -121,6 +137,9 @@ class StartingClient(ConnectedClient):
         ``run_timeout`` limits each run, from when it begins; ``execution_timeout`` limits the whole
         chain of runs that continue as new or are tried again, from when the first one begins. What
         is over its time ends at once, as timed out.
+        ``memo`` is for the code (``workflow.info().memo``) and for people;
+        ``search`` has the attributes that the run is found by (`Client.list`, unencrypted), until
+        ``workflow.upsert_search_attributes`` changes them.
         With ``conn``, a psycopg async connection, the start belongs to the caller's transaction.
 
         Raises InvalidArgumentError (id, names, arguments), EncodeError or PayloadTooLargeError,
@@ -136,19 +155,9 @@ class StartingClient(ConnectedClient):
             run_timeout=run_timeout,
             execution_timeout=execution_timeout,
             id_reuse=id_reuse,
+            memo=memo,
+            search=search,
         )
-        return await self.begin(workflow, id, args, kwargs, options, conn)
-
-    async def begin(
-        self,
-        workflow: WorkflowDefinition[Any, R] | str,
-        id: str | None,
-        args: tuple[Any, ...],
-        kwargs: dict[str, Any],
-        options: StartOptions,
-        conn: Any = None,
-    ) -> WorkflowHandle[R]:
-        """What `start` does, with its options as one value and for runs that need no id."""
         run = await self._new_run(workflow, id, args, kwargs, options)
         if conn is None:
             started = await self._starts.start(run)
@@ -163,33 +172,21 @@ class StartingClient(ConnectedClient):
     async def start_many(
         self,
         workflow: WorkflowDefinition[Any, R] | str,
-        starts: Iterable[tuple[str, Sequence[Any]]],
+        starts: Iterable[tuple[str, Sequence[Any]] | tuple[str, Sequence[Any], StartOptions]],
         *,
-        queue: str | None = None,
-        version: str | None = None,
-        priority: int = 0,
-        id_reuse: IdReuse = IdReuse.REJECT,
         conn: Any = None,
+        **options: Unpack[StartOptions],
     ) -> list[WorkflowHandle[R] | WorkflowAlreadyStartedError]:
-        """Start many runs of one workflow in one transaction; ``starts`` are (id, arguments).
+        """Start many runs of one workflow in one transaction.
 
-        Returns, in order, a handle or the error that says which run has the id.
+        ``starts`` are (id, arguments), or (id, arguments, options) with options of that start,
+        such as its ``memo`` and ``search``, which go before those of all. `start` says what the
+        options mean. Returns, in order, a handle or the error that says which run has the id.
         """
-        options = StartOptions(queue=queue, version=version, priority=priority, id_reuse=id_reuse)
-        return await self.begin_many(workflow, starts, options, conn)
-
-    async def begin_many(
-        self,
-        workflow: WorkflowDefinition[Any, R] | str,
-        starts: Iterable[tuple[str | None, Sequence[Any]]],
-        options: StartOptions,
-        conn: Any = None,
-    ) -> list[WorkflowHandle[R] | WorkflowAlreadyStartedError]:
-        """What `start_many` does, with its options as one value and for runs that need no id."""
-        runs = [
-            await self._new_run(workflow, workflow_id, tuple(args), {}, options)
-            for workflow_id, args in starts
-        ]
+        runs = []
+        for workflow_id, args, *own in starts:
+            chosen = checked_options({**options, **(own[0] if own else {})})
+            runs.append(await self._new_run(workflow, workflow_id, tuple(args), {}, chosen))
         if not runs:
             return []
         all_started = await self.store.start_runs(runs, conn)
@@ -240,36 +237,24 @@ class StartingClient(ConnectedClient):
 
     async def _check_type(self, name: str) -> None:
         check_id(name, "a workflow name")
-        if not await self._is_type(name):
-            workflows = [each for each in self._types if not each.startswith(JOB_PREFIX)]
-            known = ", ".join(sorted(workflows)) or "none; has a worker run yet?"
+        if name in self.registry.workflows or name in self._types:
+            return
+        self._types = {each.name for each in await self.store.types() if each.kind == "workflow"}
+        if name not in self._types:
+            known = ", ".join(sorted(self._types)) or "none; has a worker run yet?"
             raise UnknownWorkflowError(f"no workflow is called {name!r}; registered: {known}")
-
-    async def _is_type(self, name: str) -> bool:
-        """Whether this client or some worker knows a workflow of that type."""
-        if self.known(name) is not None or name in self._types:
-            return True
-        self._types = {
-            each.name if each.kind == "workflow" else JOB_PREFIX + each.name
-            for each in await self.store.types()
-        }
-        return name in self._types
 
     async def _new_run(
         self,
         workflow: WorkflowDefinition[Any, Any] | str,
-        id: str | None,
+        id: str,
         args: tuple[Any, ...],
         kwargs: dict[str, Any],
         options: StartOptions,
     ) -> NewRun:
-        """A run that is ready to be stored. Raises what `start` says.
-
-        Without an id it has that of its run: no other will ever have it.
-        """
+        """A run that is ready to be stored. Raises what `start` says."""
         payload = await self._payload(workflow, args, kwargs)
-        if id is not None:
-            check_id(id, "a workflow id")
+        check_id(id, "a workflow id")
         definition = None if isinstance(workflow, str) else workflow
         queue = options.get("queue")
         if queue is None:
@@ -286,19 +271,19 @@ class StartingClient(ConnectedClient):
         start_delay, start_at = options.get("start_delay"), options.get("start_at")
         if start_delay is not None and start_at is not None:
             raise InvalidArgumentError("give start_delay or start_at, not both")
+        search = plain_search(options.get("search") or {}, self.codec)
         now_us = await self._now_us()
-        run_id = new_run_id(now_us)
-        meta = StartMeta(
-            workflow_id=run_id if id is None else id,
-            version=version,
-            queue=queue,
-            headers=options.get("headers", {}),
-        )
         return new_run(
             workflow,
             payload,
-            meta,
-            run_id=run_id,
+            StartMeta(
+                workflow_id=id,
+                version=version,
+                queue=queue,
+                memo=plain_memo(options.get("memo") or {}, self.codec),
+                search={k: v for k, v in search.items() if v is not None},
+            ),
+            run_id=new_run_id(now_us),
             now_us=now_us,
             priority=priority,
             start_delay_us=micros(start_delay, "start_delay") or 0,

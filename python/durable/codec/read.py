@@ -14,7 +14,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path, PosixPath, PurePath, PurePosixPath, PureWindowsPath
-from typing import Any
+from types import NoneType, UnionType
+from typing import Any, Union, get_args, get_origin
 
 import msgspec
 import msgspec.inspect
@@ -41,7 +42,25 @@ KEY_TYPES = (
     msgspec.inspect.BytesType,
 )
 
+SCALARS = {NoneType: 1, None: 1, bool: 2, int: 4, str: 8}
+"""The bit that the core knows each plain scalar by (``plain`` in ``_core.pyi``)."""
+ALL_SCALARS = 15
+
 _plain_decoder = msgspec.json.Decoder()
+
+
+def scalars_of(annotation: Any) -> int:
+    """Which JSON scalars mean themselves under an annotation that takes nothing else."""
+    if annotation is Any:
+        return ALL_SCALARS
+    members = get_args(annotation) if get_origin(annotation) in (Union, UnionType) else [annotation]
+    bits = 0
+    for member in members:
+        try:
+            bits |= SCALARS[member]
+        except (KeyError, TypeError):
+            return 0
+    return bits
 
 
 def annotation_text(annotation: Any) -> str:
@@ -84,18 +103,20 @@ class Decoder:
     ``exact`` is False when a value of the annotated type may read back as another one.
     """
 
-    __slots__ = ("_read", "annotation", "exact")
+    __slots__ = ("annotation", "exact", "read", "scalars")
 
     def __init__(
         self, annotation: Any, read: Callable[[bytes | msgspec.Raw], Any], exact: bool
     ) -> None:
         self.annotation = annotation
-        self._read = read
+        self.read = read
+        """The same without words: whatever it raises, calling the decoder raises DecodeError."""
         self.exact = exact
+        self.scalars = scalars_of(annotation)
 
     def __call__(self, payload: bytes | msgspec.Raw) -> Any:
         try:
-            return self._read(payload)
+            return self.read(payload)
         except (msgspec.DecodeError, UnicodeDecodeError) as error:
             reason = str(error).replace(" - at `", " at `")
         except RecursionError:

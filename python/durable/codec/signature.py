@@ -22,6 +22,7 @@ import msgspec
 from durable.codec.arguments import parse_arguments
 from durable.codec.read import Decoder, annotation_text
 from durable.codec.value import DEFAULT_CODEC, Codec, check_size
+from durable.codec.write import Records
 from durable.errors import (
     DecodeError,
     DefinitionError,
@@ -58,6 +59,10 @@ class Signature:
     """Least and most number of positional arguments that need no binding."""
     result_decoder: Callable[[bytes], Any] | None
     """Reads results; None when they are plain JSON."""
+    result_read: Callable[[bytes], Any] | None = None
+    """The same without words for what is wrong (`Decoder.read`), where it is known already."""
+    result_scalars: int
+    """Which plain scalars the result takes as they are (`Decoder.scalars`)."""
 
     @classmethod
     def of(
@@ -134,9 +139,14 @@ class Signature:
         except NameError:
             # A class that is defined later: looked up when the first value needs it.
             self.result_decoder = self.decode_result
+            self.result_scalars = 0
             return
         result = decoders["return"]
-        self.result_decoder = None if result.annotation is Any else result
+        self.result_scalars = result.scalars
+        if result.annotation is Any:
+            self.result_decoder = None
+        else:
+            self.result_decoder, self.result_read = result, result.read
 
     def _resolve(self) -> dict[str, Decoder]:
         """A decoder per parameter and for ``return``; raise NameError for an unknown name."""
@@ -179,6 +189,11 @@ class Signature:
         return self._rest.name
 
     # -- arguments ---------------------------------------------------------------------------
+
+    @property
+    def records(self) -> Records | None:
+        """The types that the core may write in an argument; None where all are read back."""
+        return self.codec.records if self._is_exact else None
 
     def encode_args(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> bytes:
         """Bind and write; raise InvalidArgumentError, EncodeError or PayloadTooLargeError."""

@@ -17,7 +17,7 @@ import msgspec
 
 from durable.codec.pipeline import PayloadCodec, PayloadContext
 from durable.codec.read import Decoder, Reader, annotation_text, read_plain
-from durable.codec.write import Writer, is_pydantic_model, shown, type_name
+from durable.codec.write import Records, Writer, is_pydantic_model, shown, type_name
 from durable.errors import ConfigurationError, EncodeError, PayloadTooLargeError
 from durable.options import PAYLOAD_BYTES_MAX, PAYLOAD_BYTES_WARN
 
@@ -74,9 +74,21 @@ class Codec:
             self.pipeline = tuple(pipeline)
         else:
             self.pipeline = (pipeline,)
+        self.records = Records(self._writer)
+        """The types that the core may write in its place."""
         self.verify = verify
         self._decoders: dict[Any, Decoder] = {}
         self._plain = Decoder(Any, read_plain, exact=True)
+
+    @property
+    def verify(self) -> bool:
+        """Whether every argument and result is read back and compared where it is written."""
+        return self._verify
+
+    @verify.setter
+    def verify(self, verify: bool) -> None:
+        self._verify = self.records.is_off = verify
+        self.records.clear()
 
     def encode(self, value: Any, decoder: Callable[[bytes], Any] | None = None) -> bytes:
         """Return compact JSON; raise EncodeError naming the place and type that cannot be written.

@@ -39,6 +39,9 @@ KNOWN_TYPES_MAX = 4096
 
 INT64_MIN, UINT64_MAX = -(2**63), 2**64 - 1
 
+NATIVE = (str, int, float, bool, list, tuple, dict, enum.Enum)
+"""What orjson writes by its own rules, subclasses included, before it asks `Writer.default`."""
+
 Write = Callable[[Any], Any]
 """One value to something nearer to JSON."""
 
@@ -117,18 +120,16 @@ def _write_pydantic(value: Any) -> orjson.Fragment:
     return orjson.Fragment(data)
 
 
-def _dataclass_writer(cls: type) -> Write:
-    names = tuple(field.name for field in dataclasses.fields(cls))
+def record_fields(cls: Any) -> tuple[str, ...] | None:
+    """The names of the fields of a dataclass or an attrs class; None for others."""
+    if dataclasses.is_dataclass(cls):
+        return tuple(field.name for field in dataclasses.fields(cls))
+    if hasattr(cls, "__attrs_attrs__"):
+        return tuple(field.name for field in cls.__attrs_attrs__)
+    return None
 
-    def write(value: Any) -> dict[str, Any]:
-        return {name: getattr(value, name) for name in names}
 
-    return write
-
-
-def _attrs_writer(cls: Any) -> Write:
-    names = tuple(field.name for field in cls.__attrs_attrs__)
-
+def _record_writer(names: tuple[str, ...]) -> Write:
     def write(value: Any) -> dict[str, Any]:
         return {name: getattr(value, name) for name in names}
 
@@ -202,18 +203,21 @@ class Writer:
             self._known[cls] = write
         return write(value)
 
+    def has_converter(self, cls: type) -> bool:
+        """Whether a converter writes values of ``cls``."""
+        return any(base in self._converters for base in cls.__mro__)
+
     def _find(self, cls: type) -> Write:
         for base in cls.__mro__:
             if base in self._converters:
                 return self._converters[base]
         if is_pydantic_model(cls):
             return _write_pydantic
-        if dataclasses.is_dataclass(cls):
-            return _dataclass_writer(cls)
+        names = record_fields(cls)
         if issubclass(cls, msgspec.Struct):
             return _struct_writer(cls)
-        if hasattr(cls, "__attrs_attrs__"):
-            return _attrs_writer(cls)
+        if names is not None:
+            return _record_writer(names)
         if issubclass(cls, set | frozenset):
             return self._write_set
         for known, write in _BY_TYPE:
@@ -263,6 +267,32 @@ class Writer:
             except Exception as error:
                 raise EncodeError(f"{walk.odd_key} ({error})") from error
         return data
+
+
+class Records(dict[type, tuple[tuple[str, bytes], ...] | None]):
+    """The types that are written as an object of just their fields, under their own names.
+
+    Type to (name, JSON of the name with its colon) per field, or to None for any other type. Asked
+    for a type that is missing it finds out. While ``is_off``, no type is known.
+    """
+
+    def __init__(self, writer: Writer) -> None:
+        super().__init__()
+        self._writer = writer
+        self.is_off = False
+
+    def __missing__(self, cls: type) -> tuple[tuple[str, bytes], ...] | None:
+        if self.is_off:
+            return None
+        names = None
+        is_other = issubclass(cls, (*NATIVE, msgspec.Struct)) or is_pydantic_model(cls)
+        if not is_other and not self._writer.has_converter(cls):
+            names = record_fields(cls)
+        if len(self) >= KNOWN_TYPES_MAX:
+            self.clear()
+        found = None if names is None else tuple((n, orjson.dumps(n) + b":") for n in names)
+        self[cls] = found
+        return found
 
 
 class _Walk:

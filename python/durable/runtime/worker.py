@@ -145,7 +145,7 @@ class Worker:
             clock,
             metrics,
             queues=options.queues,
-            types=self.registry.workflow_types,
+            types=list(self.registry.workflows),
             poll_max_seconds=options.poll_max_seconds,
             room=self._room,
             least_room=max(1, min(options.activity_slots // 4, ROOM_MIN)),
@@ -239,7 +239,9 @@ class Worker:
         self._clock.observe(await self.store.now_us())
         await self._session.register()
         await self.store.register_types(self._types())
-        pollers: list[Service] = [self._runs]
+        pollers: list[Service] = []
+        if self.registry.workflows:
+            pollers.append(self._runs)
         if self.registry.activities:
             pollers.append(self._attempts)
         if self._keep_session:

@@ -97,9 +97,18 @@ class Store(Protocol):
         """The run, or the latest run of the id; open runs first."""
 
     async def views(
-        self, *, workflow_type: str | None = None, states: Sequence[int] = (), limit: int = 100
+        self,
+        *,
+        workflow_type: str | None = None,
+        states: Sequence[int] = (),
+        search: bytes | None = None,
+        limit: int = 100,
     ) -> list[RunView]:
-        """The newest runs first, without results and failures."""
+        """The newest runs first, without results and failures.
+
+        ``search``, a JSON object, leaves those whose search attributes contain it, in the sense of
+        ``jsonb @>``: each name with this value, and of a list at least these elements.
+        """
 
     async def closed(self, run_ids: Sequence[str]) -> list[RunView]:
         """Those of the runs that are closed, with results."""
@@ -140,6 +149,9 @@ class Store(Protocol):
 
     async def load(self, runs: Mapping[str, int]) -> dict[str, list[bytes]]:
         """History batches in order, by run id; the values of ``runs`` are their parts."""
+
+    async def first_batches(self, runs: Mapping[str, int]) -> dict[str, bytes]:
+        """The first history batch of each run that is known: see `load`."""
 
     async def inbox(self, run_ids: Sequence[str]) -> list[InboxItem]:
         """Unread items in order of id."""

@@ -13,6 +13,8 @@ from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from typing import Any, Literal
 
+import orjson
+
 from durable.errors import ConfigurationError
 from durable.events import (
     WHOLE_EXECUTION,
@@ -46,6 +48,7 @@ from durable.store.memory_tables import (
     WAITS,
     Run,
     Tables,
+    contains,
     failure_json,
 )
 
@@ -197,13 +200,20 @@ class MemoryStore:
         return run.view() if run is not None else None
 
     async def views(
-        self, *, workflow_type: str | None = None, states: Sequence[int] = (), limit: int = 100
+        self,
+        *,
+        workflow_type: str | None = None,
+        states: Sequence[int] = (),
+        search: bytes | None = None,
+        limit: int = 100,
     ) -> list[RunView]:
         """The newest runs first, without results and failures."""
+        wanted = None if search is None else orjson.loads(search)
         views = [
             run.view(full=False)
             for run in (*self.tables.runs.values(), *self.tables.closed.values())
             if workflow_type in (None, run.start.workflow_type)
+            and (wanted is None or (run.search and contains(orjson.loads(run.search), wanted)))
         ]
         found = [view for view in views if not states or view.state in states]
         return sorted(found, key=lambda view: view.created_us, reverse=True)[:limit]
@@ -310,6 +320,12 @@ class MemoryStore:
             run = tables.runs.get(run_id) or tables.closed.get(run_id)
             loaded[run_id] = list(run.batches) if run is not None else []
         return loaded
+
+    async def first_batches(self, runs: Mapping[str, int]) -> dict[str, bytes]:
+        """The first history batch of each run that is known."""
+        return {
+            run_id: batches[0] for run_id, batches in (await self.load(runs)).items() if batches
+        }
 
     async def inbox(self, run_ids: Sequence[str]) -> list[InboxItem]:
         """Unread items in order of id."""

@@ -387,3 +387,17 @@ class Tables:
 def failure_json(kind: str, message: str) -> bytes:
     """A failure as it is recorded."""
     return orjson.dumps({"type": kind, "message": message})
+
+
+def contains(value: Any, part: Any) -> bool:
+    """What ``value @> part`` says of two JSON values, neither of them a bare list."""
+    if isinstance(part, dict):
+        return isinstance(value, dict) and all(
+            key in value and contains(value[key], each) for key, each in part.items()
+        )
+    if isinstance(part, list):
+        return isinstance(value, list) and all(
+            any(contains(element, each) for element in value) for each in part
+        )
+    # A number is never a truth value, as it would be in Python.
+    return isinstance(value, bool) == isinstance(part, bool) and bool(value == part)

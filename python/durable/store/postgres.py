@@ -229,15 +229,23 @@ class PostgresStore:
         return run_view(rows[0]) if rows else None
 
     async def views(
-        self, *, workflow_type: str | None = None, states: Sequence[int] = (), limit: int = 100
+        self,
+        *,
+        workflow_type: str | None = None,
+        states: Sequence[int] = (),
+        search: bytes | None = None,
+        limit: int = 100,
     ) -> list[RunView]:
         """The newest runs first, without results and failures."""
-        params = (workflow_type, literal(int(s) for s in states), limit)
+        params: Params = (workflow_type, literal(int(s) for s in states), limit)
+        how = "view"
+        if search is not None:
+            params, how = (*params, search.decode()), "find"
         rows: Rows = []
         if not states or any(s < RunState.COMPLETED for s in states):
-            rows += await self.fetch("view_open", params)
+            rows += await self.fetch(f"{how}_open", params)
         if not states or any(s >= RunState.COMPLETED for s in states):
-            rows += await self.fetch("view_closed", params)
+            rows += await self.fetch(f"{how}_closed", params)
         found = [run_view(row) for row in rows]
         found.sort(key=lambda view: view.created_us, reverse=True)
         return found[:limit]
@@ -333,6 +341,19 @@ class PostgresStore:
             lost = [run_id for run_id in wanted if not loaded[run_id]]
             wanted = dict(await self.fetch("relocate", (uuids(lost),))) if lost else {}
         return loaded
+
+    async def first_batches(self, runs: Mapping[str, int]) -> dict[str, bytes]:
+        """The first history batch of each run that is known."""
+        found: dict[str, bytes] = {}
+        wanted = dict(runs)
+        for _ in range(MOVES_MAX):
+            if not wanted:
+                break
+            params = (literal(set(wanted.values())), uuids(list(wanted)))
+            found.update(await self.fetch("first_batches", params))
+            lost = [run_id for run_id in wanted if run_id not in found]
+            wanted = dict(await self.fetch("relocate", (uuids(lost),))) if lost else {}
+        return found
 
     async def inbox(self, run_ids: Sequence[str]) -> list[InboxItem]:
         """Unread items in order of id."""

@@ -189,6 +189,13 @@ class SealedStore:
             for run_id, batches in (await self.inner.load(runs)).items()
         }
 
+    async def first_batches(self, runs: Mapping[str, int]) -> dict[str, bytes]:
+        """See `Store.first_batches`; raise UnreadablePayloadError for one that cannot be opened."""
+        return {
+            run_id: self._open(batch, run_id, "history", 0)
+            for run_id, batch in (await self.inner.first_batches(runs)).items()
+        }
+
     def _view(self, view: RunView) -> RunView:
         self._know(view.run_id, view.workflow_id)
         try:

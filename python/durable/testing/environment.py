@@ -19,9 +19,9 @@ from functools import partial
 from typing import Any, ParamSpec, TypeVar, TypeVarTuple, overload
 
 from durable.codec import DEFAULT_CODEC
+from durable.engine.attributes import plain_memo, plain_search
 from durable.engine.definition import ActivityDefinition, WorkflowDefinition
 from durable.engine.info import ACTIVITY_CONTEXT, duration_us, to_datetime, to_us
-from durable.engine.jobs import headers_of, job_of
 from durable.engine.registry import Registry
 from durable.engine.start import StartMeta, new_run
 from durable.errors import (
@@ -32,7 +32,7 @@ from durable.errors import (
     WorkflowNotFoundError,
 )
 from durable.events import IdReuse
-from durable.options import DEFAULT_QUEUE, RetryPolicy
+from durable.options import DEFAULT_QUEUE
 from durable.testing.clock import Clock
 from durable.testing.handle import TestHandle
 from durable.testing.mocks import Mock, make_mock
@@ -213,6 +213,8 @@ class WorkflowEnvironment:
         run_timeout: timedelta | float | None = ...,
         execution_timeout: timedelta | float | None = ...,
         id_reuse: IdReuse = ...,
+        memo: Mapping[str, Any] | None = ...,
+        search: Mapping[str, Any] | None = ...,
         **kwargs: Any,
     ) -> TestHandle[R]: ...
     @overload
@@ -229,6 +231,8 @@ class WorkflowEnvironment:
         run_timeout: timedelta | float | None = ...,
         execution_timeout: timedelta | float | None = ...,
         id_reuse: IdReuse = ...,
+        memo: Mapping[str, Any] | None = ...,
+        search: Mapping[str, Any] | None = ...,
         **kwargs: Any,
     ) -> TestHandle[Any]: ...
 
@@ -245,6 +249,8 @@ class WorkflowEnvironment:
         run_timeout: timedelta | float | None = None,
         execution_timeout: timedelta | float | None = None,
         id_reuse: IdReuse = IdReuse.REJECT,
+        memo: Mapping[str, Any] | None = None,
+        search: Mapping[str, Any] | None = None,
         **kwargs: Any,
     ) -> TestHandle[Any]:
         """Start a workflow and return its handle; its first steps have been taken.
@@ -265,36 +271,8 @@ class WorkflowEnvironment:
             run_timeout=run_timeout,
             execution_timeout=execution_timeout,
             id_reuse=id_reuse,
-        )
-
-    async def enqueue(
-        self,
-        activity: ActivityDefinition[..., R],
-        /,
-        *args: Any,
-        id: str | None = None,
-        queue: str | None = None,
-        delay: timedelta | float | None = None,
-        at: datetime | None = None,
-        retry: RetryPolicy | None = None,
-        run_timeout: timedelta | float | None = None,
-        id_reuse: IdReuse = IdReuse.REJECT,
-        **kwargs: Any,
-    ) -> TestHandle[R]:
-        """Have an activity done as a job, as by `Client.enqueue`; return the job's handle."""
-        if activity.name not in self._registry.activities:
-            self._registry.add(activity)
-        definition, payload = self._checked(job_of(activity), args, kwargs)
-        return await self._start(
-            definition,
-            payload,
-            id=id,
-            queue=queue,
-            start_delay=delay,
-            start_at=at,
-            run_timeout=run_timeout,
-            id_reuse=id_reuse,
-            headers=headers_of(activity, retry),
+            memo=memo,
+            search=search,
         )
 
     def get_handle(self, workflow_id: str) -> TestHandle[Any]:
@@ -314,12 +292,6 @@ class WorkflowEnvironment:
         if not isinstance(workflow, WorkflowDefinition):
             raise ConfigurationError(f"{workflow!r} is not a workflow; put @workflow.defn on it")
         self._registry.add(workflow)
-        return self._checked(workflow, args, kwargs)
-
-    def _checked(
-        self, workflow: WorkflowDefinition[Any, Any], args: tuple[Any, ...], kwargs: dict[str, Any]
-    ) -> tuple[WorkflowDefinition[Any, Any], bytes]:
-        """The arguments, checked against the definition."""
         payload = workflow.signature.encode_args(args, kwargs)
         try:
             workflow.signature.decode_args(payload)
@@ -340,14 +312,16 @@ class WorkflowEnvironment:
         run_timeout: timedelta | float | None = None,
         execution_timeout: timedelta | float | None = None,
         id_reuse: IdReuse = IdReuse.REJECT,
-        headers: Mapping[str, Any] | None = None,
+        memo: Mapping[str, Any] | None = None,
+        search: Mapping[str, Any] | None = None,
     ) -> TestHandle[Any]:
         self._numbers += 1
         meta = StartMeta(
             workflow_id=id or f"{workflow.name}-{self._numbers}",
             version=version or workflow.version,
             queue=queue or workflow.queue or DEFAULT_QUEUE,
-            headers=headers or {},
+            memo=plain_memo(memo or {}, workflow.codec),
+            search=plain_search(search or {}, workflow.codec),
         )
         new = new_run(
             workflow,

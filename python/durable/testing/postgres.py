@@ -17,7 +17,6 @@ from typing import Any, TypeVar, cast
 
 from durable._core import decode
 from durable.client import Client, WorkflowHandle
-from durable.client.starting import StartOptions
 from durable.engine.definition import ActivityDefinition, WorkflowDefinition, handler_name
 from durable.engine.execution import Execution
 from durable.engine.info import ACTIVITY_CONTEXT
@@ -129,13 +128,17 @@ class PostgresEnvironment(WorkflowEnvironment):
         run_timeout: timedelta | float | None = None,
         execution_timeout: timedelta | float | None = None,
         id_reuse: IdReuse = IdReuse.REJECT,
-        headers: Mapping[str, Any] | None = None,
+        memo: Mapping[str, Any] | None = None,
+        search: Mapping[str, Any] | None = None,
     ) -> TestHandle[Any]:
         self._numbers += 1
         client = self._opened()
         await self._serve(workflow)
         args, kwargs = workflow.signature.decode_args(payload)
-        options = StartOptions(
+        handle = await client.start(
+            workflow,
+            *args,
+            id=id or f"{workflow.name}-{self._numbers}",
             queue=queue,
             version=version,
             start_delay=start_delay,
@@ -143,10 +146,10 @@ class PostgresEnvironment(WorkflowEnvironment):
             run_timeout=run_timeout,
             execution_timeout=execution_timeout,
             id_reuse=id_reuse,
-            headers=dict(headers or {}),
+            memo=memo,
+            search=search,
+            **kwargs,
         )
-        id = id or f"{workflow.name}-{self._numbers}"
-        handle = await client.begin(workflow, id, args, dict(kwargs), options)
         return PostgresHandle(client, handle.workflow_id, workflow, self._patience)
 
     def _opened(self) -> Client:

@@ -4,11 +4,13 @@
 use std::cell::RefCell;
 
 use pyo3::PyTraverseError;
+use pyo3::exceptions::PyException;
 use pyo3::gc::PyVisit;
 use pyo3::prelude::*;
 use pyo3::types::{PyBytes, PyDict, PyString, PyTuple};
 
 use super::encode::{plain, put_arguments};
+use super::future::Decoder;
 use super::{EventLoop, current_loop};
 use crate::event::{Command, Kind};
 
@@ -32,6 +34,10 @@ pub struct ActivityBase {
     arity: (usize, usize),
     encode: Option<Py<PyAny>>,
     decode: Option<Py<PyAny>>,
+    #[pyo3(get, set)]
+    read: Option<Py<PyAny>>,
+    #[pyo3(get, set)]
+    records: Option<Py<PyDict>>,
     plain: u8,
     wait_cancel: bool,
 }
@@ -60,6 +66,8 @@ impl ActivityBase {
             arity,
             encode: Some(encode),
             decode,
+            read: None,
+            records: None,
             plain,
             wait_cancel,
         })
@@ -85,8 +93,12 @@ impl ActivityBase {
             && count <= this.arity.1;
         let mut scratch = SCRATCH.take();
         scratch.clear();
-        if positional && put_arguments(args, &mut scratch) && scratch.len() <= PLAIN_BYTES_MAX {
-            let future = this.schedule(event_loop.bind(py), &scratch);
+        let records = this.records.as_ref().map(|records| records.bind(py));
+        if positional
+            && put_arguments(args, records, &mut scratch)
+            && scratch.len() <= PLAIN_BYTES_MAX
+        {
+            let future = Self::schedule(slf, &this, event_loop.bind(py), &scratch);
             SCRATCH.set(scratch);
             return future;
         }
@@ -97,35 +109,66 @@ impl ActivityBase {
             .map_or_else(|| py.None(), |it| it.clone_ref(py));
         let empty = PyDict::new(py);
         let payload = encode.bind(py).call1((args, kwargs.unwrap_or(&empty)))?;
-        this.schedule(event_loop.bind(py), payload.cast::<PyBytes>()?.as_bytes())
+        let payload = payload.cast::<PyBytes>()?.as_bytes();
+        Self::schedule(slf, &this, event_loop.bind(py), payload)
     }
 
     fn __traverse__(&self, visit: PyVisit<'_>) -> Result<(), PyTraverseError> {
         visit.call(&self.r#fn)?;
         visit.call(&self.encode)?;
-        visit.call(&self.decode)
+        visit.call(&self.decode)?;
+        visit.call(&self.read)?;
+        visit.call(&self.records)
     }
 
     fn __clear__(&mut self) {
         self.r#fn = None;
         self.encode = None;
         self.decode = None;
+        self.read = None;
+        self.records = None;
     }
 }
 
 impl ActivityBase {
-    fn schedule(&self, event_loop: &Bound<'_, EventLoop>, payload: &[u8]) -> PyResult<Py<PyAny>> {
+    fn schedule(
+        slf: &Bound<'_, Self>,
+        this: &Self,
+        event_loop: &Bound<'_, EventLoop>,
+        payload: &[u8],
+    ) -> PyResult<Py<PyAny>> {
         let command = Command {
-            name: Some(&self.name_text),
-            options: self.options.as_deref(),
+            name: Some(&this.name_text),
+            options: this.options.as_deref(),
             payload: Some(payload),
             ..Command::new(Kind::ActivityScheduled)
         };
-        let decoder = self
+        let decoder = this
             .decode
             .as_ref()
-            .map(|decode| decode.clone_ref(event_loop.py()));
-        EventLoop::start(event_loop, &command, self.plain, decoder, self.wait_cancel)
+            .map(|_| Decoder::Activity(slf.clone().unbind()));
+        EventLoop::start(event_loop, &command, this.plain, decoder, this.wait_cancel)
             .map(Py::into_any)
+    }
+
+    /// Decode a result. The quick way first: what it raises says less, so then the whole decoder
+    /// is asked once more, for the error that it words.
+    pub(super) fn decode(
+        slf: &Bound<'_, Self>,
+        payload: &Bound<'_, PyBytes>,
+    ) -> PyResult<Py<PyAny>> {
+        let py = slf.py();
+        let (read, decode) = {
+            let this = slf.borrow();
+            let of = |found: &Option<Py<PyAny>>| found.as_ref().map(|it| it.clone_ref(py));
+            (of(&this.read), of(&this.decode))
+        };
+        if let Some(read) = read {
+            match read.call1(py, (payload,)) {
+                Err(error) if error.is_instance_of::<PyException>(py) => {}
+                outcome => return outcome,
+            }
+        }
+        decode.unwrap_or_else(|| py.None()).call1(py, (payload,))
     }
 }

@@ -1,22 +1,39 @@
-//! The plain values that need no Python to cross: None, bool, int, plain str.
+//! The plain values that need no codec to cross: None, bool, int, float, plain str; on the way out
+//! lists, dicts and records of them too.
 //!
-//! What is written here is byte for byte what compact orjson writes, so that a value takes either
-//! way without a difference in history.
+//! What is written here is byte for byte what the codec writes, so that a value takes either way
+//! without a difference in history.
 #![forbid(unsafe_code)]
 
 use std::io::Write;
 
 use pyo3::prelude::*;
-use pyo3::types::{PyBool, PyInt, PyList, PyString, PyTuple};
+use pyo3::types::{PyBool, PyBytes, PyDict, PyFloat, PyInt, PyList, PyString, PyTuple};
+
+/// Levels of lists, dicts and records that are written here; deeper is the codec's business.
+const DEPTH_MAX: usize = 16;
 
 /// Append `[a,b,…]`; false when some value needs the codec (`out` is then unspecified).
-pub(super) fn put_arguments(args: &Bound<'_, PyTuple>, out: &mut Vec<u8>) -> bool {
+pub(super) fn put_arguments(
+    args: &Bound<'_, PyTuple>,
+    records: Option<&Bound<'_, PyDict>>,
+    out: &mut Vec<u8>,
+) -> bool {
+    put_list(args.iter(), records, out, 0)
+}
+
+fn put_list<'py>(
+    items: impl Iterator<Item = Bound<'py, PyAny>>,
+    records: Option<&Bound<'py, PyDict>>,
+    out: &mut Vec<u8>,
+    depth: usize,
+) -> bool {
     out.push(b'[');
-    for (index, value) in args.iter_borrowed().enumerate() {
+    for (index, item) in items.enumerate() {
         if index > 0 {
             out.push(b',');
         }
-        if !put_plain(&value, out) {
+        if !put_plain(&item, records, out, depth) {
             return false;
         }
     }
@@ -24,53 +41,143 @@ pub(super) fn put_arguments(args: &Bound<'_, PyTuple>, out: &mut Vec<u8>) -> boo
     true
 }
 
-fn put_plain(value: &Bound<'_, PyAny>, out: &mut Vec<u8>) -> bool {
+fn put_plain(
+    value: &Bound<'_, PyAny>,
+    records: Option<&Bound<'_, PyDict>>,
+    out: &mut Vec<u8>,
+    depth: usize,
+) -> bool {
     if value.is_exact_instance_of::<PyInt>() {
         let Ok(number) = value.extract::<i64>() else {
             return false;
         };
         put_int(number, out);
         true
-    } else if value.is_exact_instance_of::<PyString>() {
-        let Ok(text) = value.cast::<PyString>() else {
-            return false;
-        };
-        match text.to_str() {
-            Ok(text) if is_plain(text.as_bytes()) => {
-                out.push(b'"');
-                out.extend_from_slice(text.as_bytes());
-                out.push(b'"');
-                true
-            }
-            _ => false,
-        }
+    } else if let Ok(text) = value.cast_exact::<PyString>() {
+        put_text(text, out)
     } else if value.is_none() {
         out.extend_from_slice(b"null");
         true
-    } else if value.is_exact_instance_of::<PyBool>() {
-        let text: &[u8] = if value.is_truthy().unwrap_or(false) {
-            b"true"
-        } else {
-            b"false"
-        };
+    } else if let Ok(truth) = value.cast_exact::<PyBool>() {
+        let text: &[u8] = if truth.is_true() { b"true" } else { b"false" };
         out.extend_from_slice(text);
         true
-    } else if let Ok(list) = value.cast_exact::<PyList>() {
-        // Flat lists only: depth is the codec's business.
-        out.push(b'[');
-        for (index, item) in list.iter().enumerate() {
-            if index > 0 {
-                out.push(b',');
-            }
-            if item.is_exact_instance_of::<PyList>() || !put_plain(&item, out) {
-                return false;
-            }
-        }
-        out.push(b']');
-        true
-    } else {
+    } else if let Ok(number) = value.cast_exact::<PyFloat>() {
+        put_float(number.value(), out)
+    } else if depth >= DEPTH_MAX {
         false
+    } else if let Ok(list) = value.cast_exact::<PyList>() {
+        put_list(list.iter(), records, out, depth + 1)
+    } else if let Ok(dict) = value.cast_exact::<PyDict>() {
+        put_dict(dict, records, out, depth + 1)
+    } else {
+        records.is_some_and(|records| put_record(value, records, out, depth + 1))
     }
+}
+
+fn put_text(text: &Bound<'_, PyString>, out: &mut Vec<u8>) -> bool {
+    match text.to_str() {
+        Ok(text) if is_plain(text.as_bytes()) => {
+            out.push(b'"');
+            out.extend_from_slice(text.as_bytes());
+            out.push(b'"');
+            true
+        }
+        _ => false,
+    }
+}
+
+/// A float whose shortest text has no exponent: how those look is a matter of taste.
+fn put_float(number: f64, out: &mut Vec<u8>) -> bool {
+    let size = number.abs();
+    if size != 0.0 && !(1e-4..1e16).contains(&size) {
+        return false;
+    }
+    // Writing to a Vec cannot fail.
+    let _ = write!(out, "{number:?}");
+    true
+}
+
+fn put_dict(
+    dict: &Bound<'_, PyDict>,
+    records: Option<&Bound<'_, PyDict>>,
+    out: &mut Vec<u8>,
+    depth: usize,
+) -> bool {
+    // A copy: writing a record may run code that changes the dict.
+    let items = dict.items();
+    out.push(b'{');
+    for (index, item) in items.iter().enumerate() {
+        if index > 0 {
+            out.push(b',');
+        }
+        let Ok((key, value)) = item.extract::<(Bound<'_, PyAny>, Bound<'_, PyAny>)>() else {
+            return false;
+        };
+        let Ok(key) = key.cast_exact::<PyString>() else {
+            return false;
+        };
+        if !put_text(key, out) {
+            return false;
+        }
+        out.push(b':');
+        if !put_plain(&value, records, out, depth) {
+            return false;
+        }
+    }
+    out.push(b'}');
+    true
+}
+
+/// A value of a type whose fields are known: `records` has them as pairs of a name and the JSON
+/// before its value, or None where the type is written in another way.
+fn put_record(
+    value: &Bound<'_, PyAny>,
+    records: &Bound<'_, PyDict>,
+    out: &mut Vec<u8>,
+    depth: usize,
+) -> bool {
+    let Some(fields) = fields_of(value, records) else {
+        return false;
+    };
+    out.push(b'{');
+    for (index, pair) in fields.iter_borrowed().enumerate() {
+        let Ok(pair) = pair.cast_exact::<PyTuple>() else {
+            return false;
+        };
+        let (Ok(name), Ok(key)) = (pair.get_borrowed_item(0), pair.get_borrowed_item(1)) else {
+            return false;
+        };
+        // What raises here raises again in the codec, which says where.
+        let (Ok(name), Ok(key)) = (name.cast::<PyString>(), key.cast::<PyBytes>()) else {
+            return false;
+        };
+        let Ok(field) = value.getattr(name) else {
+            return false;
+        };
+        if index > 0 {
+            out.push(b',');
+        }
+        out.extend_from_slice(key.as_bytes());
+        if !put_plain(&field, Some(records), out, depth) {
+            return false;
+        }
+    }
+    out.push(b'}');
+    true
+}
+
+fn fields_of<'py>(
+    value: &Bound<'py, PyAny>,
+    records: &Bound<'py, PyDict>,
+) -> Option<Bound<'py, PyTuple>> {
+    let cls = value.get_type();
+    let known = match records.get_item(&cls).ok()? {
+        Some(known) => known,
+        // By way of `__missing__`, which finds out and remembers.
+        None => records.as_any().get_item(&cls).ok()?,
+    };
+    known.cast_into_exact::<PyTuple>().ok()
 }
 
 fn put_int(number: i64, out: &mut Vec<u8>) {
@@ -92,11 +199,11 @@ fn put_int(number: i64, out: &mut Vec<u8>) {
     let _ = out.write(&digits[at..]);
 }
 
-/// ASCII that JSON does not escape.
-fn is_plain(bytes: &[u8]) -> bool {
+/// UTF-8 that JSON does not escape.
+pub(super) fn is_plain(bytes: &[u8]) -> bool {
     bytes
         .iter()
-        .all(|&byte| (0x20..0x7f).contains(&byte) && byte != b'"' && byte != b'\\')
+        .all(|&byte| byte >= 0x20 && byte != b'"' && byte != b'\\')
 }
 
 /// Which JSON scalars an annotation takes as they are.

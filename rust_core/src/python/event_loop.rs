@@ -12,7 +12,9 @@ use pyo3::sync::PyOnceLock;
 use pyo3::types::{PyBytes, PyDict, PyList, PyTuple};
 
 use super::encode::{get_plain, plain};
-use super::future::{CancelledError, CommandFuture, copy_context, new_tracked, run_in_context};
+use super::future::{
+    CancelledError, CommandFuture, Decoder, copy_context, new_tracked, run_in_context,
+};
 use super::handle::{Call, Handle, TimerHandle};
 use super::tools::{command_tuple, event_tuple, load_history};
 use super::{CURRENT, optional_bytes, run_id_bytes, to_py_err};
@@ -156,7 +158,7 @@ impl EventLoop {
         slf: &Bound<'_, Self>,
         command: &Command<'_>,
         plain: u8,
-        decoder: Option<Py<PyAny>>,
+        decoder: Option<Decoder>,
         wait_cancel: bool,
     ) -> PyResult<Py<CommandFuture>> {
         let event_loop = slf.clone().unbind();
@@ -255,7 +257,7 @@ impl EventLoop {
         future: &Bound<'_, CommandFuture>,
     ) -> PyResult<Py<PyAny>> {
         let py = slf.py();
-        let (allowed, decoder) = future.borrow().decoding(py);
+        let allowed = future.borrow().plain();
         let payload = {
             let this = slf.borrow();
             let json = event.payload.map(|span| this.replay.history().bytes(span));
@@ -270,7 +272,7 @@ impl EventLoop {
                 None => None,
             }
         };
-        Self::outcome_value(slf, event.kind, event.reference, name, payload, decoder)
+        Self::outcome_value(slf, event.kind, event.reference, name, payload, future)
     }
 
     /// Decode a result, or build the exception of a failure.
@@ -280,7 +282,7 @@ impl EventLoop {
         reference: u32,
         name: Option<String>,
         payload: Option<Bound<'_, PyBytes>>,
-        decoder: Option<Py<PyAny>>,
+        future: &Bound<'_, CommandFuture>,
     ) -> PyResult<Py<PyAny>> {
         let py = slf.py();
         if kind.is_failure() {
@@ -293,8 +295,9 @@ impl EventLoop {
         let Some(payload) = payload else {
             return Ok(py.None());
         };
+        let decoder = future.borrow().decoder(py);
         match decoder {
-            Some(decoder) => decoder.call1(py, (payload,)),
+            Some(decoder) => decoder.decode(&payload),
             None => Ok(json_loads(py)?.call1((payload,))?.unbind()),
         }
     }
@@ -679,7 +682,7 @@ impl EventLoop {
         }
         if kind.is_outcome() {
             Self::dispatch_outcome(slf, kind, r#ref, |future, name| {
-                let (allowed, decoder) = future.borrow().decoding(py);
+                let allowed = future.borrow().plain();
                 let payload = payload.map(|payload| payload.into_bound(py));
                 if !kind.is_failure()
                     && let Some(payload) = &payload
@@ -687,7 +690,7 @@ impl EventLoop {
                 {
                     return Ok(value);
                 }
-                Self::outcome_value(slf, kind, r#ref, name, payload, decoder)
+                Self::outcome_value(slf, kind, r#ref, name, payload, future)
             })?;
         } else {
             Self::dispatch_fact(slf, kind, r#ref, name, meta, payload)?;
@@ -826,6 +829,7 @@ impl EventLoop {
             payload,
         };
         let allowed = if decoder.is_none() { plain::ALL } else { 0 };
+        let decoder = decoder.map(Decoder::Call);
         Self::start(slf, &command, allowed, decoder, wait_cancel)
     }
 

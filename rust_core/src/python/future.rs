@@ -7,10 +7,10 @@ use pyo3::ffi;
 use pyo3::gc::PyVisit;
 use pyo3::prelude::*;
 use pyo3::sync::PyOnceLock;
-use pyo3::types::PyTuple;
+use pyo3::types::{PyBytes, PyTuple};
 
-use super::EventLoop;
 use super::event_loop::Ready;
+use super::{ActivityBase, EventLoop};
 use crate::event::Kind;
 
 pyo3::import_exception!(asyncio.exceptions, CancelledError);
@@ -21,6 +21,31 @@ enum State {
     Value(Py<PyAny>),
     Failed(Py<PyAny>),
     Cancelled(Option<Py<PyAny>>),
+}
+
+/// What turns the bytes of a result into its value.
+pub(super) enum Decoder {
+    /// Any callable.
+    Call(Py<PyAny>),
+    /// What the definition of the activity says.
+    Activity(Py<ActivityBase>),
+}
+
+impl Decoder {
+    fn clone_ref(&self, py: Python<'_>) -> Self {
+        match self {
+            Self::Call(callable) => Self::Call(callable.clone_ref(py)),
+            Self::Activity(activity) => Self::Activity(activity.clone_ref(py)),
+        }
+    }
+
+    pub(super) fn decode(&self, payload: &Bound<'_, PyBytes>) -> PyResult<Py<PyAny>> {
+        let py = payload.py();
+        match self {
+            Self::Call(callable) => callable.call1(py, (payload,)),
+            Self::Activity(activity) => ActivityBase::decode(activity.bind(py), payload),
+        }
+    }
 }
 
 /// The outcome of a command.
@@ -37,7 +62,7 @@ pub struct CommandFuture {
     wait_cancel: bool,
     cancel_requested: bool,
     plain: u8,
-    decoder: Option<Py<PyAny>>,
+    decoder: Option<Decoder>,
     callbacks: Vec<(Py<PyAny>, Py<PyAny>)>,
 }
 
@@ -53,7 +78,7 @@ impl CommandFuture {
         event_loop: Py<EventLoop>,
         kind: Kind,
         plain: u8,
-        decoder: Option<Py<PyAny>>,
+        decoder: Option<Decoder>,
         wait_cancel: bool,
     ) -> Self {
         Self {
@@ -74,12 +99,14 @@ impl CommandFuture {
         self.id = id;
     }
 
-    /// How its result is decoded: which plain scalars are taken as they are, and the decoder.
-    pub(super) fn decoding(&self, py: Python<'_>) -> (u8, Option<Py<PyAny>>) {
-        (
-            self.plain,
-            self.decoder.as_ref().map(|decoder| decoder.clone_ref(py)),
-        )
+    /// Which plain scalars its result may be without a look of its decoder.
+    pub(super) fn plain(&self) -> u8 {
+        self.plain
+    }
+
+    /// What decodes its result; None: it is plain JSON.
+    pub(super) fn decoder(&self, py: Python<'_>) -> Option<Decoder> {
+        self.decoder.as_ref().map(|decoder| decoder.clone_ref(py))
     }
 
     pub(super) fn is_pending(&self) -> bool {
@@ -365,7 +392,11 @@ impl CommandFuture {
 
     fn __traverse__(&self, visit: PyVisit<'_>) -> Result<(), PyTraverseError> {
         visit.call(&self.event_loop)?;
-        visit.call(&self.decoder)?;
+        match &self.decoder {
+            Some(Decoder::Call(callable)) => visit.call(callable)?,
+            Some(Decoder::Activity(activity)) => visit.call(activity)?,
+            None => {}
+        }
         for (callback, context) in &self.callbacks {
             visit.call(callback)?;
             visit.call(context)?;

@@ -83,6 +83,30 @@ WHERE ($1::text IS NULL OR workflow_type = $1)
   AND (cardinality($2::smallint[]) = 0 OR state = ANY ($2))
 ORDER BY closed_at DESC LIMIT $3
 
+-- name: find_open
+-- What has the attributes is found by their index, whatever the statistics say, and sorted then.
+WITH found AS MATERIALIZED (
+    SELECT * FROM {s}.run
+    WHERE search @> $4::jsonb
+      AND ($1::text IS NULL OR workflow_type = $1)
+      AND (cardinality($2::smallint[]) = 0 OR CASE state WHEN 2 THEN 0 ELSE state END = ANY ($2))
+)
+SELECT run_id::text, workflow_id, workflow_type, queue, version, state, {s}.us(created_at),
+       NULL::bigint, next_seq, head_hash, part, NULL::bytea, NULL::bytea, search::text, session
+FROM found ORDER BY created_at DESC LIMIT $3
+
+-- name: find_closed
+WITH found AS MATERIALIZED (
+    SELECT * FROM {s}.closed_run
+    WHERE search @> $4::jsonb
+      AND ($1::text IS NULL OR workflow_type = $1)
+      AND (cardinality($2::smallint[]) = 0 OR state = ANY ($2))
+)
+SELECT run_id::text, workflow_id, workflow_type, queue, version, state, {s}.us(created_at),
+       {s}.us(closed_at), next_seq, head_hash, part, NULL::bytea, NULL::bytea, search::text,
+       NULL::bigint
+FROM found ORDER BY closed_at DESC LIMIT $3
+
 -- name: closed
 SELECT run_id::text, workflow_id, workflow_type, queue, version, state, {s}.us(created_at),
        {s}.us(closed_at), next_seq, head_hash, part, result, failure, search::text, NULL::bigint
@@ -102,6 +126,10 @@ SELECT * FROM {s}.claim_runs($1, $2::text[], $3::text[], $4)
 SELECT run_id::text, batch FROM {s}.history
 WHERE part = ANY ($1::integer[]) AND run_id = ANY ($2::uuid[])
 ORDER BY run_id, seq
+
+-- name: first_batches
+SELECT run_id::text, batch FROM {s}.history
+WHERE part = ANY ($1::integer[]) AND run_id = ANY ($2::uuid[]) AND seq = 0
 
 -- name: inbox
 SELECT b.id, b.run_id::text, b.kind, b.ref, b.name, b.meta, b.payload, {s}.us(b.created_at)

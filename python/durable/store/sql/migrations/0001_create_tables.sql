@@ -53,6 +53,10 @@ CREATE TABLE {s}.run (
     autovacuum_vacuum_scale_factor = 0.02, autovacuum_vacuum_threshold = 5000,
     autovacuum_vacuum_cost_delay = 0
 );
+-- By what people look for runs, with @>. Most runs have no attributes and pay nothing here; a step
+-- that changes them is the one update of a run that is not HOT.
+CREATE INDEX run_search_idx ON {s}.run USING gin (search jsonb_path_ops)
+    WITH (gin_pending_list_limit = 512) WHERE search IS NOT NULL;
 CREATE INDEX run_session_idx ON {s}.run (session) WHERE session IS NOT NULL;
 COMMENT ON COLUMN {s}.run.flush IS
     'Random id of the last group commit that wrote this run: tells a commit whose answer was lost '
@@ -91,6 +95,8 @@ CREATE TABLE {s}.closed_run (
 ALTER TABLE {s}.closed_run ALTER result SET STORAGE EXTERNAL, ALTER failure SET STORAGE EXTERNAL;
 CREATE INDEX closed_run_workflow_id_idx ON {s}.closed_run (workflow_id, closed_at);
 CREATE INDEX closed_run_closed_at_idx ON {s}.closed_run (closed_at);
+CREATE INDEX closed_run_search_idx ON {s}.closed_run USING gin (search jsonb_path_ops)
+    WITH (gin_pending_list_limit = 512) WHERE search IS NOT NULL;
 
 CREATE TABLE {s}.history_p1 PARTITION OF {s}.history FOR VALUES IN (1);
 CREATE TABLE {s}.closed_run_p1 PARTITION OF {s}.closed_run FOR VALUES IN (1);

@@ -1,0 +1,82 @@
+"""Search attributes and memos: what a run carries for people and for lists.
+
+Both are plain JSON by the time they are recorded, so code sees the same values in its first run
+and in every replay. Search attributes are stored as they are (`jsonb`, never sealed), because the
+database has to look into them; a memo lies in the run's history and is sealed with it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from durable.codec import Codec, check_size
+from durable.errors import InvalidArgumentError, PayloadTooLargeError
+from durable.options import ID_LENGTH_MAX
+
+SEARCH_BYTES_MAX = 32 * 1024
+"""The attributes of one run, as JSON: they are part of a row that each step of the run touches."""
+
+
+def plain_memo(values: Mapping[str, Any], codec: Codec) -> dict[str, Any]:
+    """A memo as JSON values; raise InvalidArgumentError, EncodeError or PayloadTooLargeError."""
+    check_names(values, "memo")
+    payload = codec.encode(dict(values))
+    check_size(payload, "the memo")
+    plain: dict[str, Any] = codec.decode(payload)
+    return plain
+
+
+def plain_search(values: Mapping[str, Any], codec: Codec) -> dict[str, Any]:
+    """Search attributes as JSON values; None stays None, for what is to be removed.
+
+    Raise InvalidArgumentError for what the database cannot hold, EncodeError.
+    """
+    check_names(values, "search")
+    payload = codec.encode(dict(values))
+    check_search_size(payload)
+    plain: dict[str, Any] = codec.decode(payload)
+    if b"\\u0000" in payload:
+        for name, value in plain.items():
+            check_storable(value, name)
+    return plain
+
+
+def check_search_size(payload: bytes) -> None:
+    """Raise PayloadTooLargeError for attributes that are too many or too long."""
+    if len(payload) > SEARCH_BYTES_MAX:
+        raise PayloadTooLargeError(
+            f"the search attributes are {len(payload):,} bytes, over the limit of "
+            f"{SEARCH_BYTES_MAX:,}; keep what the run is found by, and put the rest in its memo",
+            len(payload),
+            SEARCH_BYTES_MAX,
+        )
+
+
+def check_names(values: Mapping[str, Any], what: str) -> None:
+    """Raise InvalidArgumentError unless it is a mapping with names that can be asked for."""
+    if not isinstance(values, Mapping):
+        raise InvalidArgumentError(
+            f"{what} is a dict of names and values, not {type(values).__name__}"
+        )
+    for name in values:
+        if not isinstance(name, str) or not 0 < len(name) <= ID_LENGTH_MAX or "\0" in name:
+            raise InvalidArgumentError(
+                f"a name in {what} is a text of 1 to {ID_LENGTH_MAX} characters, not {name!r}"
+            )
+
+
+def check_storable(value: Any, name: str) -> None:
+    """Raise InvalidArgumentError for zero characters, which PostgreSQL cannot hold in JSON."""
+    if isinstance(value, str):
+        if "\0" in value:
+            raise InvalidArgumentError(
+                f"search attribute {name!r} has a zero character, which PostgreSQL cannot store"
+            )
+    elif isinstance(value, dict):
+        for key, each in value.items():
+            check_storable(key, name)
+            check_storable(each, name)
+    elif isinstance(value, list):
+        for each in value:
+            check_storable(each, name)

@@ -18,7 +18,7 @@ from durable.options import SupervisorOptions, WorkerOptions
 from durable.runtime import spawn
 from durable.runtime.spawn import BootError, Orders, WorkerProcess
 from durable.runtime.supervisor import Supervisor
-from durable.store.base import Store
+from durable.store.base import WORK, Hint, Store
 
 HERE = Path(__file__).parent
 BOOT = (
@@ -61,14 +61,14 @@ class NotingStore:
         return 0
 
     @contextlib.asynccontextmanager
-    async def listen(self) -> AsyncIterator[AsyncIterator[None]]:
+    async def listen(self) -> AsyncIterator[AsyncIterator[Hint]]:
         if not self.listens:
             raise ConfigurationError("no hints behind this pooler")
 
-        async def hints() -> AsyncIterator[None]:
+        async def hints() -> AsyncIterator[Hint]:
             while True:
                 await self.hints.get()
-                yield None
+                yield WORK
 
         yield hints()
 

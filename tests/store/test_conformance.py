@@ -6,6 +6,7 @@ import asyncio
 import json
 from dataclasses import replace
 from typing import Any
+from uuid import uuid4
 
 import pytest
 from support.store_rig import HOUR_US, QUEUE, TYPE, Rig, change, new_run
@@ -26,6 +27,7 @@ from durable.events import (
     TypeInfo,
     Verdict,
 )
+from durable.store.base import HINT_RUNS_MAX, Hint
 
 SIGNAL = EventKind.SIGNAL_RECEIVED
 
@@ -1049,6 +1051,20 @@ async def test_a_hint_reaches_a_listener(rig: Rig) -> None:
         async with asyncio.timeout(20):
             async for _ in heard:
                 break
+
+
+async def test_a_hint_says_what_to_look_at(rig: Rig) -> None:
+    said = [Hint(runs_only=True), Hint(), Hint(runs_only=True)]
+    async with rig.store.listen() as heard, rig.store.listen(done=True) as heard_by_clients:
+        for hint in said:
+            await rig.other.notify(hint)
+        closed = Hint(done=True, run_ids=tuple(str(uuid4()) for _ in range(HINT_RUNS_MAX)))
+        await rig.other.notify(closed)
+        await rig.other.notify(Hint(done=True))
+        async with asyncio.timeout(20):
+            assert [await anext(heard) for _ in said] == said
+            assert await anext(heard_by_clients) == closed
+            assert await anext(heard_by_clients) == Hint(done=True)
 
 
 async def test_a_session_is_registered_again_by_itself(rig: Rig) -> None:

@@ -66,7 +66,7 @@ class Client(StartingClient, CompletingClient):
             return []
         found = await self.store.send(messages, conn)
         if conn is None:
-            self.hinter.hint()
+            self.hinter.work(runs_only=True)
         return [run_id is not None for run_id in found]
 
     # -- queues ------------------------------------------------------------------------------

@@ -50,7 +50,7 @@ class CompletingClient(ConnectedClient):
         outcome = ActivityOutcome(run_id, ref, attempt, token, kind, payload)
         if not (await self.store.finish_activities([outcome]))[0]:
             raise ActivityNotFoundError(f"no activity waits under the task token {task_token!r}")
-        self.hinter.hint()
+        self.hinter.work(runs_only=True)
 
 
 def parse_token(task_token: str) -> tuple[str, int, int, int]:

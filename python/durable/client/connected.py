@@ -40,7 +40,7 @@ class ConnectedClient:
         self.registry = Registry(workflows)
         self.waiter = Waiter(store)
         self.hinter = Hinter(store)
-        self._starts = StartGroup(store)
+        self._starts = StartGroup(store, self.hinter)
         self._clock = StoreClock()
         self._types: set[str] = set()
 

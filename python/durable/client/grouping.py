@@ -13,6 +13,7 @@ from collections import deque
 from durable.errors import StoreError, StoreUnavailableError
 from durable.events import NewRun, Started
 from durable.store.base import Store
+from durable.store.hints import Hinter
 
 GROUP_RUNS_MAX = 500
 GROUP_BYTES_MAX = 4 * 1024 * 1024
@@ -21,8 +22,9 @@ GROUP_BYTES_MAX = 4 * 1024 * 1024
 class StartGroup:
     """The starts of one client that are not in a transaction of the caller."""
 
-    def __init__(self, store: Store) -> None:
+    def __init__(self, store: Store, hinter: Hinter) -> None:
         self._store = store
+        self._hinter = hinter
         self._waiting: deque[tuple[NewRun, asyncio.Future[Started]]] = deque()
         self._sending: asyncio.Task[None] | None = None
 
@@ -82,6 +84,13 @@ class StartGroup:
             if not isinstance(error, Exception):
                 raise
             return
+        # Those that begin later, or have a time limit, are timers too.
+        self._hinter.work(runs_only=all(is_plain(run) for run, _ in group))
         for (_, outcome), started in zip(group, all_started, strict=True):
             if not outcome.done():
                 outcome.set_result(started)
+
+
+def is_plain(run: NewRun) -> bool:
+    """Whether the run begins now and may take its time."""
+    return not run.start_delay_us and run.start_at_us is None and run.run_timeout_us is None

@@ -35,6 +35,11 @@ R = TypeVar("R")
 ANSWER_SECONDS = 10.0
 """How long a query or an update is waited for, unless the caller says otherwise."""
 
+NEW_SECONDS = 60.0
+"""How long after its start a run is taken to be there."""
+NEW_SECONDS_MIN = 1.0
+"""Whoever has less time to wait for a result gets the one that is there by a look."""
+
 ENDINGS: Mapping[RunState, type[WorkflowError]] = {
     RunState.FAILED: WorkflowFailedError,
     RunState.CANCELLED: WorkflowCancelledError,
@@ -52,9 +57,13 @@ class WorkflowHandle(Generic[R]):
         workflow_id: str,
         run_id: str | None = None,
         definition: WorkflowDefinition[Any, R] | None = None,
+        *,
+        new_until: float = 0.0,
     ) -> None:
         self._client = client
         self._definition = definition
+        self._new_until = new_until
+        """Until then, by the loop's clock, its end is waited for without a look whether it is."""
         self.workflow_id = workflow_id
         self.run_id = run_id
         """The run this handle is about; None: the open or latest one."""
@@ -73,20 +82,26 @@ class WorkflowHandle(Generic[R]):
         ended so; after ``timeout`` (seconds or timedelta) WorkflowParkedError for a run that is
         parked, TimeoutError for one that is not.
         """
-        view = await self.describe()
         limit = None if timeout is None else seconds(timeout, "timeout")
+        is_long = limit is None or limit >= NEW_SECONDS_MIN
+        is_new = is_long and asyncio.get_running_loop().time() < self._new_until
+        view = None if is_new else await self.describe()
         try:
             async with asyncio.timeout(limit):
-                while True:
-                    if view.state < RunState.COMPLETED:
-                        view = await self._client.waiter.closed(view.run_id)
-                    successor = await self._successor(view)
-                    if successor is None:
-                        break
-                    view = successor
+                view = await self._end_of(view)
+                while (successor := await self._successor(view)) is not None:
+                    view = await self._end_of(successor)
         except TimeoutError:
             raise await self._late(limit or 0.0) from None
         return self._outcome(view)
+
+    async def _end_of(self, view: RunView | None) -> RunView:
+        """The run when it is closed; None stands for the one that this handle names."""
+        if view is None or view.state < RunState.COMPLETED:
+            run_id = self.run_id if view is None else view.run_id
+            assert run_id is not None
+            return await self._client.waiter.closed(run_id)
+        return view
 
     async def _successor(self, view: RunView) -> RunView | None:
         """The next run of the chain, if this one did not end it."""
@@ -188,13 +203,13 @@ class WorkflowHandle(Generic[R]):
             EventKind.RUN_TERMINATED, payload=self._client.codec.encode(failure)
         )
         await self._client.store.unpark([run_id])
-        self._client.hinter.hint()
+        self._client.hinter.work(runs_only=True)
 
     async def unpark(self) -> bool:
         """Have a parked run tried again now; False when it was not parked."""
         view = await self.describe()
         count = await self._client.store.unpark([view.run_id])
-        self._client.hinter.hint()
+        self._client.hinter.work(runs_only=True)
         return count > 0
 
     async def query(
@@ -307,7 +322,7 @@ class WorkflowHandle(Generic[R]):
                 f"run {view.run_id} is {view.state.name.lower()}"
             )
         if conn is None:
-            self._client.hinter.hint()
+            self._client.hinter.work(runs_only=True)
         return run_id
 
     # -- looking into it ---------------------------------------------------------------------

@@ -6,6 +6,7 @@ against the signature of the definition, a bare name against what workers regist
 
 from __future__ import annotations
 
+import asyncio
 import os
 import uuid
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
@@ -14,7 +15,7 @@ from typing import Any, TypedDict, TypeVar, TypeVarTuple, Unpack, cast, overload
 
 from durable.client.checks import check_id, micros
 from durable.client.connected import ConnectedClient
-from durable.client.handle import WorkflowHandle
+from durable.client.handle import NEW_SECONDS, WorkflowHandle
 from durable.codec import check_size
 from durable.engine.attributes import plain_memo, plain_search
 from durable.engine.definition import WorkflowDefinition
@@ -161,7 +162,6 @@ class StartingClient(ConnectedClient):
         run = await self._new_run(workflow, id, args, kwargs, options)
         if conn is None:
             started = await self._starts.start(run)
-            self.hinter.hint()
         else:
             started = (await self.store.start_runs([run], conn))[0]
         outcome = self._handle(workflow, run, started)
@@ -191,7 +191,7 @@ class StartingClient(ConnectedClient):
             return []
         all_started = await self.store.start_runs(runs, conn)
         if conn is None:
-            self.hinter.hint()
+            self.hinter.work(runs_only=True)
         return [
             self._handle(workflow, run, started)
             for run, started in zip(runs, all_started, strict=True)
@@ -205,7 +205,8 @@ class StartingClient(ConnectedClient):
                 run.workflow_id, started.run_id, started.state.name.lower()
             )
         definition = None if isinstance(workflow, str) else workflow
-        return WorkflowHandle(self, run.workflow_id, run.run_id, definition)
+        new_until = asyncio.get_running_loop().time() + NEW_SECONDS
+        return WorkflowHandle(self, run.workflow_id, run.run_id, definition, new_until=new_until)
 
     async def _payload(
         self,

@@ -1,8 +1,9 @@
 """Waiter: waits for any number of closed runs and answers, for one client process.
 
-One task polls the store for everything that is waited for, and one LISTEN wakes it early. The
-pause between polls doubles while nothing comes, up to a second; a hint ends it. Where hints cannot
-be had, polling is all there is.
+One task asks the store. It asks for a run when somebody begins to wait for it and when a hint says
+that it closed, so that a result costs what it costs however many others are waited for; and for
+everything by the clock, because hints may be lost: with pauses that double while nothing comes, up
+to a second. Where hints cannot be had, that is all there is.
 """
 
 from __future__ import annotations
@@ -15,12 +16,14 @@ from typing import Any, Generic, TypeVar
 
 from durable.errors import ConfigurationError, StoreError
 from durable.events import Response, RunView
-from durable.store.base import Store
+from durable.store.base import DONE, Hint, Store
 
 SHORTEST_SECONDS = 0.02
+LISTENING_SECONDS = 0.25
+"""The shortest pause between two looks at everything while hints come."""
 LONGEST_SECONDS = 1.0
-QUERY_SECONDS = 0.002
-"""The least time between the beginnings of two polls."""
+QUERY_SECONDS = 0.001
+"""The least time between the beginnings of two looks."""
 CHUNK = 1000
 LISTEN_AGAIN_SECONDS = 1.0
 
@@ -38,6 +41,9 @@ class Desk(Generic[T]):
 
     def __len__(self) -> int:
         return len(self._futures)
+
+    def __contains__(self, key: str) -> bool:
+        return key in self._futures
 
     @property
     def keys(self) -> list[str]:
@@ -79,19 +85,24 @@ class Desk(Generic[T]):
 
 
 class Waiter:
-    """Polls for closed runs and answers while anybody waits for one."""
+    """Looks for closed runs and answers while anybody waits for one."""
 
     def __init__(self, store: Store) -> None:
         self._store = store
         self._runs: Desk[RunView] = Desk()
         self._answers: Desk[Response] = Desk()
-        self._hint = asyncio.Event()
-        self._is_new = False
+        self._wake = asyncio.Event()
+        self._named: dict[str, None] = {}
+        """Runs to look at now: newly waited for, or said to be closed."""
+        self._anything = False
+        """Look at all."""
+        self._hears = False
         self._polling: asyncio.Task[None] | None = None
         self._listening: asyncio.Task[None] | None = None
 
     async def closed(self, run_id: str) -> RunView:
         """Wait until the run is closed; return it with its result or failure."""
+        self._named[run_id] = None
         return await self._runs.wait(run_id, self._wanted)
 
     async def answer(self, request_id: str) -> Response:
@@ -110,35 +121,41 @@ class Waiter:
             desk.fail(lambda: StoreError("the client was closed while a result was waited for"))
 
     def _wanted(self) -> None:
-        self._is_new = True
-        self._hint.set()
+        self._wake.set()
         if self._polling is None or self._polling.done():
             self._polling = asyncio.create_task(self._poll(), name="durable-waiter")
         if self._listening is None:
             self._listening = asyncio.create_task(self._listen(), name="durable-listener")
 
     async def _poll(self) -> None:
-        pause = SHORTEST_SECONDS
         loop = asyncio.get_running_loop()
+        pause = SHORTEST_SECONDS
+        look_at = loop.time()
         while self._runs or self._answers:
-            self._is_new = False
-            self._hint.clear()
             began = loop.time()
+            self._wake.clear()
+            found = False
             try:
-                found = await self._look()
+                if self._anything or began >= look_at:
+                    self._anything = False
+                    self._named.clear()
+                    found = await self._look(self._runs.keys)
+                    least = LISTENING_SECONDS if self._hears else SHORTEST_SECONDS
+                    pause = least if found else min(max(pause * 2, least), LONGEST_SECONDS)
+                    look_at = began + pause
+                else:
+                    named, self._named = self._named, {}
+                    found = await self._look([key for key in named if key in self._runs])
             except StoreError as error:
                 log.debug("cannot look for results, will go on trying: %s", error)
-                found = False
-            pause = SHORTEST_SECONDS if found or self._is_new else min(pause * 2, LONGEST_SECONDS)
-            if not self._is_new:
-                await self._pause(pause)
+                look_at = began + pause
             # A burst of hints must not become a burst of queries.
-            rest = QUERY_SECONDS + 0.00001 * (len(self._runs) + len(self._answers))
-            await asyncio.sleep(max(0.0, began + rest - loop.time()))
+            await asyncio.sleep(max(0.0, began + QUERY_SECONDS - loop.time()))
+            await self._pause(look_at - loop.time())
 
-    async def _look(self) -> bool:
+    async def _look(self, run_ids: Sequence[str]) -> bool:
         found = False
-        for ids in chunks(self._runs.keys):
+        for ids in chunks(run_ids):
             for view in await self._store.closed(ids):
                 self._runs.give(view.run_id, view)
                 found = True
@@ -149,21 +166,41 @@ class Waiter:
         return found
 
     async def _pause(self, seconds: float) -> None:
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(seconds):
-                await self._hint.wait()
+        """Wait until somebody wakes us, or the time is over."""
+        if self._wake.is_set() or seconds <= 0:
+            return
+        timer = asyncio.get_running_loop().call_later(seconds, self._wake.set)
+        try:
+            await self._wake.wait()
+        finally:
+            timer.cancel()
 
     async def _listen(self) -> None:
         while True:
             try:
                 async with self._store.listen(done=True) as hints:
-                    async for _ in hints:
-                        self._hint.set()
+                    # What was done before is not heard of any more.
+                    self._heard(DONE)
+                    self._hears = True
+                    async for hint in hints:
+                        self._heard(hint)
             except ConfigurationError:
                 return
             except StoreError:
                 pass
+            finally:
+                self._hears = False
             await asyncio.sleep(LISTEN_AGAIN_SECONDS)
+
+    def _heard(self, hint: Hint) -> None:
+        if hint.run_ids:
+            named = [run_id for run_id in hint.run_ids if run_id in self._runs]
+            if not named:
+                return
+            self._named.update(dict.fromkeys(named))
+        else:
+            self._anything = True
+        self._wake.set()
 
 
 def chunks(keys: Sequence[Any]) -> Iterable[list[Any]]:

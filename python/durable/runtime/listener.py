@@ -11,15 +11,15 @@ from collections.abc import Callable
 from durable.errors import ConfigurationError, StoreError
 from durable.runtime.service import Service
 from durable.runtime.wakeup import Backoff, Wakeup
-from durable.store.base import Store
+from durable.store.base import WORK, Hint, Store
 
 
 class Listener(Service):
-    """Calls ``hint`` once per hint of the store."""
+    """Calls ``hint`` with each hint of the store."""
 
     name = "listener"
 
-    def __init__(self, store: Store, hint: Callable[[], None]) -> None:
+    def __init__(self, store: Store, hint: Callable[[Hint], None]) -> None:
         super().__init__()
         self._store = store
         self._hint = hint
@@ -39,9 +39,9 @@ class Listener(Service):
                 async with self._store.listen() as hints:
                     backoff.reset()
                     # What was hinted while nobody listened.
-                    self._hint()
-                    async for _ in hints:
-                        self._hint()
+                    self._hint(WORK)
+                    async for hint in hints:
+                        self._hint(hint)
             except ConfigurationError:
                 return
             except StoreError:

@@ -29,6 +29,7 @@ from durable.runtime.metrics import Metrics
 from durable.runtime.parent import die_with, take_socket
 from durable.runtime.spawn import BOOT_FAILURE_CODE, LINE_BYTES_MAX, LOG_FORMAT, Orders
 from durable.runtime.worker import Worker
+from durable.store.base import Hint
 from durable.store.postgres import PostgresStore
 
 BEAT_SECONDS = 0.5
@@ -152,7 +153,7 @@ async def listen(worker: Worker, reader: asyncio.StreamReader) -> None:
             worker.request_stop()
         if not line:
             return
-        worker.hint()
+        worker.hint(Hint(runs_only=b"runs" in line))
 
 
 async def beat(worker: Worker, metrics: Metrics, writer: asyncio.StreamWriter) -> None:

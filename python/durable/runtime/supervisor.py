@@ -34,6 +34,7 @@ from durable.options import SupervisorOptions, WorkerOptions
 from durable.runtime.exporter import Exporter, Fleet, Health
 from durable.runtime.maintenance import Maintenance
 from durable.runtime.metrics import Metrics, Snapshot
+from durable.runtime.relay import Relay
 from durable.runtime.spawn import BOOT_FAILURE_CODE, BootError, Orders, WorkerProcess
 from durable.store.base import Store
 from durable.store.postgres import PostgresStore
@@ -41,8 +42,6 @@ from durable.store.retention import Upkeep
 
 TICK_SECONDS = 0.5
 NUDGE_SECONDS = 1.0
-OTHERS_SECONDS = 0.002
-"""How much later than the first worker the others hear of work."""
 BOOT_SECONDS_MAX = 60.0
 """Longer than the slowest import; a worker silent for longer is started anew."""
 YOUNG_SECONDS = 10.0
@@ -108,7 +107,7 @@ class Supervisor:
         self._reloading = asyncio.Lock()
         self._running: asyncio.Task[None] | None = None
         self._ever_up = False
-        self._turn = 0
+        self._relay = Relay(self._workers)
 
     # -- for its owner -----------------------------------------------------------------------------
 
@@ -212,6 +211,7 @@ class Supervisor:
         finally:
             for task in (*slots, *background, stopping):
                 task.cancel()
+            self._relay.close()
             await asyncio.gather(*slots, *background, stopping, return_exceptions=True)
             for worker in list(self._processes):
                 worker.kill()
@@ -287,7 +287,7 @@ class Supervisor:
             log.warning("%d of our sessions were declared dead by others", len(lost))
         if missing:
             # They find out at their next write, begin a new session, and tell us.
-            self._hint()
+            self._relay.hint()
 
     async def _reap(self) -> None:
         """Take over what hosts that went silent have left."""
@@ -295,15 +295,15 @@ class Supervisor:
         self._health.store_at = time.monotonic()
         if count:
             log.warning("%d silent sessions are over; their runs go on elsewhere", count)
-            self._hint()
+            self._relay.hint()
 
     async def _listen(self) -> None:
         """Pass the database's hints on; nudge once a second while there are none to be had."""
         while True:
             try:
                 async with self._store.listen() as hints:
-                    async for _ in hints:
-                        self._hint()
+                    async for hint in hints:
+                        self._relay.hint(hint)
             except ConfigurationError:
                 await self._nudge(None)
             except StoreError as error:
@@ -314,21 +314,8 @@ class Supervisor:
         """Hint by the clock, ``times`` times or for ever."""
         while times is None or times > 0:
             await asyncio.sleep(NUDGE_SECONDS * random.uniform(0.8, 1.0))
-            self._hint()
+            self._relay.hint()
             times = None if times is None else times - 1
-
-    def _hint(self) -> None:
-        """Tell the workers to look for work: one at once, each time another one, and the rest when
-        it has had time to take what little there may be."""
-        workers = list(self._workers.values())
-        if not workers:
-            return
-        self._turn += 1
-        first = workers.pop(self._turn % len(workers))
-        first.hint()
-        loop = asyncio.get_running_loop()
-        for worker in workers:
-            loop.call_later(OTHERS_SECONDS, worker.hint)
 
     # -- one worker after another ------------------------------------------------------------------
 
@@ -415,7 +402,7 @@ class Supervisor:
             return
         self._orphans.difference_update(sessions)
         self._metrics.inc("durable_handover_runs_total", runs)
-        self._hint()
+        self._relay.hint()
 
     async def _replace(self, number: int) -> bool:
         """Put a new worker in the place of one that serves; False when it did not come up."""

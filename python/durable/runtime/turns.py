@@ -31,6 +31,7 @@ from durable.runtime.committer import Committer
 from durable.runtime.executor import Executor
 from durable.runtime.failures import cancelled_payload
 from durable.runtime.metrics import Metrics
+from durable.runtime.news import News
 from durable.runtime.parking import ParkingLot
 from durable.runtime.timers import TimerHeap
 from durable.runtime.warm import Cache, Fact, WarmRun
@@ -70,9 +71,8 @@ class Turns:
         """Called for a run that must read its mail again before it may close."""
         self.on_stale: Callable[[], None]
         """Called when a commit was refused: perhaps the whole session is dead."""
-        self.on_work: Callable[[bool], None]
-        """Called after a flush that made work for others or answered somebody: ``True`` when
-        there may be something for this worker's own pollers."""
+        self.on_news: Callable[[News], None]
+        """Called after a flush that made work for others, or answered somebody."""
         self.on_slot: Callable[[], None]
         """Called when a slot became free."""
         self.on_room: Callable[[], None]
@@ -83,8 +83,7 @@ class Turns:
         """Called for an activity whose queue row is gone because its run cancelled it."""
         self.drop_count = 0
         """How many runs were dropped so far: tells whether what the store said is still so."""
-        self._made_work = False
-        self._answered = False
+        self._news = News()
 
     # -- making a run warm -------------------------------------------------------------------
 
@@ -260,13 +259,10 @@ class Turns:
             run.head_hash = commit.head_hash
             run.early.clear()
             self._metrics.inc("durable_workflow_tasks_total", outcome="committed")
-        if commit.activities or commit.children or commit.messages or commit.successor:
-            self._made_work = True
-            for activity in commit.activities:
-                if activity.delay_us:
-                    self.on_due(self._clock.now_us() + activity.delay_us)
-        if commit.closing is not None or commit.responses:
-            self._answered = True
+        self._news.add(commit)
+        for activity in commit.activities:
+            if activity.delay_us:
+                self.on_due(self._clock.now_us() + activity.delay_us)
         if commit.closing is not None or commit.park is not None or commit.release:
             for ref in flight.cancelled:
                 self.on_cancelled(run.run_id, ref)
@@ -335,10 +331,9 @@ class Turns:
         if self._cache.bytes > self._cache_bytes:
             self.evict_surplus()
         self.on_room()
-        if self._made_work or self._answered:
-            made_work = self._made_work
-            self._made_work = self._answered = False
-            self.on_work(made_work)
+        if self._news:
+            news, self._news = self._news, News()
+            self.on_news(news)
 
     def _return_starts(self, run: WarmRun) -> None:
         if run.flight is not None:

@@ -33,6 +33,7 @@ from durable.runtime.executor import Executor
 from durable.runtime.limits import LimitWatch
 from durable.runtime.listener import Listener
 from durable.runtime.metrics import Metrics
+from durable.runtime.news import News
 from durable.runtime.parking import ParkingLot
 from durable.runtime.runs import RunPoller
 from durable.runtime.service import Service
@@ -40,7 +41,7 @@ from durable.runtime.sessions import Session
 from durable.runtime.timers import Promoter
 from durable.runtime.turns import Turns
 from durable.runtime.warm import Cache
-from durable.store.base import Store
+from durable.store.base import WORK, Hint, Store
 from durable.store.clock import StoreClock
 from durable.store.hints import Hinter
 from durable.store.limits import limits_of
@@ -169,7 +170,7 @@ class Worker:
         turns.on_unread = self._runs.redo
         turns.on_stale = self._commit_refused
         turns.on_due = self._promoter.expect
-        turns.on_work = self._flushed
+        turns.on_news = self._flushed
         turns.on_slot = self._slot_freed
         turns.on_room = self._runs.room_made
         turns.on_cancelled = self._attempts.cancel
@@ -181,11 +182,12 @@ class Worker:
         """The session that owns what this worker owns. Changes when it was declared dead."""
         return self._session.id
 
-    def hint(self) -> None:
-        """There may be something to do: poll now."""
+    def hint(self, hint: Hint = WORK) -> None:
+        """There may be something to do: look now."""
         self._runs.hint()
-        self._attempts.hint()
-        self._promoter.hint()
+        if not hint.runs_only:
+            self._attempts.hint()
+            self._promoter.hint()
 
     def request_stop(self) -> None:
         """Begin to drain; `run` returns when that is done. Safe twice, and before the start."""
@@ -345,17 +347,21 @@ class Worker:
     def _made_work(self) -> None:
         """Outcomes of claimed activities are mail for the owners of their runs."""
         self._runs.hint()
-        self._hinter.hint()
+        self._hinter.work()
 
     def _slot_freed(self) -> None:
         self._attempts.slot_freed()
         self._runs.room_made()
 
-    def _flushed(self, made_work: bool) -> None:
-        if made_work:
-            self._promoted()
-            self._hinter.hint()
-        self._hinter.hint(done=True)
+    def _flushed(self, news: News) -> None:
+        if news.activities:
+            self._attempts.hint()
+        if news.runs:
+            self._runs.hint()
+        if news.runs or news.activities:
+            self._hinter.work(runs_only=not news.activities)
+        if news.answers or news.closed:
+            self._hinter.done(() if news.answers else news.closed)
 
     async def _session_lost(self) -> None:
         self._committer.forget()

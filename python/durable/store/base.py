@@ -19,6 +19,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 from durable.events import (
@@ -37,6 +38,25 @@ from durable.events import (
     Started,
     TypeInfo,
 )
+
+HINT_RUNS_MAX = 200
+"""Run ids that one hint can name: what fits into the payload of a NOTIFY."""
+
+
+@dataclass(frozen=True, slots=True)
+class Hint:
+    """A word that it may be worth looking, and at what. It may be lost, and it may be wrong."""
+
+    done: bool = False
+    """For clients: runs closed or messages were answered. Otherwise for workers: there is work."""
+    runs_only: bool = False
+    """Work of runs, so that nobody need look for activities or timers."""
+    run_ids: tuple[str, ...] = ()
+    """Which runs closed, at most `HINT_RUNS_MAX`; none named: anything may be done."""
+
+
+WORK = Hint()
+DONE = Hint(done=True)
 
 
 class Store(Protocol):
@@ -116,11 +136,15 @@ class Store(Protocol):
     async def responses(self, request_ids: Sequence[str]) -> list[Response]:
         """Those of the answers that are there."""
 
-    async def notify(self, *, done: bool = False) -> None:
-        """Hint that something may be claimable or, ``done``, closed or answered. Best effort."""
+    async def notify(self, hint: Hint = WORK) -> None:
+        """Tell whoever listens. Best effort."""
 
-    def listen(self, *, done: bool = False) -> AbstractAsyncContextManager[AsyncIterator[None]]:
-        """Yield once per hint of that sort. Raises ConfigurationError where hints cannot be had."""
+    def listen(self, *, done: bool = False) -> AbstractAsyncContextManager[AsyncIterator[Hint]]:
+        """Yield each hint for workers or, ``done``, for clients; a general one after a gap.
+
+        Raises ConfigurationError where hints cannot be had, StoreUnavailableError when the first
+        connection fails.
+        """
 
     # -- workers: runs -----------------------------------------------------------------------
 

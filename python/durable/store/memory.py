@@ -37,6 +37,7 @@ from durable.events import (
     TypeInfo,
     Verdict,
 )
+from durable.store.base import DONE, WORK, Hint
 from durable.store.memory_commit import commit_run
 from durable.store.memory_tables import (
     ACTIVITY,
@@ -54,6 +55,8 @@ from durable.store.memory_tables import (
 
 Fault = Callable[[str, Literal["before", "after"]], None]
 RESPONSE_US_MAX = 3_600_000_000
+UNHEARD_MAX = 1000
+"""Hints kept for a listener that does not take them."""
 
 
 def wall_clock_us() -> int:
@@ -76,7 +79,7 @@ class MemoryStore:
         self.fault = fault
         self.flushes: dict[str, int] = {}
         """The last flush that wrote each run."""
-        self.listeners: set[tuple[bool, asyncio.Queue[None]]] = set()
+        self.listeners: set[tuple[bool, asyncio.Queue[Hint]]] = set()
 
     async def open(self) -> None:
         """Nothing to do."""
@@ -228,21 +231,27 @@ class MemoryStore:
         known = self.tables.responses
         return [known[r][0] for r in dict.fromkeys(request_ids) if r in known]
 
-    async def notify(self, *, done: bool = False) -> None:
-        """Hint to all listeners of that sort."""
-        for wanted, heard in self.listeners:
-            if wanted is done and heard.empty():
-                heard.put_nowait(None)
+    async def notify(self, hint: Hint = WORK) -> None:
+        """Tell whoever listens."""
+        for done, heard in self.listeners:
+            if done is not hint.done:
+                continue
+            if heard.full():
+                # One of anything stands for all that were not taken.
+                while not heard.empty():
+                    heard.get_nowait()
+                heard.put_nowait(DONE if done else WORK)
+            else:
+                heard.put_nowait(hint)
 
     @asynccontextmanager
-    async def listen(self, *, done: bool = False) -> AsyncIterator[AsyncIterator[None]]:
-        """Yield once per hint of that sort."""
-        heard: asyncio.Queue[None] = asyncio.Queue()
+    async def listen(self, *, done: bool = False) -> AsyncIterator[AsyncIterator[Hint]]:
+        """Yield each hint for workers or, ``done``, for clients."""
+        heard: asyncio.Queue[Hint] = asyncio.Queue(UNHEARD_MAX)
 
-        async def follow() -> AsyncIterator[None]:
+        async def follow() -> AsyncIterator[Hint]:
             while True:
-                await heard.get()
-                yield None
+                yield await heard.get()
 
         self.listeners.add((done, heard))
         try:

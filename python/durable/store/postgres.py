@@ -41,10 +41,11 @@ from durable.events import (
     Verdict,
 )
 from durable.store.arrays import blobs, literal, register, texts, uuids
+from durable.store.base import WORK, Hint
 from durable.store.commits import RUN_ID, Params, build, send_params, start_params
 from durable.store.connection import Conn, DataRejectedError, Lanes, Target, sever
 from durable.store.migrate import check_version
-from durable.store.notify import DONE, WORK, hints
+from durable.store.notify import channel, hints, write
 from durable.store.queries import DEFAULT_SCHEMA, load_queries, quote_schema
 
 logger = logging.getLogger("durable.store")
@@ -262,19 +263,20 @@ class PostgresStore:
             return []
         return [Response(*row) for row in await self.fetch("responses", (texts(request_ids),))]
 
-    async def notify(self, *, done: bool = False) -> None:
-        """Hint that something may be claimable or, ``done``, closed or answered. Best effort."""
-        await self.fetch("notify", (self.schema, DONE if done else WORK))
+    async def notify(self, hint: Hint = WORK) -> None:
+        """Tell whoever listens. Best effort, and a transaction of its own: a commit that notifies
+        holds a lock of the whole database until it is on disk."""
+        await self.fetch("notify", (channel(self.schema, done=hint.done), write(hint)))
 
-    def listen(self, *, done: bool = False) -> AbstractAsyncContextManager[AsyncIterator[None]]:
-        """Yield once per hint. Raises ConfigurationError where hints cannot be had."""
+    def listen(self, *, done: bool = False) -> AbstractAsyncContextManager[AsyncIterator[Hint]]:
+        """Yield each hint. Raises ConfigurationError where hints cannot be had."""
         if self.target.pooler and self.listen_dsn is None:
             raise ConfigurationError(
                 "LISTEN does not work through a transaction pooler: give listen_dsn, "
                 "the address of the server itself (or rely on polling)"
             )
         target = Target(self.listen_dsn or self.target.dsn, "durable listen")
-        return hints(target, self.schema, DONE if done else WORK)
+        return hints(target, self.schema, done=done)
 
     # -- workers: runs -----------------------------------------------------------------------
 

@@ -97,7 +97,7 @@ class Rig:
 
     def make_task(self, coro: Any, name: str | None, context: Context | None) -> Any:
         self.task_count += 1
-        serial = tasks.task_hash(0, self.task_count)
+        serial = self.loop.next_serial()
         name = name or f"task-{self.task_count}"
         return tasks.WorkflowTask(coro, loop=self.loop, serial=serial, name=name, context=context)
 

@@ -360,7 +360,7 @@ class Signature:
                 return b"null"
         try:
             payload = self.codec.encode(value, decoder)
-            if decoder.annotation is not Any:
+            if decoder.annotation is not Any and not (kind is float is decoder.annotation):
                 decoder(payload)
         except PayloadError as error:
             raise type(error)(f"result of {self.name}(): {error}") from error

@@ -87,7 +87,8 @@ class WorkflowContext:
         self.is_spoilt = False
         """It made a command all the same: what is in memory must never be recorded."""
         self.running_handlers = 0
-        self.requests = Requests(self, fail)
+        self._fail = fail
+        self._requests: Requests | None = None
         self._random: Random | None = None
         self._info: WorkflowInfo | None = None
 
@@ -119,6 +120,13 @@ class WorkflowContext:
                 headers=meta.headers,
             )
         return self._info
+
+    @property
+    def requests(self) -> Requests:
+        """Its handlers, and the updates under way. Made when first asked for."""
+        if self._requests is None:
+            self._requests = Requests(self, self._fail)
+        return self._requests
 
     def check_writable(self, what: str) -> None:
         """Raise GuardError when a query or validator tries to do ``what``."""

@@ -16,9 +16,9 @@ The other half of the contract with the core (`_core.Hook`) are the methods ``on
 from __future__ import annotations
 
 import asyncio
-import inspect
 from collections.abc import Sequence
 from contextvars import Context
+from types import CoroutineType
 from typing import TYPE_CHECKING, Any
 
 from durable.codec import (
@@ -132,8 +132,9 @@ class Execution:
             self._loop.replay()
         except BaseException as error:
             raise self._died(error) from None
-        # Those made just now are counted when they are taken.
-        self._open = sum(event[0] <= recorded for event in self._loop.pending())
+        if not self._loop.is_finished:
+            # Those made just now are counted when they are taken.
+            self._open = sum(event[0] <= recorded for event in self._loop.pending())
 
     def deliver(
         self,
@@ -345,7 +346,7 @@ class Execution:
         """Build the task of ``loop.create_task``, numbered within the run."""
         self._context.check_writable("asyncio tasks")
         self._task_count += 1
-        if not inspect.iscoroutine(coro):
+        if not isinstance(coro, CoroutineType):
             coro = as_coroutine(coro)
         return tasks.WorkflowTask(
             coro,
@@ -367,10 +368,10 @@ class Execution:
     def _start(self, meta: bytes | None, payload: bytes | None) -> None:
         context = self._context
         context.begin(StartMeta.from_json(meta), payload)
-        requests = context.requests
         args, kwargs = self.definition.signature.decode_args(payload or b"[]")
         fn, instance = self.definition.instantiate()
         for handler in self.definition.handlers:
+            requests = context.requests
             bound = handler.fn.__get__(instance)
             validator = handler.validator.__get__(instance) if handler.validator else None
             if handler.kind == "signal":

@@ -9,7 +9,7 @@ from __future__ import annotations
 import base64
 import uuid
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 from durable._core import start_batch
@@ -22,7 +22,7 @@ from durable.options import DEFAULT_QUEUE
 decode_json = DEFAULT_CODEC.decoder(Any)
 
 
-@dataclass
+@dataclass(slots=True)
 class StartMeta:
     """The circumstances of a run, as recorded with its start."""
 
@@ -66,6 +66,8 @@ class StartMeta:
     def from_json(cls, data: bytes | None) -> StartMeta:
         """Read what `to_json` wrote; unknown keys are ignored."""
         meta = decode_json(data) if data else {}
+        if meta.get("queue") and AS_RECORDED.issuperset(meta):
+            return cls(**meta)
         parent = meta.get("parent")
         return cls(
             workflow_id=meta.get("workflow_id", ""),
@@ -84,6 +86,10 @@ class StartMeta:
                 for name, payload in meta.get("signals", ())
             ],
         )
+
+
+AS_RECORDED = frozenset({field.name for field in fields(StartMeta)} - {"parent", "signals"})
+"""Keys whose values are in JSON as they are in `StartMeta`."""
 
 
 def new_run(

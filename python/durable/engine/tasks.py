@@ -38,9 +38,10 @@ OWN_CODE = (str(Path(__file__).parents[1]), str(Path(asyncio.__file__).parent))
 log = logging.getLogger("durable.workflow")
 
 
-def task_hash(run_seed: int, number: int) -> int:
-    """The hash of the task or future of that number in a run: the same in every process."""
-    return (run_seed + number * HASH_STEP) & HASH_MASK
+def task_hashes(run_id: bytes) -> Iterator[int]:
+    """The hashes of a run's tasks and futures, unmasked: the same in every process."""
+    seed = int.from_bytes(run_id, "big") & HASH_MASK
+    return itertools.count(seed + HASH_STEP, HASH_STEP)
 
 
 class WorkflowTask(asyncio.Task[Any]):
@@ -203,7 +204,9 @@ def set_for_caller(items: Iterable[Any] = ()) -> set[Any]:
 
 def install() -> None:
     """Make ``asyncio.wait`` and ``asyncio.as_completed`` ordered in workflow code. Safe twice."""
-    vars(asyncio.tasks).update(set=set_for_caller, _GatheringFuture=gathering_for_loop)
+    names = vars(asyncio.tasks)
+    if names.get("set") is not set_for_caller:
+        names.update(set=set_for_caller, _GatheringFuture=gathering_for_loop)
 
 
 def refuse(name: str, instead: str) -> Callable[..., NoReturn]:
@@ -272,12 +275,11 @@ class WorkflowLoop(LoopBase):
     """The core's loop with the rest of asyncio's loop interface, most of which it refuses."""
 
     def __init__(self, run_id: bytes, hook: object) -> None:
-        self._seed = int.from_bytes(run_id, "big") & HASH_MASK
-        self._serials = itertools.count(1)
+        self._serials = task_hashes(run_id)
 
     def next_serial(self) -> int:
         """The next hash: in one order for one history, in every process."""
-        return task_hash(self._seed, next(self._serials))
+        return next(self._serials) & HASH_MASK
 
     def create_future(self) -> WorkflowFuture:
         return WorkflowFuture(loop=cast("asyncio.AbstractEventLoop", self))

@@ -381,6 +381,29 @@ class DueReport:
     now_us: int
 
 
+@dataclass(frozen=True)
+class QueueLimits:
+    """The limits of one queue's activities, over all workers. None is no limit."""
+
+    queue: str
+    concurrency: int | None = None
+    """Activities that run at once; 0 pauses the queue."""
+    rate: float | None = None
+    """Starts of attempts per second."""
+    key_concurrency: int | None = None
+    """Activities of one fairness key that run at once."""
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether nothing is limited."""
+        return self.concurrency is None and self.rate is None and self.key_concurrency is None
+
+    @property
+    def burst(self) -> float | None:
+        """What the bucket of the rate holds: a second's worth, and one start at least."""
+        return None if self.rate is None else max(1.0, self.rate)
+
+
 @dataclass(slots=True)
 class SessionInfo:
     """A worker process, as others see it. The id is random per process start."""

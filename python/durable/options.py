@@ -10,6 +10,9 @@ from durable.errors import ConfigurationError
 
 ID_LENGTH_MAX = 512
 """Characters in a workflow id, request id, queue or type name."""
+FAIRNESS_KEY_LENGTH_MAX = 128
+"""Characters; a key is part of an index."""
+FAIRNESS_WEIGHT_MIN, FAIRNESS_WEIGHT_MAX = 0.001, 1000.0
 PAYLOAD_BYTES_MAX = 2 * 1024 * 1024
 """One argument list, result, signal or failure. The number Temporal users know."""
 PAYLOAD_BYTES_WARN = 256 * 1024
@@ -61,6 +64,11 @@ class ActivityOptions:
     """Task queue; None is the workflow's own."""
     priority: int = 0
     """Smaller goes first."""
+    fairness_key: str | None = None
+    """Whose work it is (a tenant, a customer): the keys of a queue take turns, so that a long line
+    of one holds up no other. A queue's ``key_concurrency`` counts by it. Stored in the clear."""
+    fairness_weight: float = 1.0
+    """The share of its key: one of weight 2 gets two turns for one of weight 1. 0.001 to 1000."""
     retry: RetryPolicy = field(default_factory=RetryPolicy)
     start_to_close_timeout: timedelta | float | None = None
     schedule_to_start_timeout: timedelta | float | None = None
@@ -68,6 +76,19 @@ class ActivityOptions:
     heartbeat_timeout: timedelta | float | None = None
     wait_cancel: bool = False
     """Wait for the activity to acknowledge a cancellation before the workflow goes on."""
+
+    def __post_init__(self) -> None:
+        key, weight = self.fairness_key, self.fairness_weight
+        if key is not None and (not 0 < len(key) <= FAIRNESS_KEY_LENGTH_MAX or "\0" in key):
+            raise ConfigurationError(
+                f"a fairness_key has 1 to {FAIRNESS_KEY_LENGTH_MAX} characters and none of them "
+                f"is NUL, not {key!r}"
+            )
+        if not FAIRNESS_WEIGHT_MIN <= weight <= FAIRNESS_WEIGHT_MAX:
+            raise ConfigurationError(
+                f"a fairness_weight is {FAIRNESS_WEIGHT_MIN:g} to {FAIRNESS_WEIGHT_MAX:g}, "
+                f"not {weight!r}"
+            )
 
     def replace(self, **changes: object) -> ActivityOptions:
         """A copy with some fields changed."""

@@ -10,7 +10,7 @@ import pytest
 
 from durable import Client, activity, workflow
 from durable.codec import Codec, ZlibCodec
-from durable.errors import ConfigurationError, InvalidArgumentError
+from durable.errors import InvalidArgumentError
 from durable.runtime.worker import Worker
 from durable.store.memory import MemoryStore
 
@@ -97,6 +97,13 @@ async def test_limits_are_checked_before_they_are_written(client: Client) -> Non
         await client.set_queue_limits("", concurrency=1)
     with pytest.raises(InvalidArgumentError):
         await client.set_queue_limits("default", rate=-1)
-    async with Client.connect(MemoryStore()) as other:
-        with pytest.raises(ConfigurationError, match="PostgreSQL"):
-            await other.set_queue_limits("default", concurrency=1)
+
+
+async def test_a_store_in_memory_keeps_limits_too() -> None:
+    store = MemoryStore()
+    async with Client.connect(store) as client:
+        await client.set_queue_limits("default", concurrency=2)
+        async with Worker(store, workflows=[guests], activities=[stay]):
+            result = (await client.start(guests, 8, id="g")).result(SOON)
+            assert await result == list(range(8))
+    assert 1 <= rooms.most <= 2

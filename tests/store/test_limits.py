@@ -7,22 +7,28 @@ from collections import Counter
 
 import psycopg
 import pytest
-from support.store_rig import HOUR_US, QUEUE, PostgresRig, change
+from support.store_rig import HOUR_US, QUEUE, PostgresRig, Rig, change
 
 from durable.errors import InvalidArgumentError
-from durable.events import ActivityOutcome, ClaimedActivity, EventKind, QueuedActivity
-from durable.store.limits import Limits, QueueLimits
+from durable.events import (
+    ActivityOutcome,
+    ClaimedActivity,
+    EventKind,
+    QueuedActivity,
+    QueueLimits,
+)
+from durable.store.limits import Limits
 from durable.store.postgres import PostgresStore
 
 OTHER = "other"
 
 
 @pytest.fixture
-def limits(postgres: PostgresRig) -> Limits:
-    return Limits(postgres.other)  # type: ignore[arg-type]
+def limits(rig: Rig) -> Limits:
+    return Limits(rig.other)
 
 
-async def queued(rig: PostgresRig, count: int, queue: str = QUEUE) -> None:
+async def queued(rig: Rig, count: int, queue: str = QUEUE) -> None:
     """A run with so many activities on the queue."""
     run = await rig.owned(f"run-{queue}", await rig.session())
     work = [QueuedActivity(ref, "pay", queue, 0, 1, b"[]", b"{}") for ref in range(1, count + 1)]
@@ -30,12 +36,12 @@ async def queued(rig: PostgresRig, count: int, queue: str = QUEUE) -> None:
 
 
 async def take(
-    rig: PostgresRig, session: int, limit: int = 100, queues: tuple[str, ...] = (QUEUE,)
+    rig: Rig, session: int, limit: int = 100, queues: tuple[str, ...] = (QUEUE,)
 ) -> list[ClaimedActivity]:
     return await rig.store.claim_activities(session, queues, ["pay"], limit)
 
 
-async def finish(rig: PostgresRig, attempts: list[ClaimedActivity]) -> None:
+async def finish(rig: Rig, attempts: list[ClaimedActivity]) -> None:
     done = [
         ActivityOutcome(a.run_id, a.ref, a.attempt, a.token, EventKind.ACTIVITY_COMPLETED)
         for a in attempts
@@ -43,34 +49,30 @@ async def finish(rig: PostgresRig, attempts: list[ClaimedActivity]) -> None:
     assert all(await rig.store.finish_activities(done))
 
 
-async def pass_seconds(rig: PostgresRig, seconds: float) -> None:
+async def pass_seconds(rig: Rig, seconds: float) -> None:
     """Let the buckets fill for this long."""
-    async with await psycopg.AsyncConnection.connect(rig.dsn, autocommit=True) as conn:
-        await conn.execute(
-            "UPDATE durable.queue_limit SET refilled_at = refilled_at - %s * interval '1 second'",
-            (seconds,),
-        )
+    await rig.pass_time(round(seconds * 1_000_000))
 
 
-async def test_a_queue_runs_as_many_at_once_as_its_limit(
-    postgres: PostgresRig, limits: Limits
-) -> None:
+async def test_a_queue_runs_as_many_at_once_as_its_limit(rig: Rig, limits: Limits) -> None:
     await limits.set(QUEUE, concurrency=3)
-    await queued(postgres, 10)
-    one, two = await postgres.session(), await postgres.session()
+    await queued(rig, 10)
+    one, two = await rig.session(), await rig.session()
 
-    first = await take(postgres, one, limit=2)
-    second = await take(postgres, two)
+    first = await take(rig, one, limit=2)
+    second = await take(rig, two)
     assert (len(first), len(second)) == (2, 1)
-    assert await take(postgres, one) == []
+    assert await take(rig, one) == []
 
-    await finish(postgres, first)
-    assert len(await take(postgres, two)) == 2
-    assert await take(postgres, one) == []
+    await finish(rig, first)
+    assert len(await take(rig, two)) == 2
+    assert await take(rig, one) == []
 
 
-async def test_claims_that_meet_share_the_limit(postgres: PostgresRig, limits: Limits) -> None:
-    await limits.set(QUEUE, concurrency=5)
+async def test_claims_that_meet_share_the_limit(
+    postgres: PostgresRig,
+) -> None:
+    await Limits(postgres.other).set(QUEUE, concurrency=5)
     await queued(postgres, 60)
     stores = [PostgresStore(postgres.dsn) for _ in range(6)]
     sessions = [await postgres.session() for _ in stores]
@@ -96,9 +98,9 @@ async def test_claims_that_meet_share_the_limit(postgres: PostgresRig, limits: L
 
 
 async def test_who_finds_the_limit_in_use_takes_nothing_and_does_not_wait(
-    postgres: PostgresRig, limits: Limits
+    postgres: PostgresRig,
 ) -> None:
-    await limits.set(QUEUE, concurrency=5)
+    await Limits(postgres.other).set(QUEUE, concurrency=5)
     await queued(postgres, 10)
     session = await postgres.session()
     async with await psycopg.AsyncConnection.connect(postgres.dsn) as holder:
@@ -107,71 +109,71 @@ async def test_who_finds_the_limit_in_use_takes_nothing_and_does_not_wait(
     assert len(await take(postgres, session)) == 5
 
 
-async def test_a_dead_worker_gives_its_places_back(postgres: PostgresRig, limits: Limits) -> None:
+async def test_a_dead_worker_gives_its_places_back(rig: Rig, limits: Limits) -> None:
     await limits.set(QUEUE, concurrency=2)
-    await queued(postgres, 4)
-    dead, alive = await postgres.session(), await postgres.session()
-    taken = await take(postgres, dead)
-    assert await take(postgres, alive) == []
+    await queued(rig, 4)
+    dead, alive = await rig.session(), await rig.session()
+    taken = await take(rig, dead)
+    assert await take(rig, alive) == []
 
-    await postgres.store.end_sessions([dead])
+    await rig.store.end_sessions([dead])
 
-    assert {a.ref for a in await take(postgres, alive)} <= {1, 2, 3, 4}
+    assert {a.ref for a in await take(rig, alive)} <= {1, 2, 3, 4}
     assert len(taken) == 2
 
 
-async def test_zero_pauses_a_queue(postgres: PostgresRig, limits: Limits) -> None:
+async def test_zero_pauses_a_queue(rig: Rig, limits: Limits) -> None:
     await limits.set(QUEUE, concurrency=0)
-    await queued(postgres, 2)
-    session = await postgres.session()
-    assert await take(postgres, session) == []
+    await queued(rig, 2)
+    session = await rig.session()
+    assert await take(rig, session) == []
     await limits.set(QUEUE)
-    assert len(await take(postgres, session)) == 2
+    assert len(await take(rig, session)) == 2
 
 
 async def test_a_rate_gives_a_second_s_worth_and_then_what_time_brings(
-    postgres: PostgresRig, limits: Limits
+    rig: Rig, limits: Limits
 ) -> None:
     # So slow that the time of this test brings nothing.
     await limits.set(QUEUE, rate=0.001)
-    await queued(postgres, 10)
-    session = await postgres.session()
-    assert len(await take(postgres, session)) == 1
-    assert await take(postgres, session) == []
-    await pass_seconds(postgres, 999)
-    assert await take(postgres, session) == []
-    await pass_seconds(postgres, 2)
-    assert len(await take(postgres, session)) == 1
-    await pass_seconds(postgres, 1_000_000)
-    assert len(await take(postgres, session)) == 1
+    await queued(rig, 10)
+    session = await rig.session()
+    assert len(await take(rig, session)) == 1
+    assert await take(rig, session) == []
+    await pass_seconds(rig, 999)
+    assert await take(rig, session) == []
+    await pass_seconds(rig, 2)
+    assert len(await take(rig, session)) == 1
+    await pass_seconds(rig, 1_000_000)
+    assert len(await take(rig, session)) == 1
 
 
-async def test_setting_a_rate_again_fills_no_bucket(postgres: PostgresRig, limits: Limits) -> None:
+async def test_setting_a_rate_again_fills_no_bucket(rig: Rig, limits: Limits) -> None:
     await limits.set(QUEUE, rate=0.001)
-    await queued(postgres, 10)
-    session = await postgres.session()
-    assert len(await take(postgres, session)) == 1
+    await queued(rig, 10)
+    session = await rig.session()
+    assert len(await take(rig, session)) == 1
     await limits.set(QUEUE, rate=0.0005)
-    assert await take(postgres, session) == []
+    assert await take(rig, session) == []
 
 
-async def test_both_limits_hold_at_once(postgres: PostgresRig, limits: Limits) -> None:
+async def test_both_limits_hold_at_once(rig: Rig, limits: Limits) -> None:
     await limits.set(QUEUE, concurrency=2, rate=50)
-    await queued(postgres, 10)
-    session = await postgres.session()
-    taken = await take(postgres, session)
+    await queued(rig, 10)
+    session = await rig.session()
+    taken = await take(rig, session)
     assert len(taken) == 2
-    await finish(postgres, taken)
-    assert len(await take(postgres, session)) == 2
+    await finish(rig, taken)
+    assert len(await take(rig, session)) == 2
 
 
-async def test_a_limit_is_of_its_queue_only(postgres: PostgresRig, limits: Limits) -> None:
+async def test_a_limit_is_of_its_queue_only(rig: Rig, limits: Limits) -> None:
     await limits.set(OTHER, concurrency=1)
-    await queued(postgres, 5)
-    await queued(postgres, 5, queue=OTHER)
-    session = await postgres.session(HOUR_US)
+    await queued(rig, 5)
+    await queued(rig, 5, queue=OTHER)
+    session = await rig.session(HOUR_US)
 
-    taken = await take(postgres, session, queues=(OTHER, QUEUE))
+    taken = await take(rig, session, queues=(OTHER, QUEUE))
 
     assert Counter(a.queue for a in taken) == {QUEUE: 5, OTHER: 1}
 

@@ -112,6 +112,7 @@ class PostgresRig(Rig):
                 ("timer", ("due_at",)),
                 ("session", ("expires_at",)),
                 ("activity", ("scheduled_at", "started_at")),
+                ("queue_limit", ("refilled_at",)),
             ):
                 moves = ", ".join(f"{c} = {c} - %(us)s * interval '1 us'" for c in columns)
                 await conn.execute(f"UPDATE durable.{table} SET {moves}", {"us": us})

@@ -9,7 +9,8 @@ import click
 
 from durable.cli.report import Commands, finish, show_table
 from durable.cli.target import database_options, find_target
-from durable.store.limits import Limits, QueueLimits
+from durable.events import QueueLimits
+from durable.store.limits import Limits
 from durable.store.postgres import PostgresStore
 
 

@@ -17,9 +17,9 @@ from durable.client.starting import StartingClient
 from durable.codec import DEFAULT_CODEC
 from durable.engine.attributes import plain_search
 from durable.engine.definition import WorkflowDefinition, handler_name
-from durable.errors import ConfigurationError, InvalidArgumentError
-from durable.events import EventKind, Message, RunView
-from durable.store.limits import limits_of
+from durable.errors import InvalidArgumentError
+from durable.events import EventKind, Message, QueueLimits, RunView
+from durable.store.limits import Limits
 
 R = TypeVar("R")
 
@@ -72,20 +72,29 @@ class Client(StartingClient, CompletingClient):
     # -- queues ------------------------------------------------------------------------------
 
     async def set_queue_limits(
-        self, queue: str, *, concurrency: int | None = None, rate: float | None = None
+        self,
+        queue: str,
+        *,
+        concurrency: int | None = None,
+        rate: float | None = None,
+        key_concurrency: int | None = None,
     ) -> None:
         """Limit the activities of a queue, over all workers of all hosts.
 
-        At most ``concurrency`` of them run at once (0 pauses the queue), at most ``rate`` attempts
-        start per second. None is no limit: both are set, whatever was set before. Workers know of
-        a queue's first limit after 30 seconds at most; changes count at once. Raises
-        InvalidArgumentError for what cannot be a limit.
+        At most ``concurrency`` of them run at once (0 pauses the queue), at most
+        ``key_concurrency`` of each fairness key, and at most ``rate`` attempts start per second.
+        None is no limit: all are set, whatever was set before. Workers know of a queue's first
+        limit after 30 seconds at most; changes count at once. Raises InvalidArgumentError for what
+        cannot be a limit.
         """
         check_id(queue, "a queue")
-        limits = limits_of(self.store)
-        if limits is None:
-            raise ConfigurationError("only a PostgreSQL store keeps limits of queues")
-        await limits.set(queue, concurrency=concurrency, rate=rate)
+        await Limits(self.store).set(
+            queue, concurrency=concurrency, rate=rate, key_concurrency=key_concurrency
+        )
+
+    async def queue_limits(self) -> list[QueueLimits]:
+        """The limits of every queue that has any, by name."""
+        return await Limits(self.store).all()
 
     # -- finding -----------------------------------------------------------------------------
 

@@ -138,6 +138,10 @@ def options_to_json(options: ActivityOptions) -> str:
         recorded["queue"] = options.queue
     if options.priority:
         recorded["priority"] = options.priority
+    if options.fairness_key is not None:
+        recorded["fairness_key"] = options.fairness_key
+        if options.fairness_weight != 1:
+            recorded["fairness_weight"] = _shorter(options.fairness_weight)
     retry = policy_to_dict(options.retry)
     if retry:
         recorded["retry"] = retry
@@ -163,6 +167,8 @@ def options_from_json(text: str) -> ActivityOptions:
         return ActivityOptions(
             queue=recorded.get("queue"),
             priority=recorded.get("priority", 0),
+            fairness_key=recorded.get("fairness_key"),
+            fairness_weight=recorded.get("fairness_weight", 1.0),
             retry=policy_from_dict(recorded.get("retry", {})),
             wait_cancel=recorded.get("wait_cancel", False),
             **{name: recorded.get(key) for key, name in TIMEOUTS.items()},

@@ -44,7 +44,7 @@ from durable.runtime.warm import Cache
 from durable.store.base import WORK, Hint, Store
 from durable.store.clock import StoreClock
 from durable.store.hints import Hinter
-from durable.store.limits import limits_of
+from durable.store.limits import Limits
 from durable.store.postgres import PostgresStore
 from durable.store.sealed import seal_store
 
@@ -163,9 +163,9 @@ class Worker:
             on_outcomes=self._made_work,
         )
         self._promoter = Promoter(store, clock, metrics, options.poll_max_seconds, self._promoted)
-        self._limits: LimitWatch | None = None
-        if (limits := limits_of(store)) is not None:
-            self._limits = LimitWatch(limits, self._executor, options.queues, self._attempts.hint)
+        self._limits = LimitWatch(
+            Limits(store), self._executor, options.queues, self._attempts.hint
+        )
         self._runs.on_caught_up = self._caught_up
         turns.on_unread = self._runs.redo
         turns.on_stale = self._commit_refused
@@ -248,10 +248,8 @@ class Worker:
             pollers.append(self._attempts)
         if self._keep_session:
             pollers.append(Listener(self.store, self.hint))
-        if self._limits is not None:
-            await self._limits.refresh()
-            pollers.append(self._limits)
-        pollers += [self._promoter, self._attempts.beats]
+        await self._limits.refresh()
+        pollers += [self._limits, self._promoter, self._attempts.beats]
         writers: list[Service] = [self._committer, self._attempts.answers, self._session]
         for service in (*writers, *pollers):
             service.failed = self._service_failed

@@ -31,6 +31,7 @@ from durable.events import (
     InboxItem,
     Message,
     NewRun,
+    QueueLimits,
     Response,
     RunCommit,
     RunView,
@@ -146,6 +147,14 @@ class Store(Protocol):
         connection fails.
         """
 
+    # -- queues ------------------------------------------------------------------------------
+
+    async def set_queue_limits(self, limits: QueueLimits) -> None:
+        """Give a queue these limits instead of those it has; empty ones remove them."""
+
+    async def queue_limits(self) -> list[QueueLimits]:
+        """Those of every queue that has any, by name."""
+
     # -- workers: runs -----------------------------------------------------------------------
 
     async def claim_runs(
@@ -196,7 +205,8 @@ class Store(Protocol):
     async def claim_activities(
         self, session: int, queues: Sequence[str], names: Sequence[str], limit: int
     ) -> list[ClaimedActivity]:
-        """Take queued attempts by priority and age."""
+        """Take queued attempts by priority and then by age or, where they have fairness keys, by
+        key in turn; of a queue with limits no more than they allow."""
 
     async def finish_activities(self, outcomes: Sequence[ActivityOutcome]) -> list[bool]:
         """Record outcomes of claimed attempts; False where the attempt's token is void."""

@@ -27,6 +27,7 @@ from durable.events import (
     InboxItem,
     Message,
     NewRun,
+    QueueLimits,
     Response,
     RunCommit,
     RunState,
@@ -40,11 +41,10 @@ from durable.events import (
 from durable.store.base import DONE, WORK, Hint
 from durable.store.memory_commit import commit_run
 from durable.store.memory_tables import (
-    ACTIVITY,
     CLAIMED,
     DELAYED,
     ENDINGS,
-    QUEUED,
+    HELD,
     RUN,
     WAITS,
     Run,
@@ -259,6 +259,20 @@ class MemoryStore:
         finally:
             self.listeners.discard((done, heard))
 
+    # -- queues ------------------------------------------------------------------------------
+
+    async def set_queue_limits(self, limits: QueueLimits) -> None:
+        """Give a queue these limits instead of those it has; empty ones remove them."""
+        self.tables.buckets.set(limits)
+        for activity in self.tables.activities.values():
+            held = activity.state == HELD and activity.made.queue == limits.queue
+            if held and limits.key_concurrency is None:
+                self.tables.enqueue(activity, 0)
+
+    async def queue_limits(self) -> list[QueueLimits]:
+        """Those of every queue that has any, by name."""
+        return self.tables.buckets.all()
+
     # -- workers: runs -----------------------------------------------------------------------
 
     async def claim_runs(
@@ -272,7 +286,8 @@ class MemoryStore:
         own = [t for t in tables.tasks.values() if t.session == session][:limit]
         for task in own:
             del tables.tasks[task.id]
-        own += tables.take(RUN, queues, types, limit - len(own))
+        for queue in queues:
+            own += tables.take(RUN, queue, types, max(limit - len(own), 0))
         claimed: list[ClaimedRun] = []
         mail: list[str] = []
         for run_id in dict.fromkeys(task.run_id for task in own):
@@ -404,21 +419,19 @@ class MemoryStore:
         tables = self.tables
         if session not in tables.sessions:
             return []
-        claimed = []
-        for task in tables.take(ACTIVITY, queues, names, limit):
-            activity = tables.activities.get((task.run_id, task.ref))
-            if activity is None or activity.state != QUEUED:
-                continue
-            activity.state = CLAIMED
-            activity.session = session
-            activity.token = tables.next_id()
-            activity.started_us = self.clock_us()
-            key = (task.run_id, task.ref, TimerKind.ACTIVITY_TIMEOUT)
-            due = activity.due_us(0)
-            tables.timers.pop(key, None)
-            if due is not None:
-                tables.timers[key] = due
-            claimed.append(activity.claimed(tables.runs[task.run_id]))
+        claimed: list[ClaimedActivity] = []
+        for queue in queues:
+            for activity in tables.take_attempts(queue, names, limit - len(claimed)):
+                activity.state = CLAIMED
+                activity.session = session
+                activity.token = tables.next_id()
+                activity.started_us = self.clock_us()
+                key = (activity.run_id, activity.made.ref, TimerKind.ACTIVITY_TIMEOUT)
+                due = activity.due_us(0)
+                tables.timers.pop(key, None)
+                if due is not None:
+                    tables.timers[key] = due
+                claimed.append(activity.claimed(tables.runs[activity.run_id]))
         self.fault("claim_activities", "after")
         return claimed
 

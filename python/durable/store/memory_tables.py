@@ -6,7 +6,7 @@ waits, so every method is one transaction. docs/internals/database.md says what 
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -32,13 +32,14 @@ from durable.events import (
     TimerKind,
     TypeInfo,
 )
+from durable.store.memory_queues import Buckets, KeyRooms, Shares
 
 RUN, ACTIVITY = 1, 2
 """Kinds of tasks."""
 DELAYED = 2
 """An open run that must not start yet."""
-WAITS, QUEUED, CLAIMED = 0, 1, 2
-"""States of activities."""
+WAITS, QUEUED, CLAIMED, HELD = 0, 1, 2, 3
+"""States of activities; held is queued, but for a place of its fairness key."""
 ENDINGS = (EventKind.RUN_TERMINATED, EventKind.RUN_TIMED_OUT)
 MOVES_ON = (
     EventKind.SIGNAL_RECEIVED,
@@ -126,6 +127,11 @@ class Task:
     run_id: str
     ref: int = 0
     session: int | None = None
+    place: int = 0
+    """Where it stands in its queue, among those of its priority."""
+
+    def __post_init__(self) -> None:
+        self.place = self.place or self.id
 
 
 @dataclass
@@ -144,6 +150,11 @@ class Activity:
     started_us: int | None = None
     crashes: int = 0
     policy: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def fairness_key(self) -> str | None:
+        """Whose turn it takes in a queue that is shared by keys."""
+        return self.policy.get("fairness_key")
 
     def limit_us(self, name: str) -> int | None:
         """A time limit of the options in microseconds."""
@@ -206,6 +217,8 @@ class Tables:
         self.sessions: dict[int, tuple[SessionInfo, int]] = {}
         self.responses: dict[str, tuple[Response, int]] = {}
         self.types: dict[tuple[str, str], TypeInfo] = {}
+        self.buckets = Buckets(clock_us)
+        self.shares = Shares()
         self.last_id = 0
 
     def next_id(self) -> int:
@@ -310,10 +323,21 @@ class Tables:
             activity.state = QUEUED
             made = activity.made
             task = Task(self.next_id(), ACTIVITY, made.queue, made.priority, made.name, run_id, ref)
+            task.place = self.place(activity) or task.id
             self.tasks[task.id] = task
         due = activity.due_us(now + delay_us)
         if due is not None:
             self.timers[run_id, ref, TimerKind.ACTIVITY_TIMEOUT] = due
+
+    def place(self, activity: Activity) -> int | None:
+        """Where it stands in a queue that is shared by keys; None in one that is not."""
+        made = activity.made
+        line = (
+            t.place
+            for t in self.tasks.values()
+            if (t.kind, t.queue, t.priority) == (ACTIVITY, made.queue, made.priority)
+        )
+        return self.shares.place(made.queue, made.priority, activity.policy, line)
 
     def forget_activity(self, key: tuple[str, int]) -> None:
         """Drop an activity and its timers; its task is dropped when somebody takes it."""
@@ -367,21 +391,65 @@ class Tables:
         else:
             self.settle(key, EventKind.ACTIVITY_FAILED, failure)
 
-    def take(
-        self, kind: int, queues: Sequence[str], types: Sequence[str], limit: int
-    ) -> list[Task]:
-        """Delete and return shared tasks, queue by queue, by priority and age."""
-        taken: list[Task] = []
-        for queue in queues:
-            head = [
-                t
-                for t in self.tasks.values()
-                if t.kind == kind and t.session is None and t.queue == queue and t.type in types
-            ]
-            head.sort(key=lambda t: (t.priority, t.id))
-            for task in head[: limit - len(taken)]:
-                taken.append(self.tasks.pop(task.id))
-        return taken
+    def take(self, kind: int, queue: str, types: Sequence[str], limit: int) -> list[Task]:
+        """Delete and return shared tasks of a queue, by priority and place."""
+        head = [
+            t
+            for t in self.tasks.values()
+            if t.kind == kind and t.session is None and t.queue == queue and t.type in types
+        ]
+        head.sort(key=lambda t: (t.priority, t.place))
+        for task in head[:limit]:
+            del self.tasks[task.id]
+            if kind == ACTIVITY:
+                self.shares.served(queue, task.priority, task.place)
+        return head[:limit]
+
+    def take_attempts(self, queue: str, names: Sequence[str], limit: int) -> list[Activity]:
+        """Take queued attempts, as many as the limits of the queue allow."""
+        claimed = [a for a in self.activities.values() if a.session is not None]
+        claimed = [a for a in claimed if a.made.queue == queue]
+        room = self.buckets.room(queue, limit, len(claimed))
+        most = self.buckets.key_limit(queue)
+        if most is None:
+            taken = self.take(ACTIVITY, queue, names, room)
+            self.buckets.charge(queue, len(taken))
+            return [a for task in taken if (a := self.queued(task)) is not None]
+        rooms = KeyRooms(most, Counter(a.fairness_key for a in claimed if a.fairness_key))
+        found = self.take_held(queue, names, room, rooms)
+        while len(found) < room:
+            head = self.take(ACTIVITY, queue, names, room - len(found))
+            if not head:
+                break
+            for activity in filter(None, map(self.queued, head)):
+                if rooms.admit(activity.fairness_key):
+                    found.append(activity)
+                else:
+                    activity.state = HELD
+        self.buckets.charge(queue, len(found))
+        return found
+
+    def queued(self, task: Task) -> Activity | None:
+        """The attempt that a task is about, if it still waits to be claimed."""
+        activity = self.activities.get((task.run_id, task.ref))
+        return activity if activity is not None and activity.state == QUEUED else None
+
+    def take_held(
+        self, queue: str, names: Sequence[str], limit: int, rooms: KeyRooms
+    ) -> list[Activity]:
+        """Take attempts that were held and whose key has a place now."""
+        held = [
+            a
+            for a in self.activities.values()
+            if a.state == HELD and a.made.queue == queue and a.made.name in names
+        ]
+        held.sort(key=lambda a: (a.fairness_key or "", a.made.priority, a.scheduled_us))
+        found: list[Activity] = []
+        for activity in held:
+            if len(found) < limit and rooms.admit(activity.fairness_key):
+                activity.state = QUEUED
+                found.append(activity)
+        return found
 
 
 def failure_json(kind: str, message: str) -> bytes:

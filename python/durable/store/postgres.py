@@ -31,6 +31,7 @@ from durable.events import (
     Message,
     MessageKind,
     NewRun,
+    QueueLimits,
     Response,
     RunCommit,
     RunState,
@@ -277,6 +278,17 @@ class PostgresStore:
             )
         target = Target(self.listen_dsn or self.target.dsn, "durable listen")
         return hints(target, self.schema, done=done)
+
+    # -- queues ------------------------------------------------------------------------------
+
+    async def set_queue_limits(self, limits: QueueLimits) -> None:
+        """Give a queue these limits instead of those it has; empty ones remove them."""
+        params = (limits.queue, limits.concurrency, limits.rate, limits.burst)
+        await self.fetch("set_queue_limit", (*params, limits.key_concurrency))
+
+    async def queue_limits(self) -> list[QueueLimits]:
+        """Those of every queue that has any, by name."""
+        return [QueueLimits(*row) for row in await self.fetch("queue_limits", ())]
 
     # -- workers: runs -----------------------------------------------------------------------
 

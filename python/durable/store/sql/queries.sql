@@ -274,7 +274,7 @@ UNION ALL
 SELECT run_id::text, part FROM {s}.closed_run WHERE run_id = ANY ($1::uuid[])
 
 -- name: set_queue_limit
-SELECT true FROM {s}.set_queue_limit($1, $2, $3, $4)
+SELECT true FROM {s}.set_queue_limit($1, $2, $3, $4, $5)
 
 -- name: queue_limits
-SELECT queue, concurrency, rate FROM {s}.queue_limit ORDER BY queue
+SELECT queue, concurrency, rate, key_concurrency FROM {s}.queue_limit ORDER BY queue

@@ -117,7 +117,8 @@ END $$;
 
 -- A wake token of a run (kind 1, type is the workflow type) or a claimable attempt of an activity
 -- (kind 2, type is its name). Insert and delete only. A token outlives what it is about: whoever
--- takes one looks again, so cancelling needs no index here.
+-- takes one looks again, so cancelling needs no index here. id is the place in the queue at its
+-- priority, not a key: a fair queue gives places of its own (0007).
 CREATE TABLE {s}.task (
     id bigint GENERATED ALWAYS AS IDENTITY,
     queue text NOT NULL,
@@ -172,8 +173,9 @@ CREATE TABLE {s}.request (
     PRIMARY KEY (run_id, request_id)
 );
 
--- state: 0 waits for its retry timer, 1 queued, 2 claimed. policy is options, parsed. crashes: how
--- many workers in a row died while they had it.
+-- state: 0 waits for its retry timer, 1 queued, 2 claimed, 3 held: taken from the queue while its
+-- fairness key had no place left, and first in line when it has one. policy is options, parsed.
+-- crashes: how many workers in a row died while they had it.
 CREATE TABLE {s}.activity (
     run_id uuid NOT NULL,
     ref integer NOT NULL,
@@ -200,7 +202,45 @@ CREATE TABLE {s}.activity (
 );
 ALTER TABLE {s}.activity ALTER input SET STORAGE EXTERNAL;
 CREATE INDEX activity_session_idx ON {s}.activity (session) WHERE session IS NOT NULL;
+CREATE INDEX activity_running_idx ON {s}.activity (queue, (policy ->> 'fairness_key'))
+    WHERE state = 2 AND policy ? 'fairness_key';
+CREATE INDEX activity_held_idx
+    ON {s}.activity (queue, (policy ->> 'fairness_key'), priority, scheduled_at) WHERE state = 3;
 CREATE SEQUENCE {s}.activity_token CACHE 100;
+
+-- Limits of the activities of a queue; a row per queue that has any. rate is in starts per second;
+-- tokens is what its bucket had at refilled_at, at most burst. key_concurrency is for each fairness
+-- key; held_after is the key where the last claim stopped looking for one that has room again.
+CREATE TABLE {s}.queue_limit (
+    queue text PRIMARY KEY,
+    concurrency integer CHECK (concurrency >= 0),
+    key_concurrency integer CHECK (key_concurrency >= 1),
+    rate double precision CHECK (rate > 0),
+    burst double precision CHECK (burst >= 1),
+    tokens double precision NOT NULL DEFAULT 0,
+    refilled_at timestamptz NOT NULL DEFAULT clock_timestamp(),
+    held_after text NOT NULL DEFAULT ''
+) WITH (fillfactor = 50, autovacuum_vacuum_scale_factor = 0, autovacuum_vacuum_threshold = 1000);
+
+-- A queue, at one priority, that is shared out by fairness keys; now is the place in it (task.id) that
+-- was served last. Only such a queue has a row, and loses it when it has been idle for a while.
+CREATE TABLE {s}.fair_clock (
+    queue text NOT NULL,
+    priority smallint NOT NULL,
+    now bigint NOT NULL,
+    PRIMARY KEY (queue, priority)
+) WITH (fillfactor = 50, autovacuum_vacuum_scale_factor = 0, autovacuum_vacuum_threshold = 1000);
+
+-- next is where the next attempt of a key is put, unless the clock is past that: then the row says
+-- nothing and may go. charged is what the last insert moved it by.
+CREATE TABLE {s}.fair_key (
+    queue text NOT NULL,
+    priority smallint NOT NULL,
+    key text NOT NULL,
+    next bigint NOT NULL,
+    charged bigint NOT NULL,
+    PRIMARY KEY (queue, priority, key)
+) WITH (fillfactor = 50, autovacuum_vacuum_scale_factor = 0, autovacuum_vacuum_threshold = 1000);
 
 CREATE TABLE {s}.response (
     request_id text PRIMARY KEY,

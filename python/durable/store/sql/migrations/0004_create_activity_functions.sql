@@ -27,19 +27,31 @@ LANGUAGE sql STABLE RETURN CASE
 CREATE FUNCTION {s}.failure(p_type text, p_message text) RETURNS bytea LANGUAGE sql STABLE
     RETURN convert_to(json_build_object('type', p_type, 'message', p_message)::text, 'UTF8');
 
--- Put activities, already written, on their queues or under a timer: the only place that does.
+-- Put activities, already written, on their queues or under a timer: the only place that does. Where
+-- a queue is shared out by fairness keys, the place in it is not simply the last one.
 CREATE FUNCTION {s}.enqueue(p_runs uuid[], p_refs integer[], p_delay_us bigint[]) RETURNS void
-LANGUAGE sql SET enable_seqscan = off SET enable_hashjoin = off SET enable_mergejoin = off SET plan_cache_mode = force_generic_plan
+LANGUAGE plpgsql
+SET enable_seqscan = off SET enable_hashjoin = off SET enable_mergejoin = off SET jit = off
+SET plan_cache_mode = force_generic_plan
 AS $$
+#variable_conflict use_column
+DECLARE
+    v_clocks boolean := EXISTS (SELECT FROM {s}.fair_clock);
+    v_runs uuid[];
+    v_refs integer[];
+BEGIN
     WITH i AS MATERIALIZED (
-        SELECT a.run_id, a.ref, a.queue, a.priority, a.name, a.policy, a.scheduled_at,
+        SELECT i.n, a.run_id, a.ref, a.queue, a.priority, a.name, a.policy, a.scheduled_at,
                i.delay_us > 0 AS waits,
-               clock_timestamp() + i.delay_us * interval '1 microsecond' AS due_at
-        FROM unnest(p_runs, p_refs, p_delay_us) AS i(run_id, ref, delay_us)
+               clock_timestamp() + i.delay_us * interval '1 microsecond' AS due_at,
+               a.policy ? 'fairness_key' OR v_clocks AND (
+                   SELECT true FROM {s}.fair_clock c
+                   WHERE c.queue = a.queue AND c.priority = a.priority) IS NOT NULL AS fair
+        FROM unnest(p_runs, p_refs, p_delay_us) WITH ORDINALITY AS i(run_id, ref, delay_us, n)
         JOIN {s}.activity a USING (run_id, ref)
     ), ready AS (
         INSERT INTO {s}.task (queue, priority, kind, type, run_id, ref)
-        SELECT queue, priority, 2, name, run_id, ref FROM i WHERE NOT waits
+        SELECT queue, priority, 2, name, run_id, ref FROM i WHERE NOT waits AND NOT fair
     ), state AS (
         UPDATE {s}.activity a
         SET state = CASE WHEN i.waits THEN 0 ELSE 1 END, session = NULL, token = NULL,
@@ -52,14 +64,20 @@ AS $$
         WHERE t.run_id = i.run_id AND t.ref = i.ref AND (
             t.kind = 2 AND NOT i.waits
             OR t.kind = 3 AND {s}.attempt_due(i.policy, i.scheduled_at, i.due_at, NULL) IS NULL)
+    ), clock AS (
+        INSERT INTO {s}.timer (run_id, ref, kind, due_at)
+        SELECT run_id, ref, 2, due_at FROM i WHERE waits
+        UNION ALL
+        SELECT run_id, ref, 3, {s}.attempt_due(policy, scheduled_at, due_at, NULL) FROM i
+        WHERE {s}.attempt_due(policy, scheduled_at, due_at, NULL) IS NOT NULL
+        ON CONFLICT (run_id, ref, kind) DO UPDATE SET due_at = excluded.due_at
     )
-    INSERT INTO {s}.timer (run_id, ref, kind, due_at)
-    SELECT run_id, ref, 2, due_at FROM i WHERE waits
-    UNION ALL
-    SELECT run_id, ref, 3, {s}.attempt_due(policy, scheduled_at, due_at, NULL) FROM i
-    WHERE {s}.attempt_due(policy, scheduled_at, due_at, NULL) IS NOT NULL
-    ON CONFLICT (run_id, ref, kind) DO UPDATE SET due_at = excluded.due_at
-$$;
+    SELECT array_agg(run_id ORDER BY n), array_agg(ref ORDER BY n) INTO v_runs, v_refs
+    FROM i WHERE fair AND NOT waits;
+    IF v_runs IS NOT NULL THEN
+        PERFORM {s}.enqueue_fairly(v_runs, v_refs);
+    END IF;
+END $$;
 
 -- The outcome of activities is known: the rows go, the facts go to the inboxes of their runs.
 CREATE FUNCTION {s}.settle(
@@ -81,7 +99,43 @@ AS $$
     SELECT {s}.wake(p_runs)
 $$;
 
--- Take queued attempts, each with a fresh token.
+-- Take attempts of one queue from its head, in order. Those of other names may stand before them: the
+-- scan over those is bounded, unless it finds nothing at all. No settings: it has those of its caller.
+CREATE FUNCTION {s}.take_attempts(
+    p_queue text, p_names text[], p_limit integer, OUT runs uuid[], OUT refs integer[]
+) LANGUAGE plpgsql AS $$
+#variable_conflict use_column
+DECLARE
+    v_scan integer;
+    v_priorities smallint[];
+    v_ids bigint[];
+    v_last bigint;
+BEGIN
+    FOREACH v_scan IN ARRAY ARRAY[1000, NULL] LOOP
+        WITH locked AS MATERIALIZED (
+            SELECT t.ctid FROM (
+                SELECT h.ctid, h.type, h.priority, h.id FROM {s}.task h
+                WHERE h.queue = p_queue AND h.kind = 2 AND h.session IS NULL
+                ORDER BY h.priority, h.id LIMIT v_scan + p_limit
+            ) head JOIN {s}.task t ON t.ctid = head.ctid
+            WHERE head.type = ANY (p_names) AND t.session IS NULL
+            ORDER BY head.priority, head.id
+            LIMIT p_limit FOR UPDATE OF t SKIP LOCKED
+        ), gone AS (
+            DELETE FROM {s}.task t USING locked WHERE t.ctid = locked.ctid
+            RETURNING t.run_id, t.ref, t.priority, t.id
+        ) SELECT array_agg(run_id ORDER BY priority, id), array_agg(ref ORDER BY priority, id),
+                 array_agg(priority), array_agg(id), max(id)
+          INTO runs, refs, v_priorities, v_ids, v_last FROM gone;
+        EXIT WHEN runs IS NOT NULL OR NOT EXISTS (
+            SELECT FROM {s}.task WHERE queue = p_queue AND kind = 2 AND session IS NULL);
+    END LOOP;
+    IF v_last >= {s}.fair_start() THEN
+        PERFORM {s}.fair_advance(p_queue, v_priorities, v_ids);
+    END IF;
+END $$;
+
+-- Take queued attempts, each with a fresh token; of a queue with limits only as many as they allow.
 CREATE FUNCTION {s}.claim_activities(
     p_session bigint, p_queues text[], p_names text[], p_limit integer
 ) RETURNS TABLE (
@@ -99,30 +153,19 @@ DECLARE
     v_more_runs uuid[];
     v_more_refs integer[];
     v_queue text;
-    v_scan integer;
+    v_limited boolean := EXISTS (SELECT FROM {s}.queue_limit);
 BEGIN
     FOREACH v_queue IN ARRAY p_queues LOOP
-        FOREACH v_scan IN ARRAY ARRAY[1000, NULL] LOOP
-            EXIT WHEN cardinality(v_runs) >= p_limit;
-            WITH locked AS MATERIALIZED (
-                SELECT t.ctid FROM (
-                    SELECT h.ctid, h.type, h.priority, h.id FROM {s}.task h
-                    WHERE h.queue = v_queue AND h.kind = 2 AND h.session IS NULL
-                    ORDER BY h.priority, h.id LIMIT v_scan + p_limit
-                ) head JOIN {s}.task t ON t.ctid = head.ctid
-                WHERE head.type = ANY (p_names) AND t.session IS NULL
-                ORDER BY head.priority, head.id
-                LIMIT p_limit - cardinality(v_runs) FOR UPDATE OF t SKIP LOCKED
-            ), gone AS (
-                DELETE FROM {s}.task t USING locked WHERE t.ctid = locked.ctid
-                RETURNING t.run_id, t.ref, t.priority, t.id
-            ) SELECT array_agg(run_id ORDER BY priority, id), array_agg(ref ORDER BY priority, id)
-              INTO v_more_runs, v_more_refs FROM gone;
-            v_runs := v_runs || coalesce(v_more_runs, '{}');
-            v_refs := v_refs || coalesce(v_more_refs, '{}');
-            EXIT WHEN v_more_runs IS NOT NULL OR NOT EXISTS (
-                SELECT FROM {s}.task WHERE queue = v_queue AND kind = 2 AND session IS NULL);
-        END LOOP;
+        EXIT WHEN cardinality(v_runs) >= p_limit;
+        IF v_limited THEN
+            SELECT runs, refs INTO v_more_runs, v_more_refs
+            FROM {s}.take_limited(v_queue, p_names, p_limit - cardinality(v_runs));
+        ELSE
+            SELECT runs, refs INTO v_more_runs, v_more_refs
+            FROM {s}.take_attempts(v_queue, p_names, p_limit - cardinality(v_runs));
+        END IF;
+        v_runs := v_runs || v_more_runs;
+        v_refs := v_refs || v_more_refs;
     END LOOP;
     IF cardinality(v_runs) = 0 THEN
         RETURN;

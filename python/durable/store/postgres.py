@@ -348,7 +348,7 @@ class PostgresStore:
         for _ in range(MOVES_MAX):
             if not wanted:
                 break
-            params = (literal(set(wanted.values())), uuids(list(wanted)))
+            params = (literal(wanted.values()), uuids(list(wanted)))
             for run_id, batch in await self.fetch("load", params):
                 loaded[run_id].append(batch)
             # Every run has a history. One without was moved to another part since it was read.
@@ -363,7 +363,7 @@ class PostgresStore:
         for _ in range(MOVES_MAX):
             if not wanted:
                 break
-            params = (literal(set(wanted.values())), uuids(list(wanted)))
+            params = (literal(wanted.values()), uuids(list(wanted)))
             found.update(await self.fetch("first_batches", params))
             lost = [run_id for run_id in wanted if run_id not in found]
             wanted = dict(await self.fetch("relocate", (uuids(lost),))) if lost else {}

@@ -122,14 +122,22 @@ DELETE FROM {s}.response WHERE created_at < statement_timestamp() - interval '1 
 SELECT * FROM {s}.claim_runs($1, $2::text[], $3::text[], $4)
 
 -- name: load
--- Rows in order of the primary key; one partition is pruned to per part.
-SELECT run_id::text, batch FROM {s}.history
-WHERE part = ANY ($1::integer[]) AND run_id = ANY ($2::uuid[])
-ORDER BY run_id, seq
+-- One look per run: with two arrays compared as sets the planner may read whole partitions.
+SELECT i.run_id::text, h.batch
+FROM unnest($1::integer[], $2::uuid[]) WITH ORDINALITY AS i(part, run_id, n)
+CROSS JOIN LATERAL (
+    SELECT h.seq, h.batch FROM {s}.history h
+    WHERE h.part = i.part AND h.run_id = i.run_id OFFSET 0
+) h
+ORDER BY i.n, h.seq
 
 -- name: first_batches
-SELECT run_id::text, batch FROM {s}.history
-WHERE part = ANY ($1::integer[]) AND run_id = ANY ($2::uuid[]) AND seq = 0
+SELECT i.run_id::text, h.batch
+FROM unnest($1::integer[], $2::uuid[]) AS i(part, run_id)
+CROSS JOIN LATERAL (
+    SELECT h.batch FROM {s}.history h
+    WHERE h.part = i.part AND h.run_id = i.run_id AND h.seq = 0 OFFSET 0
+) h
 
 -- name: inbox
 SELECT b.id, b.run_id::text, b.kind, b.ref, b.name, b.meta, b.payload, {s}.us(b.created_at)

@@ -1,7 +1,9 @@
 -- What clients and every insert of a message do. Arrays are parallel; one call, many rows.
 --
 -- The settings on each function pin its plans to nested loops over indexes, whatever the statistics
--- say: each of these arrays is small, each table can be huge.
+-- say: each of these arrays is small, each table can be huge. EXISTS with anything but AND around it
+-- may still become a hash of the whole table, planned while that was small, so such a look is a
+-- scalar sub-select, which can only be done row by row.
 
 -- Insert one wake token per run, for the session that owns it now.
 CREATE FUNCTION {s}.wake(p_runs uuid[]) RETURNS void LANGUAGE sql AS $$
@@ -59,7 +61,7 @@ BEGIN
             SELECT i.run_id
             FROM unnest(p_run_id, p_workflow_id, p_reuse) AS i(run_id, workflow_id, reuse)
             WHERE (v_all OR i.run_id = ANY (v_new)) AND (
-                EXISTS (SELECT FROM {s}.closed_run c WHERE c.run_id = i.run_id)
+                (SELECT true FROM {s}.closed_run c WHERE c.run_id = i.run_id LIMIT 1)
                 OR i.reuse <> 1 AND (
                     SELECT i.reuse = 0 OR c.state = 10 FROM {s}.closed_run c
                     WHERE c.workflow_id = i.workflow_id ORDER BY c.closed_at DESC LIMIT 1))
@@ -77,8 +79,7 @@ BEGIN
             SELECT v_part, i.run_id, 0, i.batch
             FROM unnest(p_run_id, p_workflow_id, p_batch) AS i(run_id, workflow_id, batch)
             WHERE i.run_id = ANY (v_new)
-              AND EXISTS (SELECT FROM {s}.run r
-                          WHERE r.run_id = i.run_id AND r.workflow_id = i.workflow_id);
+              AND (SELECT r.workflow_id = i.workflow_id FROM {s}.run r WHERE r.run_id = i.run_id);
         END IF;
 
         INSERT INTO {s}.task (queue, priority, kind, type, run_id)
@@ -126,8 +127,7 @@ BEGIN
     LEFT JOIN LATERAL (
         SELECT i.run_id, 0::smallint AS state
         WHERE i.run_id = ANY (v_new) AND i.run_id <> ALL (coalesce(v_taken, '{}'))
-              AND EXISTS (SELECT FROM {s}.run r
-                          WHERE r.run_id = i.run_id AND r.workflow_id = i.workflow_id)
+              AND (SELECT r.workflow_id = i.workflow_id FROM {s}.run r WHERE r.run_id = i.run_id)
     ) mine ON true
     LEFT JOIN LATERAL (
         SELECT r.run_id, r.state FROM {s}.run r

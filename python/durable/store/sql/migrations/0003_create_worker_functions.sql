@@ -72,8 +72,8 @@ BEGIN
             SELECT r.ctid FROM {s}.run r
             WHERE r.run_id = ANY (v_seen) AND r.session IS NULL AND (
                 r.state = 0
-                OR EXISTS (SELECT FROM {s}.inbox b WHERE b.run_id = r.run_id AND (
-                    b.kind IN (13, 14) OR b.kind = 6 AND r.state = 2)))
+                OR (SELECT true FROM {s}.inbox b WHERE b.run_id = r.run_id AND (
+                    b.kind IN (13, 14) OR b.kind = 6 AND r.state = 2) LIMIT 1))
             ORDER BY r.run_id FOR NO KEY UPDATE OF r SKIP LOCKED
         ), owned AS (
             UPDATE {s}.run r SET session = p_session, fence = r.fence + 1, state = 0, park = NULL
@@ -98,8 +98,8 @@ BEGIN
                 FROM unnest(v_seen) i(run_id) JOIN {s}.run r USING (run_id)
                 WHERE r.xmin <> pg_current_xact_id()::xid AND (
                     r.state = 0 OR r.session IS NOT NULL
-                    OR EXISTS (SELECT FROM {s}.inbox b WHERE b.run_id = r.run_id AND (
-                        b.kind IN (13, 14) OR b.kind = 6 AND r.state = 2)))
+                    OR (SELECT true FROM {s}.inbox b WHERE b.run_id = r.run_id AND (
+                        b.kind IN (13, 14) OR b.kind = 6 AND r.state = 2) LIMIT 1))
             ), back AS (
                 INSERT INTO {s}.task (queue, priority, kind, type, run_id, session)
                 SELECT queue, priority, 1, workflow_type, run_id, session FROM rest

@@ -364,12 +364,12 @@ BEGIN
             OR i.kind IN (2, 3) AND EXISTS (
                 SELECT FROM unnest(v_act_run, v_act_ref) AS a(run_id, ref)
                 WHERE a.run_id = i.run_id AND a.ref = i.ref)
-            OR NOT EXISTS (
-                SELECT FROM {s}.run r WHERE r.run_id = i.run_id
-                AND (i.kind NOT IN (4, 6) OR i.kind = 4 AND r.state = 2 OR i.kind = 6 AND r.state = 1))
-            OR i.kind IN (2, 3) AND NOT EXISTS (
-                SELECT FROM {s}.activity a WHERE a.run_id = i.run_id AND a.ref = i.ref
-                AND (i.kind = 3 OR a.state = 0)));
+            OR (SELECT true FROM {s}.run r WHERE r.run_id = i.run_id
+                AND (i.kind NOT IN (4, 6) OR i.kind = 4 AND r.state = 2 OR i.kind = 6 AND r.state = 1)
+               ) IS NULL
+            OR i.kind IN (2, 3) AND (
+                SELECT true FROM {s}.activity a WHERE a.run_id = i.run_id AND a.ref = i.ref
+                AND (i.kind = 3 OR a.state = 0)) IS NULL);
         GET DIAGNOSTICS promoted = ROW_COUNT;
 
         PERFORM {s}.enqueue(array_agg(run_id), array_agg(ref), array_agg(0::bigint))

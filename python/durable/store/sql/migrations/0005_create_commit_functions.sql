@@ -29,10 +29,10 @@ BEGIN
             SELECT i.run_id FROM unnest(p_run, p_close) AS i(run_id, close)
             WHERE i.close > 0 AND (
                 i.run_id <> ALL (v_closable)
-                OR i.close = 1 AND EXISTS (
-                    SELECT FROM {s}.inbox b
+                OR i.close = 1 AND (
+                    SELECT true FROM {s}.inbox b
                     WHERE b.run_id = i.run_id AND b.kind IN (5, 6, 201)
-                      AND b.id <> ALL (coalesce(p_read_id, '{}')))));
+                      AND b.id <> ALL (coalesce(p_read_id, '{}')) LIMIT 1)));
     END IF;
 
     WITH i AS (
@@ -65,10 +65,11 @@ BEGIN
         SELECT string_agg(CASE
             WHEN r.run_id IS NOT NULL AND r.flush = p_flush THEN '0'
             WHEN r.run_id IS NULL OR r.fence <> i.fence OR r.next_seq <> i.seq THEN
-                CASE WHEN EXISTS (
-                    SELECT FROM {s}.closed_run c JOIN {s}.history h
-                        ON h.part = c.part AND h.run_id = c.run_id AND h.seq = i.seq
-                    WHERE c.run_id = i.run_id AND c.head_hash = i.head AND h.batch = i.batch
+                CASE WHEN (
+                    SELECT (SELECT h.batch = i.batch FROM {s}.history h
+                            WHERE h.part = c.part AND h.run_id = c.run_id AND h.seq = i.seq)
+                    FROM {s}.closed_run c
+                    WHERE c.run_id = i.run_id AND c.head_hash = i.head LIMIT 1
                 ) THEN '0' ELSE '1' END
             ELSE '2' END, '' ORDER BY i.n)
         INTO verdicts
@@ -301,8 +302,8 @@ AS $$
     )
     INSERT INTO {s}.task (queue, priority, kind, type, run_id)
     SELECT queue, priority, 1, workflow_type, run_id FROM given g
-    WHERE EXISTS (SELECT FROM {s}.inbox b
-                  WHERE b.run_id = g.run_id AND (g.state = 0 OR b.kind IN (13, 14)))
+    WHERE (SELECT true FROM {s}.inbox b
+           WHERE b.run_id = g.run_id AND (g.state = 0 OR b.kind IN (13, 14)) LIMIT 1)
 $$;
 
 -- Ends of runs; p_next is the successor of a continue-as-new or of a failure that is tried again: it
@@ -386,6 +387,9 @@ AS $$
          WITH ORDINALITY
          AS i(old, run_id, workflow_id, type, queue, priority, version, batch, head, delay_us, due_us,
               timeout_us, parent, parent_ref, search, n)
-    JOIN {s}.closed_run c ON c.run_id = i.old AND c.xmin = pg_current_xact_id()::xid
+    CROSS JOIN LATERAL (
+        SELECT c.* FROM {s}.closed_run c
+        WHERE c.run_id = i.old AND c.xmin = pg_current_xact_id()::xid LIMIT 1
+    ) c
     HAVING count(*) > 0
 $$;

@@ -142,6 +142,9 @@ def test_an_app_that_does_not_import_ends_a_worker_at_once(
         (["start", "subscription", '{"total": "many"}', "--id", "x"], 2, ["plan"]),
         (["start", "subscription", '{"nothing": 1}', "--id", "x"], 2, ["subscription"]),
         (["start", "subscription", PLAN, "--id", ""], 2, ["id"]),
+        (["enqueue", "no_such"], 2, ["no_such", "pay"]),
+        (["enqueue", "pay", "["], 2, ["JSON"]),
+        (["enqueue", "pay", '["x"]'], 2, ["amount"]),
         (["start", "subscription", PLAN, "--id", "x" * 600], 2, ["512"]),
         (["start", "subscription", PLAN, "--id", "a\nb"], 2, ["id"]),
     ],
@@ -233,6 +236,18 @@ def test_runs_are_found_by_what_their_start_said_of_them(dsn: str) -> None:
     assert described["search"] == {"customer": "Ann", "count": 3}
     assert described["memo"] == {"page": 7}
     refused(durable(*start, "--id", "sub-3", "--memo", "{"), 2, "the memo is not JSON")
+
+
+def test_a_job_is_enqueued_and_listed(dsn: str) -> None:
+    first = durable("enqueue", "pay", "5", "--delay", "1h", "--app", SUBSCRIPTION, "--dsn", dsn)
+    assert first.exit_code == 0
+    job = ("enqueue", "pay", "[5]", "--id", "pay-5", "--app", SUBSCRIPTION, "--dsn", dsn)
+    assert durable(*job).stdout == "pay-5\n"
+    refused(durable(*job), 1, "pay-5")
+    refused(durable("enqueue", "pay", "5", "--dsn", dsn), 2, "no activity is called 'pay'")
+    listed = durable("list", "--type", "job:pay", "--dsn", dsn).stdout
+    assert first.stdout.strip() in listed
+    assert "pay-5" in listed
 
 
 def test_unpark_of_a_run_that_is_not_parked_says_so(dsn: str) -> None:

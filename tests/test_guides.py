@@ -123,6 +123,29 @@ async def test_errors(env: WorkflowEnvironment) -> None:
     assert await page.ask(await env.start(page.careless, {})) == "KeyError"
 
 
+async def test_jobs(dsn: str) -> None:
+    page = load("jobs")
+    options = WorkerOptions(queues=("images", "images-big"), poll_max_seconds=0.2)
+    async with (
+        Client.connect(dsn) as client,
+        await psycopg.AsyncConnection.connect(dsn, autocommit=True) as conn,
+        Worker(dsn, activities=[page.resize], options=options),
+    ):
+        assert await page.upload(client, "cat") == "cat at 300"
+        assert await page.campaign(client, ["a", "b"]) == 2
+        assert await client.get_handle("cover-900").result(30) == "cover at 900"
+        assert await page.look(client) == [
+            "COMPLETED",
+            "RUN_STARTED",
+            "ACTIVITY_SCHEDULED",
+            "ACTIVITY_COMPLETED",
+            "RUN_COMPLETED",
+        ]
+        await conn.execute("CREATE TABLE picture (name text)")
+        await page.register(client, conn, "dog")
+        assert len(await client.list(workflow_type="job:resize")) == 11
+
+
 async def test_outbox(dsn: str) -> None:
     page = load("outbox")
     options = WorkerOptions(poll_max_seconds=0.2)

@@ -20,8 +20,8 @@ PROMISED = """
     ApplicationError NonRetryable RetryAfter
     ActivityError ActivityProcessError AttemptLostError CompleteLater
     ActivityNotFoundError ChildWorkflowError ContextError GuardError NonDeterminismError RemoteError
-    InvalidArgumentError RequestError UnknownWorkflowError UnreadablePayloadError
-    UpdateRejectedError
+    InvalidArgumentError RequestError UnknownActivityError UnknownWorkflowError
+    UnreadablePayloadError UpdateRejectedError
     WorkflowAlreadyStartedError WorkflowCancelledError WorkflowError WorkflowFailedError
     WorkflowNotFoundError WorkflowParkedError WorkflowTerminatedError WorkflowTimedOutError
     ConfigurationError DecodeError DefinitionError DurableError EncodeError HistoryCorruptError

@@ -38,6 +38,7 @@ from durable.errors import (
     SchemaVersionError,
     StoreError,
     StoreUnavailableError,
+    UnknownActivityError,
     UnknownWorkflowError,
     UnreadablePayloadError,
     UpdateRejectedError,
@@ -91,6 +92,7 @@ __all__ = [
     # raised to your clients
     "InvalidArgumentError",
     "RequestError",
+    "UnknownActivityError",
     "UnknownWorkflowError",
     "UnreadablePayloadError",
     "UpdateRejectedError",

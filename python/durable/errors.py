@@ -14,6 +14,7 @@ DurableError
 ├── RequestError                  a client asked for what cannot be
 │   ├── ActivityNotFoundError     no attempt waits for that task token
 │   ├── InvalidArgumentError      a malformed id, name or argument list
+│   ├── UnknownActivityError      no such activity
 │   ├── UnknownWorkflowError      no such workflow type
 │   ├── WorkflowNotFoundError     no run with that id
 │   ├── WorkflowAlreadyStartedError   the id is taken; names the run that has it
@@ -113,6 +114,10 @@ class ActivityNotFoundError(RequestError):
 
 class InvalidArgumentError(RequestError):
     """A malformed id, name or argument list."""
+
+
+class UnknownActivityError(RequestError):
+    """No activity of that name is registered."""
 
 
 class UnknownWorkflowError(RequestError):

@@ -786,7 +786,6 @@ async def test_step_42(database: Any) -> None:
     assert pid != os.getpid()
 
 
-@pytest.mark.xfail(reason="standalone activities: Client.enqueue is missing")
 async def test_step_43(database: Any) -> None:
     """step-43: An activity can be run as a job without a workflow around it."""
     async with Worker(database.dsn, activities=[double]):

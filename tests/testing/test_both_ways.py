@@ -103,6 +103,14 @@ async def test_final_failure_fails_the_run(env: WorkflowEnvironment) -> None:
         await env.execute(pay_twice, 5)
 
 
+async def test_a_job_runs_without_a_workflow(env: WorkflowEnvironment) -> None:
+    handle = await env.enqueue(double, 4, delay=0.01)
+    assert await handle.result() == 8
+    env.mock(double, lambda number: number * 3)
+    assert await (await env.enqueue(double, 4, id="tripled")).result() == 12
+    assert (await env.get_handle("tripled").history()).activities[0].outcome == "completed"
+
+
 async def test_children_run(env: WorkflowEnvironment) -> None:
     handle = await env.start(nested, 5)
 

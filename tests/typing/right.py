@@ -106,6 +106,18 @@ async def use(client: Client) -> None:
     assert len(parcel) == len(items)
 
 
+async def jobs(client: Client) -> None:
+    handle = await client.enqueue(price, Order("tea", 1), delay=timedelta(hours=1), priority=2)
+    cents: int = await handle.result()
+    parcel: str = await (await client.enqueue(ship, Order("tea", cents), express=True)).result()
+    again = client.get_handle("job-1", activity=ship)
+    text: str = await again.result()
+    for job in await client.enqueue_many(price, [(Order("tea", 1),)], ids=[parcel + text]):
+        if not isinstance(job, Exception):
+            cents = await job.result()
+    await (await client.enqueue(Payments.charge, cents)).cancel()
+
+
 async def unit_test_without_durable() -> None:
     cents: int = await price(Order("tea", 1))
     text: str = await child(cents)

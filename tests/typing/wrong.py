@@ -42,3 +42,9 @@ async def use(client: Client) -> None:
     handle = await client.start(buy, Order("tea", 1), id="b-1")
     number: int = await handle.result()  # expect: assignment
     assert number
+    await client.enqueue(price, "tea")  # expect: arg-type
+    await client.enqueue(price, Order("tea", 1), 2)  # expect: arg-type call-arg
+    await client.enqueue(price, Order("tea", 1), delay="soon")  # expect: call-overload
+    job = await client.enqueue(ship, Order("tea", 1))
+    cents: int = await job.result()  # expect: assignment
+    assert cents

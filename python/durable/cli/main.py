@@ -5,6 +5,7 @@ from __future__ import annotations
 import click
 
 from durable.cli.check import check, export
+from durable.cli.jobs import enqueue
 from durable.cli.queues import queue
 from durable.cli.report import Commands
 from durable.cli.retention import retention
@@ -22,5 +23,5 @@ def main() -> None:
     """
 
 
-for command in (dev, worker, migrate, retention, queue, *COMMANDS, check, export):
+for command in (dev, worker, migrate, retention, queue, enqueue, *COMMANDS, check, export):
     main.add_command(command)

@@ -1,7 +1,7 @@
 """Client: start workflows and find them.
 
 A client talks to the database only; workers need not run. The calls that begin runs are in
-`starting`, those for activities that others complete in `completing`.
+`starting` and `jobs`, those for activities that others complete in `completing`.
 """
 
 from __future__ import annotations
@@ -13,10 +13,11 @@ from typing import Any, TypeVar, overload
 from durable.client.checks import check_id
 from durable.client.completing import CompletingClient
 from durable.client.handle import WorkflowHandle, encode_call
-from durable.client.starting import StartingClient
+from durable.client.jobs import JobClient
 from durable.codec import DEFAULT_CODEC
 from durable.engine.attributes import plain_search
-from durable.engine.definition import WorkflowDefinition, handler_name
+from durable.engine.definition import ActivityDefinition, WorkflowDefinition, handler_name
+from durable.engine.jobs import job_of
 from durable.errors import InvalidArgumentError
 from durable.events import EventKind, Message, QueueLimits, RunView
 from durable.store.limits import Limits
@@ -24,7 +25,7 @@ from durable.store.limits import Limits
 R = TypeVar("R")
 
 
-class Client(StartingClient, CompletingClient):
+class Client(JobClient, CompletingClient):
     """Starts workflows, and hands out handles to them. An async context manager."""
 
     # -- signals -----------------------------------------------------------------------------
@@ -104,7 +105,11 @@ class Client(StartingClient, CompletingClient):
     ) -> WorkflowHandle[R]: ...
     @overload
     def get_handle(
-        self, id: str, run_id: str | None = ..., *, workflow: None = ...
+        self, id: str, run_id: str | None = ..., *, activity: ActivityDefinition[Any, R]
+    ) -> WorkflowHandle[R]: ...
+    @overload
+    def get_handle(
+        self, id: str, run_id: str | None = ..., *, workflow: None = ..., activity: None = ...
     ) -> WorkflowHandle[Any]: ...
 
     def get_handle(
@@ -113,11 +118,15 @@ class Client(StartingClient, CompletingClient):
         run_id: str | None = None,
         *,
         workflow: WorkflowDefinition[Any, Any] | None = None,
+        activity: ActivityDefinition[Any, Any] | None = None,
     ) -> WorkflowHandle[Any]:
         """A handle to a workflow by id, or to one of its runs. Asks nothing of the database.
 
-        ``workflow`` gives the handle the code: for typed results, `vars` and closed-run queries.
+        ``workflow`` gives the handle the code: for typed results, `vars` and closed-run queries;
+        ``activity`` that of a job.
         """
+        if activity is not None:
+            workflow = job_of(activity)
         check_id(id, "a workflow id")
         if run_id is not None:
             try:

@@ -96,4 +96,4 @@ class ConnectedClient:
 
     def known(self, name: str) -> WorkflowDefinition[Any, Any] | None:
         """The definition of that name that this client was given, or None."""
-        return self.registry.workflows.get(name)
+        return self.registry.find_workflow(name)

@@ -20,6 +20,7 @@ from durable.codec import check_size
 from durable.engine.attributes import plain_memo, plain_search
 from durable.engine.definition import WorkflowDefinition
 from durable.engine.info import to_us
+from durable.engine.jobs import JOB_PREFIX
 from durable.engine.start import StartMeta, new_run
 from durable.errors import (
     InvalidArgumentError,
@@ -159,7 +160,20 @@ class StartingClient(ConnectedClient):
             memo=memo,
             search=search,
         )
-        run = await self._new_run(workflow, id, args, kwargs, options)
+        return await self.begin(workflow, id, args, kwargs, options, {}, conn)
+
+    async def begin(
+        self,
+        workflow: WorkflowDefinition[Any, R] | str,
+        id: str | None,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        options: StartOptions,
+        headers: Mapping[str, Any],
+        conn: Any = None,
+    ) -> WorkflowHandle[R]:
+        """What `start` does, also for runs that need no id. ``headers`` are the run's."""
+        run = await self.new_run(workflow, id, args, kwargs, options, headers)
         if conn is None:
             started = await self._starts.start(run)
         else:
@@ -186,7 +200,16 @@ class StartingClient(ConnectedClient):
         runs = []
         for workflow_id, args, *own in starts:
             chosen = checked_options({**options, **(own[0] if own else {})})
-            runs.append(await self._new_run(workflow, workflow_id, tuple(args), {}, chosen))
+            runs.append(await self.new_run(workflow, workflow_id, tuple(args), {}, chosen))
+        return await self.begin_all(workflow, runs, conn)
+
+    async def begin_all(
+        self,
+        workflow: WorkflowDefinition[Any, R] | str,
+        runs: Sequence[NewRun],
+        conn: Any,
+    ) -> list[WorkflowHandle[R] | WorkflowAlreadyStartedError]:
+        """Store runs of one workflow in one transaction."""
         if not runs:
             return []
         all_started = await self.store.start_runs(runs, conn)
@@ -238,24 +261,37 @@ class StartingClient(ConnectedClient):
 
     async def _check_type(self, name: str) -> None:
         check_id(name, "a workflow name")
-        if name in self.registry.workflows or name in self._types:
-            return
-        self._types = {each.name for each in await self.store.types() if each.kind == "workflow"}
-        if name not in self._types:
-            known = ", ".join(sorted(self._types)) or "none; has a worker run yet?"
+        if not await self._is_type(name):
+            workflows = [each for each in self._types if not each.startswith(JOB_PREFIX)]
+            known = ", ".join(sorted(workflows)) or "none; has a worker run yet?"
             raise UnknownWorkflowError(f"no workflow is called {name!r}; registered: {known}")
 
-    async def _new_run(
+    async def _is_type(self, name: str) -> bool:
+        """Whether this client or some worker knows a workflow of that type."""
+        if self.known(name) is not None or name in self._types:
+            return True
+        self._types = {
+            each.name if each.kind == "workflow" else JOB_PREFIX + each.name
+            for each in await self.store.types()
+        }
+        return name in self._types
+
+    async def new_run(
         self,
         workflow: WorkflowDefinition[Any, Any] | str,
-        id: str,
+        id: str | None,
         args: tuple[Any, ...],
         kwargs: dict[str, Any],
         options: StartOptions,
+        headers: Mapping[str, Any] | None = None,
     ) -> NewRun:
-        """A run that is ready to be stored. Raises what `start` says."""
+        """A run that is ready to be stored. Raises what `start` says.
+
+        Without an id it has that of its run: no other will ever have it.
+        """
         payload = await self._payload(workflow, args, kwargs)
-        check_id(id, "a workflow id")
+        if id is not None:
+            check_id(id, "a workflow id")
         definition = None if isinstance(workflow, str) else workflow
         queue = options.get("queue")
         if queue is None:
@@ -274,17 +310,20 @@ class StartingClient(ConnectedClient):
             raise InvalidArgumentError("give start_delay or start_at, not both")
         search = plain_search(options.get("search") or {}, self.codec)
         now_us = await self._now_us()
+        run_id = new_run_id(now_us)
+        meta = StartMeta(
+            workflow_id=run_id if id is None else id,
+            version=version,
+            queue=queue,
+            memo=plain_memo(options.get("memo") or {}, self.codec),
+            search={k: v for k, v in search.items() if v is not None},
+            headers=headers or {},
+        )
         return new_run(
             workflow,
             payload,
-            StartMeta(
-                workflow_id=id,
-                version=version,
-                queue=queue,
-                memo=plain_memo(options.get("memo") or {}, self.codec),
-                search={k: v for k, v in search.items() if v is not None},
-            ),
-            run_id=new_run_id(now_us),
+            meta,
+            run_id=run_id,
             now_us=now_us,
             priority=priority,
             start_delay_us=micros(start_delay, "start_delay") or 0,

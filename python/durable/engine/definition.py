@@ -101,6 +101,10 @@ class ActivityDefinition(ActivityBase, Generic[P, R]):
     options: ActivityOptions
     codec: Codec
     traits: ActivityTraits
+    changes: Mapping[str, Any]
+    """The options that `with_options` changed."""
+    job: WorkflowDefinition[P, R] | None
+    """The workflow that runs it as a job (`durable.engine.jobs`), once there was one."""
     is_async: bool
     is_unbound: bool
     """Whether it is a method that still lacks its object: callable in a workflow, not runnable."""
@@ -146,6 +150,8 @@ class ActivityDefinition(ActivityBase, Generic[P, R]):
         self.codec = codec
         self.traits = traits
         self.is_unbound = is_unbound
+        self.changes = {}
+        self.job = None
         self.is_async = inspect.iscoroutinefunction(fn)
         self.__doc__ = fn.__doc__
         self.__wrapped__ = fn
@@ -176,8 +182,9 @@ class ActivityDefinition(ActivityBase, Generic[P, R]):
             """A method of a class: bound to an instance it can be registered and run."""
             if instance is None or not self.is_unbound:
                 return self
-            bound = self.fn.__get__(instance)
-            return self._copy(bound, self.options)
+            bound = self._copy(self.fn.__get__(instance), self.options)
+            bound.changes = self.changes
+            return bound
 
         def _copy(self, fn, options):
             return ActivityDefinition(
@@ -191,7 +198,9 @@ class ActivityDefinition(ActivityBase, Generic[P, R]):
 
     def with_options(self, **options: Any) -> ActivityDefinition[P, R]:
         """The same activity with some of its options changed, for one call or many."""
-        return self._copy(self.fn, self.options.replace(**options))
+        copy = self._copy(self.fn, self.options.replace(**options))
+        copy.changes = {**self.changes, **options}
+        return copy
 
     def start(self, *args: P.args, **kwargs: P.kwargs) -> asyncio.Future[R]:
         """Schedule it and return its handle: a future to await, cancel or pass to asyncio."""
@@ -244,6 +253,7 @@ class WorkflowDefinition(Generic[P, R]):
         *,
         cls: type | None = None,
         codec: Codec = DEFAULT_CODEC,
+        signature: Signature | None = None,
     ) -> None:
         self.name = check_name(name, "workflow")
         self.fn = fn
@@ -252,7 +262,7 @@ class WorkflowDefinition(Generic[P, R]):
         self.codec = codec
         if not inspect.iscoroutinefunction(fn):
             raise DefinitionError(f"workflow {name} must be an async function: write async def")
-        self.signature = Signature.of(fn, codec, skip_first=cls is not None)
+        self.signature = signature or Signature.of(fn, codec, skip_first=cls is not None)
         self.handlers = handlers_of(cls)
         self.__doc__ = (cls or fn).__doc__
         self.__wrapped__ = fn

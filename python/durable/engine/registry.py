@@ -7,6 +7,7 @@ from types import ModuleType
 from typing import Any
 
 from durable.engine.definition import ActivityDefinition, WorkflowDefinition
+from durable.engine.jobs import JOB_PREFIX, job_of
 from durable.errors import DefinitionError, UnknownWorkflowError
 
 
@@ -32,6 +33,11 @@ class Registry:
     def add(self, definition: object) -> None:
         """Register one workflow or activity."""
         if isinstance(definition, WorkflowDefinition):
+            if definition.name.startswith(JOB_PREFIX):
+                raise DefinitionError(
+                    f"names that begin with {JOB_PREFIX!r} are those of jobs; "
+                    f"call workflow {definition.name!r} something else"
+                )
             put(self.workflows, definition.name, definition, "workflow")
         elif isinstance(definition, ActivityDefinition):
             if definition.is_unbound:
@@ -53,9 +59,21 @@ class Registry:
             if isinstance(value, WorkflowDefinition | ActivityDefinition):
                 self.add(value)
 
+    @property
+    def workflow_types(self) -> list[str]:
+        """The types of the runs that this code can run: its workflows, and jobs of activities."""
+        return [*self.workflows, *(JOB_PREFIX + name for name in self.activities)]
+
+    def find_workflow(self, name: str) -> WorkflowDefinition[Any, Any] | None:
+        """The workflow of that name, or the one that runs the jobs of an activity; else None."""
+        if name.startswith(JOB_PREFIX):
+            activity = self.activities.get(name.removeprefix(JOB_PREFIX))
+            return None if activity is None else job_of(activity)
+        return self.workflows.get(name)
+
     def workflow(self, name: str) -> WorkflowDefinition[Any, Any]:
-        """The workflow of that name; raise UnknownWorkflowError with those there are."""
-        found = self.workflows.get(name)
+        """As `find_workflow`; raise UnknownWorkflowError with those there are."""
+        found = self.find_workflow(name)
         if found is None:
             known = ", ".join(sorted(self.workflows)) or "none"
             raise UnknownWorkflowError(f"no workflow is called {name!r}; registered: {known}")

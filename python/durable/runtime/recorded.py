@@ -189,7 +189,7 @@ def replay(
 def find_problem(registry: Registry, recorded: RecordedRun) -> Problem | None:
     """Replay one run; None when it replays. Never raises for what the run or its code does."""
     who = (recorded.run_id, recorded.workflow_id, recorded.workflow_type)
-    definition = registry.workflows.get(recorded.workflow_type)
+    definition = registry.find_workflow(recorded.workflow_type)
     if definition is None:
         return Problem("unknown", *who, f"no workflow is called {recorded.workflow_type!r}")
     try:

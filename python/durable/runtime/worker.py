@@ -146,7 +146,7 @@ class Worker:
             clock,
             metrics,
             queues=options.queues,
-            types=list(self.registry.workflows),
+            types=self.registry.workflow_types,
             poll_max_seconds=options.poll_max_seconds,
             room=self._room,
             least_room=max(1, min(options.activity_slots // 4, ROOM_MIN)),
@@ -241,9 +241,7 @@ class Worker:
         self._clock.observe(await self.store.now_us())
         await self._session.register()
         await self.store.register_types(self._types())
-        pollers: list[Service] = []
-        if self.registry.workflows:
-            pollers.append(self._runs)
+        pollers: list[Service] = [self._runs]
         if self.registry.activities:
             pollers.append(self._attempts)
         if self._keep_session:

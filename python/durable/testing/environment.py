@@ -22,6 +22,7 @@ from durable.codec import DEFAULT_CODEC
 from durable.engine.attributes import plain_memo, plain_search
 from durable.engine.definition import ActivityDefinition, WorkflowDefinition
 from durable.engine.info import ACTIVITY_CONTEXT, duration_us, to_datetime, to_us
+from durable.engine.jobs import headers_of, job_of
 from durable.engine.registry import Registry
 from durable.engine.start import StartMeta, new_run
 from durable.errors import (
@@ -32,7 +33,7 @@ from durable.errors import (
     WorkflowNotFoundError,
 )
 from durable.events import IdReuse
-from durable.options import DEFAULT_QUEUE
+from durable.options import DEFAULT_QUEUE, RetryPolicy
 from durable.testing.clock import Clock
 from durable.testing.handle import TestHandle
 from durable.testing.mocks import Mock, make_mock
@@ -275,6 +276,36 @@ class WorkflowEnvironment:
             search=search,
         )
 
+    async def enqueue(
+        self,
+        activity: ActivityDefinition[..., R],
+        /,
+        *args: Any,
+        id: str | None = None,
+        queue: str | None = None,
+        delay: timedelta | float | None = None,
+        at: datetime | None = None,
+        retry: RetryPolicy | None = None,
+        run_timeout: timedelta | float | None = None,
+        id_reuse: IdReuse = IdReuse.REJECT,
+        **kwargs: Any,
+    ) -> TestHandle[R]:
+        """Have an activity done as a job, as by `Client.enqueue`; return the job's handle."""
+        if activity.name not in self._registry.activities:
+            self._registry.add(activity)
+        definition, payload = self._checked(job_of(activity), args, kwargs)
+        return await self._start(
+            definition,
+            payload,
+            id=id,
+            queue=queue,
+            start_delay=delay,
+            start_at=at,
+            run_timeout=run_timeout,
+            id_reuse=id_reuse,
+            headers=headers_of(activity, retry),
+        )
+
     def get_handle(self, workflow_id: str) -> TestHandle[Any]:
         """The handle of a workflow id, such as a child's; raise WorkflowNotFoundError."""
         run = self._world.latest.get(workflow_id)
@@ -292,6 +323,12 @@ class WorkflowEnvironment:
         if not isinstance(workflow, WorkflowDefinition):
             raise ConfigurationError(f"{workflow!r} is not a workflow; put @workflow.defn on it")
         self._registry.add(workflow)
+        return self._checked(workflow, args, kwargs)
+
+    def _checked(
+        self, workflow: WorkflowDefinition[Any, Any], args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[WorkflowDefinition[Any, Any], bytes]:
+        """The arguments, checked against the definition."""
         payload = workflow.signature.encode_args(args, kwargs)
         try:
             workflow.signature.decode_args(payload)
@@ -314,6 +351,7 @@ class WorkflowEnvironment:
         id_reuse: IdReuse = IdReuse.REJECT,
         memo: Mapping[str, Any] | None = None,
         search: Mapping[str, Any] | None = None,
+        headers: Mapping[str, Any] | None = None,
     ) -> TestHandle[Any]:
         self._numbers += 1
         meta = StartMeta(
@@ -322,6 +360,7 @@ class WorkflowEnvironment:
             queue=queue or workflow.queue or DEFAULT_QUEUE,
             memo=plain_memo(memo or {}, workflow.codec),
             search=plain_search(search or {}, workflow.codec),
+            headers=headers or {},
         )
         new = new_run(
             workflow,

@@ -17,6 +17,7 @@ from typing import Any, TypeVar, cast
 
 from durable._core import decode
 from durable.client import Client, WorkflowHandle
+from durable.client.starting import StartOptions
 from durable.engine.definition import ActivityDefinition, WorkflowDefinition, handler_name
 from durable.engine.execution import Execution
 from durable.engine.info import ACTIVITY_CONTEXT
@@ -130,15 +131,13 @@ class PostgresEnvironment(WorkflowEnvironment):
         id_reuse: IdReuse = IdReuse.REJECT,
         memo: Mapping[str, Any] | None = None,
         search: Mapping[str, Any] | None = None,
+        headers: Mapping[str, Any] | None = None,
     ) -> TestHandle[Any]:
         self._numbers += 1
         client = self._opened()
         await self._serve(workflow)
         args, kwargs = workflow.signature.decode_args(payload)
-        handle = await client.start(
-            workflow,
-            *args,
-            id=id or f"{workflow.name}-{self._numbers}",
+        options = StartOptions(
             queue=queue,
             version=version,
             start_delay=start_delay,
@@ -148,8 +147,9 @@ class PostgresEnvironment(WorkflowEnvironment):
             id_reuse=id_reuse,
             memo=memo,
             search=search,
-            **kwargs,
         )
+        id = id or f"{workflow.name}-{self._numbers}"
+        handle = await client.begin(workflow, id, args, dict(kwargs), options, headers or {})
         return PostgresHandle(client, handle.workflow_id, workflow, self._patience)
 
     def _opened(self) -> Client:

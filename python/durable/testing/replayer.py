@@ -75,7 +75,7 @@ class Replayer:
                 self._registry.collect(each)
             else:
                 self._registry.add(each)
-        if not self._registry.workflows:
+        if not self._registry.workflow_types:
             raise InvalidArgumentError("a Replayer needs the workflows to replay against")
 
     def replay(self, source: Source) -> None:

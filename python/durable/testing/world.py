@@ -154,7 +154,7 @@ class World:
                 new.workflow_id, known.new.run_id, known.state.name.lower()
             )
         definition = (
-            self.registry.workflows.get(new.workflow_type)
+            self.registry.find_workflow(new.workflow_type)
             or find_definition(near, new.workflow_type, WorkflowDefinition)
             or self._definitions.get(new.workflow_type)
         )

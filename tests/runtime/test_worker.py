@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sequence
 from datetime import timedelta
 from typing import Any
 
@@ -18,8 +19,10 @@ from durable.errors import (
     WorkflowParkedError,
     WorkflowTerminatedError,
 )
-from durable.events import RunState
+from durable.events import CommitResult, EventKind, Message, RunCommit, RunState
+from durable.options import WorkerOptions
 from durable.runtime import worker as worker_module
+from durable.runtime.runs import MAIL_MAX
 from durable.runtime.wakeup import Wakeup
 from durable.runtime.worker import Worker
 from durable.store.memory import MemoryStore
@@ -200,6 +203,41 @@ async def test_no_signal_is_lost_while_the_run_works(client: Client, serve: Any)
     handle = await client.start(collect, 100, id="collect")
     await asyncio.gather(*(handle.signal("number", number) for number in range(100)))
     assert sorted(await handle.result(SOON)) == list(range(100))
+
+
+class CountingStore(MemoryStore):
+    """Remembers how many messages each commit had read."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.read_counts: list[int] = []
+
+    async def commit(self, commits: Sequence[RunCommit], flush: int = 0) -> CommitResult:
+        self.read_counts += [len(commit.consumed) for commit in commits]
+        return await super().commit(commits, flush)
+
+
+async def test_a_storm_of_signals_is_read_in_parts_and_in_order() -> None:
+    store, count = CountingStore(), 3 * MAIL_MAX + 1
+    options = WorkerOptions(poll_max_seconds=600.0)
+    worker = Worker(store, workflows=[collect], options=options)
+    async with worker, Client(store) as client:
+        handle = await client.start(collect, count, id="storm")
+        await handle.signal("number", -1)
+        async with asyncio.timeout(SOON):
+            while 1 not in store.read_counts:
+                await asyncio.sleep(0)
+        messages = [
+            Message(
+                EventKind.SIGNAL_RECEIVED, workflow_id="storm", name="number", payload=b"[%d]" % n
+            )
+            for n in range(count - 1)
+        ]
+        await store.send(messages)
+        worker.hint()
+        assert await handle.result(SOON) == list(range(-1, count - 1))
+    assert max(store.read_counts) <= MAIL_MAX
+    assert len([each for each in store.read_counts if each]) >= 4
 
 
 async def test_a_failure_keeps_its_type_and_cause(client: Client, serve: Any) -> None:

@@ -358,6 +358,16 @@ async def test_consumed_messages_are_gone_and_others_stay(rig: Rig) -> None:
     assert await rig.inbox(run.run_id) == [second]
 
 
+async def test_an_inbox_is_read_in_parts_the_oldest_of_each_run_first(rig: Rig) -> None:
+    one, other = await rig.owned("a"), await rig.owned("b")
+    for n in range(5):
+        await rig.store.send([signal("a", b"%d" % n), signal("b", b"%d" % n)])
+    both = [one.run_id, other.run_id]
+    items = await rig.store.inbox(both, 2)
+    assert [item.payload for item in items] == [b"0", b"0", b"1", b"1"]
+    assert len(await rig.store.inbox(both)) == 10
+
+
 @pytest.mark.parametrize("kind", [SIGNAL, MessageKind.UPDATE_REQUESTED, EventKind.CANCEL_REQUESTED])
 async def test_a_run_does_not_close_over_unread_messages(rig: Rig, kind: int) -> None:
     run = await rig.owned("a")

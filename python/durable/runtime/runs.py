@@ -32,6 +32,10 @@ CLAIM_MAX = 100
 LOAD_BATCHES_MAX = 5000
 """History batches loaded at a time: bounds the memory a claim can take."""
 INBOX_RUNS_MAX = 1000
+MAIL_MAX = 1000
+"""Messages of a warm run that are read at a time; they are one turn, and go into one commit."""
+MAIL_CHUNK = 100
+"""Messages of one run that are delivered before others may get a turn."""
 REDO_FIRST_SECONDS = 0.01
 REDO_LONGEST_SECONDS = 1.0
 ENDS = (EventKind.CANCEL_REQUESTED, EventKind.RUN_TERMINATED, EventKind.RUN_TIMED_OUT)
@@ -110,6 +114,11 @@ class RunPoller(Service):
 
     def _redo_now(self, run: WarmRun) -> None:
         self._redo.append(run)
+        self._wakeup.hint()
+
+    def read_on(self, run: WarmRun) -> None:
+        """Read the rest of a run's mail; called when the first part of it is written."""
+        self._mail[run.run_id] = None
         self._wakeup.hint()
 
     def recover(self) -> None:
@@ -297,21 +306,37 @@ class RunPoller(Service):
             if run is None:
                 # Ours by the store's word and not known here: see what else was missed.
                 self._must_recover = True
-            elif not run.frozen:
+            elif not (run.frozen or run.has_more):
+                # What has more is read on when the part before is written.
                 run.reading = True
                 runs.append(run)
         try:
-            mail = by_run(await self._store.inbox([run.run_id for run in runs])) if runs else {}
+            mail = await self._inbox(runs)
+            for run_id in names:
+                self._mail.pop(run_id, None)
+            began = time.monotonic()
+            for run in runs:
+                items = mail.get(run.run_id, [])
+                for first in range(0, len(items), MAIL_CHUNK):
+                    if run.gone or run.frozen:
+                        break
+                    self._turns.deliver_mail(run, items[first : first + MAIL_CHUNK])
+                    if time.monotonic() - began > BLOCK_SECONDS:
+                        await asyncio.sleep(0)
+                        began = time.monotonic()
         finally:
             for run in runs:
-                run.reading = False
-        for run_id in names:
-            self._mail.pop(run_id, None)
+                end_reading(run)
+
+    async def _inbox(self, runs: Sequence[WarmRun]) -> dict[str, list[InboxItem]]:
+        """The mail of warm runs, beyond what was delivered to them and is not written yet."""
+        if not runs:
+            return {}
+        limit = MAIL_MAX + max(len(run.seen) for run in runs)
+        mail = by_run(await self._store.inbox([run.run_id for run in runs], limit))
         for run in runs:
-            if not run.gone:
-                self._turns.deliver_mail(run, mail.get(run.run_id, []))
-                run.seen.difference_update(run.read_back)
-                run.read_back.clear()
+            run.has_more = len(mail.get(run.run_id, ())) >= limit
+        return mail
 
     async def _redo_some(self) -> None:
         """Build some of the runs again that were told to read their mail first."""
@@ -321,10 +346,11 @@ class RunPoller(Service):
             run.reading = True
         try:
             histories = await self._load({run.run_id: run.part for run in runs}) if runs else {}
-            mail = by_run(await self._store.inbox([run.run_id for run in runs])) if runs else {}
-        finally:
+            mail = await self._inbox(runs)
+        except BaseException:
             for run in runs:
-                run.reading = False
+                end_reading(run)
+            raise
         # First, because building one may ask for another round of it.
         self._redo = [run for run in self._redo if run not in chosen]
         for run in runs:
@@ -335,8 +361,14 @@ class RunPoller(Service):
                 self._turns.park(run, history)
             else:
                 self._turns.redo(run, history, mail.get(run.run_id, []))
-            run.seen.difference_update(run.read_back)
-            run.read_back.clear()
+            end_reading(run)
+
+
+def end_reading(run: WarmRun) -> None:
+    """What was read is delivered: rows that a commit deleted meanwhile cannot come again."""
+    run.reading = False
+    run.seen.difference_update(run.read_back)
+    run.read_back.clear()
 
 
 def by_run(items: Iterable[InboxItem]) -> dict[str, list[InboxItem]]:

@@ -69,6 +69,8 @@ class Turns:
         """Set by the worker: the two need each other."""
         self.on_unread: Callable[[WarmRun], None]
         """Called for a run that must read its mail again before it may close."""
+        self.on_more: Callable[[WarmRun], None]
+        """Called when a run has written what it read and has more mail."""
         self.on_stale: Callable[[], None]
         """Called when a commit was refused: perhaps the whole session is dead."""
         self.on_news: Callable[[News], None]
@@ -273,6 +275,9 @@ class Turns:
                 run.read_back += commit.consumed
             else:
                 run.seen.difference_update(commit.consumed)
+            if run.has_more and not run.consumed:
+                run.has_more = False
+                self.on_more(run)
         for timer in commit.timers:
             self.on_due(timer.due_us)
             if timer.kind == TimerKind.WORKFLOW and timer.ref not in run.timers_done:

@@ -56,6 +56,7 @@ class WarmRun:
         "flight",
         "frozen",
         "gone",
+        "has_more",
         "head_hash",
         "is_dirty",
         "next_seq",
@@ -123,6 +124,8 @@ class WarmRun:
         self.read_back: list[int] = []
         """Inbox rows whose deletion was accepted while the inbox was being read."""
         self.reading = False
+        self.has_more = False
+        """The inbox holds more than was read at once: read on when that is committed."""
         self.unread_count = 0
 
         self.park: bytes | None = None

@@ -351,10 +351,11 @@ class MemoryStore:
             run_id: batches[0] for run_id, batches in (await self.load(runs)).items() if batches
         }
 
-    async def inbox(self, run_ids: Sequence[str]) -> list[InboxItem]:
-        """Unread items in order of id."""
+    async def inbox(self, run_ids: Sequence[str], limit: int | None = None) -> list[InboxItem]:
+        """Unread items in order of id; with ``limit`` at most so many of each run."""
         self.fault("inbox", "before")
-        items = [i for run_id in dict.fromkeys(run_ids) for i in self.tables.inbox.get(run_id, ())]
+        unread = self.tables.inbox
+        items = [i for run_id in dict.fromkeys(run_ids) for i in unread.get(run_id, [])[:limit]]
         return sorted(items, key=lambda item: item.id)
 
     async def commit(self, commits: Sequence[RunCommit], flush: int = 0) -> CommitResult:

@@ -259,9 +259,9 @@ class SealedStore:
         """See `Store.send`."""
         return await self.inner.send([self._message(each) for each in messages], conn)
 
-    async def inbox(self, run_ids: Sequence[str]) -> list[InboxItem]:
+    async def inbox(self, run_ids: Sequence[str], limit: int | None = None) -> list[InboxItem]:
         """See `Store.inbox`."""
-        return [await self._item(item) for item in await self.inner.inbox(run_ids)]
+        return [await self._item(item) for item in await self.inner.inbox(run_ids, limit)]
 
     async def _item(self, item: InboxItem) -> InboxItem:
         try:

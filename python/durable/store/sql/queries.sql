@@ -141,7 +141,9 @@ CROSS JOIN LATERAL (
 
 -- name: inbox
 SELECT b.id, b.run_id::text, b.kind, b.ref, b.name, b.meta, b.payload, {s}.us(b.created_at)
-FROM {s}.inbox b WHERE b.run_id = ANY ($1::uuid[]) ORDER BY b.id
+FROM (SELECT DISTINCT unnest($1::uuid[]) AS run_id) i, LATERAL (
+    SELECT * FROM {s}.inbox WHERE run_id = i.run_id ORDER BY id LIMIT $2
+) b ORDER BY b.id
 
 -- name: claim_activities
 SELECT run_id, workflow_id, workflow_type, ref, name, queue, attempt, token, input, options,

@@ -177,7 +177,7 @@ BEGIN
 
     RETURN QUERY
     WITH locked AS MATERIALIZED (
-        SELECT a.run_id, a.ref FROM unnest(v_runs, v_refs) AS i(run_id, ref)
+        SELECT a.ctid FROM unnest(v_runs, v_refs) AS i(run_id, ref)
         JOIN {s}.activity a USING (run_id, ref)
         WHERE a.state = 1
         ORDER BY a.run_id, a.ref FOR UPDATE OF a
@@ -185,8 +185,7 @@ BEGIN
         UPDATE {s}.activity a
         SET state = 2, session = p_session, token = nextval('{s}.activity_token'),
             started_at = clock_timestamp()
-        FROM (SELECT DISTINCT run_id, ref FROM locked) l
-        WHERE a.run_id = l.run_id AND a.ref = l.ref
+        FROM locked l WHERE a.ctid = l.ctid
         RETURNING a.*
     ), clock AS (
         INSERT INTO {s}.timer (run_id, ref, kind, due_at)
@@ -195,9 +194,11 @@ BEGIN
         WHERE {s}.attempt_due(c.policy, c.scheduled_at, NULL, c.started_at) IS NOT NULL
         ON CONFLICT (run_id, ref, kind) DO UPDATE SET due_at = excluded.due_at
     ), quiet AS (
+        -- A queued attempt had one only for these limits.
         DELETE FROM {s}.timer t USING claimed c
-        WHERE t.run_id = c.run_id AND t.ref = c.ref AND t.kind = 3
+        WHERE c.policy ?| ARRAY['schedule_to_start', 'schedule_to_close']
           AND {s}.attempt_due(c.policy, c.scheduled_at, NULL, c.started_at) IS NULL
+          AND t.run_id = c.run_id AND t.ref = c.ref AND t.kind = 3
     )
     SELECT c.run_id::text, r.workflow_id, r.workflow_type, c.ref, c.name, c.queue, c.attempt,
            c.token, c.input, c.options, c.last_failure, c.details, {s}.us(c.scheduled_at)

@@ -40,7 +40,7 @@ from durable.engine.remote import activity_error, child_error, unreachable
 from durable.engine.requests import QUERY_VARS, QUERY_WHERE, request_id_of
 from durable.engine.retry import next_delay_seconds
 from durable.engine.start import StartMeta, decode_json
-from durable.engine.turn import ScheduledActivity, Turn, TurnBuilder, scheduled_activity
+from durable.engine.turn import ScheduledActivity, Turn, TurnBuilder, put_plain, scheduled_activity
 from durable.errors import (
     HistoryCorruptError,
     NonDeterminismError,
@@ -61,19 +61,26 @@ IDLE_RUN_BYTES = 6 * 1024
 PENDING_BYTES = 1024
 """What a command that waits takes: its future, its task, a slot in the core."""
 
+CANCEL_REQUESTED = int(EventKind.CANCEL_REQUESTED)
 OUTCOMES = frozenset(
-    {
-        EventKind.ACTIVITY_COMPLETED,
-        EventKind.ACTIVITY_FAILED,
-        EventKind.TIMER_FIRED,
-        EventKind.CHILD_STARTED,
-        EventKind.CHILD_COMPLETED,
-        EventKind.CHILD_FAILED,
-        EventKind.EXTERNAL_DONE,
-        EventKind.EXTERNAL_FAILED,
-    }
+    map(
+        int,
+        {
+            EventKind.ACTIVITY_COMPLETED,
+            EventKind.ACTIVITY_FAILED,
+            EventKind.TIMER_FIRED,
+            EventKind.CHILD_STARTED,
+            EventKind.CHILD_COMPLETED,
+            EventKind.CHILD_FAILED,
+            EventKind.EXTERNAL_DONE,
+            EventKind.EXTERNAL_FAILED,
+        },
+    )
 )
 """Facts that answer a command: void when it does not wait any more."""
+
+REQUESTS = min(map(int, MessageKind))
+"""From here on a kind is a MessageKind."""
 
 WHERE_MAX = 3
 ENDED_FROM_OUTSIDE = {
@@ -151,13 +158,16 @@ class Execution:
         facts for a run that has ended, change nothing. Returns the answer when there is one at
         once: to a query, or to an update that is refused.
         """
-        if kind == MessageKind.QUERY:
-            return self._answer_query(name or "", meta, payload)
-        if kind == MessageKind.UPDATE_REQUESTED:
+        if kind >= REQUESTS:
+            if kind == MessageKind.QUERY:
+                return self._answer_query(name or "", meta, payload)
             return self._judge_update(time_us, name or "", meta, payload)
-        if self.is_dead or self._is_void(kind, ref):
+        if self._dead or self._is_void(kind, ref):
             return None
-        self._deliver(kind, ref, time_us, name, meta, payload)
+        try:
+            self._loop.deliver(kind, ref, time_us, name, meta, payload)
+        except BaseException as error:
+            raise self._died(error) from None
         if ref:
             self._open -= 1
         return None
@@ -165,15 +175,26 @@ class Execution:
     def take(self) -> Turn | None:
         """What is new since the last take; None when there is nothing to write or to answer."""
         taken = self._loop.take()
-        responses, self._responses = self._responses, []
+        responses = self._responses
+        if responses:
+            self._responses = []
         if taken is None:
             if not responses:
                 return None
-            return Turn(None, 0, 0, 0, responses=responses)
-        turn = Turn(taken[0], taken[1], taken[2], taken[3])
-        builder = TurnBuilder(self._context, self._loop.now_us)
-        builder.build(taken, turn)
+            turn = Turn(None, 0, 0, 0)
+            turn.responses = responses
+            return turn
+        batch, head_hash, first_event_id, event_count, events = taken
+        turn = Turn(batch, head_hash, first_event_id, event_count)
+        is_plain = self._ended is None and not responses
+        if not is_plain or not put_plain(events, turn, self._context.meta.queue, self._loop.now_us):
+            self._sort_out(events, turn, responses)
         self._open += len(turn.scheduled) + len(turn.timers) + len(turn.children)
+        return turn
+
+    def _sort_out(self, events: Sequence[Event], turn: Turn, responses: list[Response]) -> None:
+        builder = TurnBuilder(self._context, self._loop.now_us)
+        builder.build(events, turn)
         if self._ended is not None:
             turn.closing = self._ended
         turn.responses[:0] = responses
@@ -181,7 +202,6 @@ class Execution:
             self._close(turn, builder)
         for response in turn.responses:
             self._context.requests.open.pop(response.request_id, None)
-        return turn
 
     def pending_activities(self) -> list[ScheduledActivity]:
         """Activities without an outcome, oldest first: what a cold start must see to."""
@@ -454,11 +474,12 @@ class Execution:
         return error
 
     def _is_void(self, kind: int, ref: int) -> bool:
-        if self.is_finished:
+        loop = self._loop
+        if self._context.is_spoilt or self._ended is not None or loop.is_finished or loop.is_dead:
             return True
         if kind in OUTCOMES:
-            return not self._loop.is_pending(ref)
-        return kind == EventKind.CANCEL_REQUESTED and self._context.cancel_requested
+            return not loop.is_pending(ref)
+        return kind == CANCEL_REQUESTED and self._context.cancel_requested
 
     def _pending(self, kind: EventKind) -> list[Event]:
         if self.is_finished:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
@@ -46,29 +46,49 @@ class ScheduledActivity:
     scheduled_us: int
 
 
-@dataclass(slots=True)
 class Turn:
     """Everything new since the last one, to be committed as one."""
 
-    batch: bytes | None
-    """The history batch, or None when there are only responses."""
-    head_hash: int
-    first_event_id: int
-    event_count: int
-    scheduled: list[ScheduledActivity] = field(default_factory=list)
-    cancelled_activities: list[int] = field(default_factory=list)
-    unstarted_activities: list[int] = field(default_factory=list)
-    """Asked for and cancelled in this turn: whoever commits it answers for them, as no one else
-    will know of them. (An answer that nobody waits for is void.)"""
-    timers: list[NewTimer] = field(default_factory=list)
-    timers_done: list[int] = field(default_factory=list)
-    """Refs of timers that the code cancelled. (What fired is known to whoever delivered it.)"""
-    children: list[NewRun] = field(default_factory=list)
-    messages: list[Message] = field(default_factory=list)
-    responses: list[Response] = field(default_factory=list)
-    closing: Closing | None = None
-    successor: NewRun | None = None
-    search: bytes | None = None
+    __slots__ = (
+        "batch",
+        "cancelled_activities",
+        "children",
+        "closing",
+        "event_count",
+        "first_event_id",
+        "head_hash",
+        "messages",
+        "responses",
+        "scheduled",
+        "search",
+        "successor",
+        "timers",
+        "timers_done",
+        "unstarted_activities",
+    )
+
+    def __init__(
+        self, batch: bytes | None, head_hash: int, first_event_id: int, event_count: int
+    ) -> None:
+        self.batch = batch
+        """The history batch, or None when there are only responses."""
+        self.head_hash = head_hash
+        self.first_event_id = first_event_id
+        self.event_count = event_count
+        self.scheduled: list[ScheduledActivity] = []
+        self.cancelled_activities: list[int] = []
+        self.unstarted_activities: list[int] = []
+        """Asked for and cancelled in this turn: whoever commits it answers for them, as no one else
+        will know of them. (An answer that nobody waits for is void.)"""
+        self.timers: list[NewTimer] = []
+        self.timers_done: list[int] = []
+        """Refs of timers that the code cancelled. (What fired is known to whoever delivered it.)"""
+        self.children: list[NewRun] = []
+        self.messages: list[Message] = []
+        self.responses: list[Response] = []
+        self.closing: Closing | None = None
+        self.successor: NewRun | None = None
+        self.search: bytes | None = None
 
 
 @lru_cache(maxsize=4096)
@@ -79,17 +99,18 @@ def activity_options(text: str) -> ActivityOptions:
 
 def scheduled_activity(event: Event, queue: str, now_us: int) -> ScheduledActivity:
     """An ACTIVITY_SCHEDULED event as something to be done."""
-    text = event[5] or ""
-    options = activity_options(text)
+    ref, _, _, _, name, text, _, payload = event
+    options = activity_options(text or "")
+    # By position: this runs for every step of every run.
     return ScheduledActivity(
-        ref=event[0],
-        name=event[4] or "",
-        queue=options.queue or queue,
-        priority=options.priority,
-        options=options,
-        options_json=text,
-        input=event[7] or b"[]",
-        scheduled_us=now_us,
+        ref,
+        name or "",
+        options.queue or queue,
+        options.priority,
+        options,
+        text or "",
+        payload or b"[]",
+        now_us,
     )
 
 
@@ -97,6 +118,24 @@ def recorded_options(event: Event) -> Mapping[str, Any]:
     """The options of a command as a dict."""
     found: Mapping[str, Any] = decode_json(event[5].encode()) if event[5] else {}
     return found
+
+
+def put_plain(events: Sequence[Event], turn: Turn, queue: str, now_us: int) -> bool:
+    """Fill ``turn`` when it has nothing but activities and timers to start, as nearly all have.
+
+    False when there is something else: then it is for a `TurnBuilder`, and nothing is filled in.
+    """
+    scheduled, timers = [], []
+    for event in events:
+        kind = event[1]
+        if kind == ACTIVITY_SCHEDULED:
+            scheduled.append(scheduled_activity(event, queue, now_us))
+        elif kind == TIMER_STARTED:
+            timers.append(NewTimer(event[0], event[3]))
+        else:
+            return False
+    turn.scheduled, turn.timers = scheduled, timers
+    return True
 
 
 class TurnBuilder:
@@ -111,9 +150,9 @@ class TurnBuilder:
         self.children: dict[int, NewRun] = {}
         self.ending: Event | None = None
 
-    def build(self, taken: tuple[bytes, int, int, int, Sequence[Event]], turn: Turn) -> None:
-        """Fill ``turn`` from what the core gave."""
-        for event in taken[4]:
+    def build(self, events: Sequence[Event], turn: Turn) -> None:
+        """Fill ``turn`` from the commands that the core gave."""
+        for event in events:
             kind = event[1]
             if kind == ACTIVITY_SCHEDULED:
                 self.activities[event[0]] = scheduled_activity(event, self.meta.queue, self.now_us)

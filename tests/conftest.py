@@ -3,6 +3,10 @@
 The database is a copy of a migrated template. ``--dsn`` or DURABLE_TEST_DSN names a server to use
 (its role must be allowed to create databases); otherwise one is started from the embedded wheel, or
 from the binaries in DURABLE_TEST_BIN_DIR, and removed at the end, also when the tests are killed.
+
+``--pooler`` leads everything to that server through a PgBouncer in transaction mode, with two
+connections per database: for tests of what workers do (conformance, runtime), which then have to
+notice it, and poll.
 """
 
 from __future__ import annotations
@@ -22,6 +26,7 @@ import psycopg
 import pytest
 from psycopg import sql
 from psycopg.conninfo import make_conninfo
+from support.pgbouncer import pgbouncer, shared_folder
 
 from durable.client import Client
 from durable.options import WorkerOptions
@@ -51,6 +56,7 @@ shutil.rmtree(sys.argv[1], ignore_errors=True)
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--dsn", help="use this PostgreSQL server instead of starting one")
+    parser.addoption("--pooler", action="store_true", help="go through PgBouncer")
 
 
 @pytest.fixture(scope="session")
@@ -76,6 +82,18 @@ def server_dsn(request: pytest.FixtureRequest) -> Iterator[str]:
     finally:
         server.stop("immediate")
         janitor.communicate()
+
+
+@pytest.fixture(scope="session")
+def way(
+    request: pytest.FixtureRequest, server_dsn: str, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[str]:
+    """How tests reach their databases on the server."""
+    if not request.config.getoption("--pooler"):
+        yield server_dsn
+        return
+    with pgbouncer(server_dsn, shared_folder(tmp_path_factory)) as pooled:
+        yield pooled
 
 
 def create_database(server_dsn: str, template: str | None = None) -> str:
@@ -105,10 +123,10 @@ def template(server_dsn: str) -> Iterator[str]:
 
 
 @pytest.fixture
-def dsn(server_dsn: str, template: str) -> Iterator[str]:
+def dsn(server_dsn: str, way: str, template: str) -> Iterator[str]:
     """The DSN of a fresh, migrated database."""
     name = create_database(server_dsn, template)
-    yield make_conninfo(server_dsn, dbname=name)
+    yield make_conninfo(way, dbname=name)
     drop_database(server_dsn, name)
 
 

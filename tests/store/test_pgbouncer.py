@@ -7,14 +7,13 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Iterator
-from pathlib import Path
 from typing import Any
 
 import psycopg
 import pytest
 import test_conformance
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
-from support.pgbouncer import pgbouncer
+from support.pgbouncer import pgbouncer, shared_folder
 from support.store_rig import PostgresRig
 
 from durable import activity, workflow
@@ -57,14 +56,6 @@ async def mixed(value: int) -> int:
 def pooler(server_dsn: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     with pgbouncer(server_dsn, shared_folder(tmp_path_factory)) as dsn:
         yield dsn
-
-
-def shared_folder(factory: pytest.TempPathFactory) -> Path:
-    """One that PgBouncer may read when it is not us."""
-    folder = factory.mktemp("pgbouncer")
-    for each in (folder, folder.parent, folder.parent.parent):
-        each.chmod(0o755)
-    return folder
 
 
 @pytest.fixture

@@ -1,11 +1,14 @@
 """One life of a run on each PostgreSQL that is installed here.
 
-All of the store's tests run on another one with DURABLE_TEST_BIN_DIR=/usr/lib/postgresql/15/bin.
+They are found where Debian and the packages of postgresql.org put them, and in the folders 14/bin,
+15/bin and so on of DURABLE_TEST_SERVERS. All tests run on another one with
+DURABLE_TEST_BIN_DIR=/usr/lib/postgresql/15/bin.
 """
 
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 import psycopg
@@ -28,10 +31,13 @@ from durable.store.retention import Upkeep
 
 def binaries(version: int) -> Path:
     """Where this version is."""
-    for folder in (f"/usr/lib/postgresql/{version}/bin", f"/usr/pgsql-{version}/bin"):
-        if Path(folder, "initdb").exists():
-            return Path(folder)
-    pytest.skip(f"PostgreSQL {version} is not installed")
+    folders = [Path(f"/usr/lib/postgresql/{version}/bin"), Path(f"/usr/pgsql-{version}/bin")]
+    if given := os.environ.get("DURABLE_TEST_SERVERS"):
+        folders.insert(0, Path(given, str(version), "bin"))
+    for folder in folders:
+        if (folder / "initdb").exists():
+            return folder
+    pytest.skip(f"PostgreSQL {version} is in none of {', '.join(map(str, folders))}")
 
 
 @pytest.mark.slow

@@ -35,6 +35,14 @@ def free_port() -> int:
         return int(listener.getsockname()[1])
 
 
+def shared_folder(factory: pytest.TempPathFactory) -> Path:
+    """One that PgBouncer may read when it is not us."""
+    folder = factory.mktemp("pgbouncer")
+    for each in (folder, folder.parent, folder.parent.parent):
+        each.chmod(0o755)
+    return folder
+
+
 @contextmanager
 def pgbouncer(server_dsn: str, folder: Path, *, ignored: str = "") -> Iterator[str]:
     """A DSN that leads through two server connections per database; ``dbname`` is the caller's.

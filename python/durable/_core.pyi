@@ -75,6 +75,10 @@ class Loop:
     watch_idle: bool
     """Whether ``Hook.on_idle`` is called; False at first. Set while a condition is waited for."""
 
+    must_suspend: bool
+    """Set when a task is cancelled: code that cancelled its own learns of it where it suspends,
+    so its next await does. False again when the next callback runs."""
+
     def __new__(cls, run_id: bytes, hook: Any) -> Loop: ...
 
     # -- driving it (engine) -------------------------------------------------------------------
@@ -99,7 +103,7 @@ class Loop:
     def take(self) -> tuple[bytes, int, int, int, list[Event]] | None:
         """Take what is new since the last take: the encoded batch, the head checksum after it, the
         id of its first event, the number of its events, and its commands (kinds from 64) as event
-        tuples. None when there is nothing."""
+        tuples. None when there is nothing, and from a dead loop."""
     def pending(self) -> list[Event]:
         """The commands that still wait for their outcome (activities, timers, children, ...)."""
     def is_pending(self, ref: int) -> bool:

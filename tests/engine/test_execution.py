@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import gc
 import weakref
 from dataclasses import dataclass
@@ -114,6 +115,50 @@ def changed(before: Any, after: Any, *facts: Any) -> NonDeterminismError:
     with pytest.raises(NonDeterminismError) as caught:
         run.cold(workflow=after)
     return caught.value
+
+
+def test_a_task_that_newly_cancels_itself_is_found_at_its_next_await() -> None:
+    @workflow.defn(name="program")
+    async def before() -> int:
+        return await add(1, 2) + await add(3, 4)
+
+    @workflow.defn(name="program")
+    async def after() -> int:
+        task = asyncio.current_task()
+        assert task is not None
+        task.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await add(1, 2)
+        return await add(3, 4)
+
+    error = changed(before, after, lambda run: run.complete(value=3))
+
+    assert error.event_id == 3
+    assert error.found is not None
+    assert "ACTIVITY_CANCEL_REQUESTED" in error.found
+
+
+def test_a_task_that_cancels_itself_replays_as_it_ran() -> None:
+    @workflow.defn
+    async def program() -> list[str]:
+        seen = []
+        for number in range(3):
+            task = asyncio.current_task()
+            assert task is not None
+            task.cancel(f"round {number}")
+            try:
+                await add(number, 1)
+            except asyncio.CancelledError as error:
+                seen.append(str(error))
+                task.uncancel()
+            seen.append(str(await add(number, 2)))
+        return seen
+
+    run = MemoryRun(program)
+    for number in range(3):
+        run.complete(run.turns[-1].scheduled[0].ref, value=number)
+    assert run.result == ["round 0", "0", "round 1", "1", "round 2", "2"]
+    run.check_replays()
 
 
 @workflow.defn(name="program")

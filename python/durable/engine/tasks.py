@@ -59,6 +59,12 @@ class WorkflowTask(asyncio.Task[Any]):
     def __hash__(self) -> int:
         return self._serial
 
+    def cancel(self, msg: Any = None) -> bool:
+        """Ask it to end; code that cancels its own task is told at its next await."""
+        loop: Any = self.get_loop()
+        loop.must_suspend = True
+        return super().cancel(msg)
+
 
 class WorkflowFuture(asyncio.Future[Any]):
     """A future of workflow code, hashed by number (from when it is first asked)."""

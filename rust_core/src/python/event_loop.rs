@@ -66,6 +66,9 @@ pub struct EventLoop {
     /// Ask the hook before each fact, once nothing is ready.
     #[pyo3(get, set)]
     watch_idle: bool,
+    /// The code that runs has to suspend at its next await: it cancelled a task, maybe its own.
+    #[pyo3(get, set)]
+    must_suspend: bool,
     entered: bool,
     /// A value is being produced to be recorded: no command may come between.
     recording: bool,
@@ -210,8 +213,8 @@ impl EventLoop {
 
     /// The outcome of `future` when it is the next thing in history and nothing else can run before
     /// it: then suspending and waking up again would come to the same. Nothing else: no callback is
-    /// ready, nobody else waits for this future, no condition is watched, and the main task goes on
-    /// (once it is done, the run ends before the next fact).
+    /// ready, nobody else waits for this future, no condition is watched, no task was cancelled, and
+    /// the main task goes on (once it is done, the run ends before the next fact).
     #[inline]
     pub(super) fn outcome_at_hand(
         slf: &Bound<'_, Self>,
@@ -229,6 +232,7 @@ impl EventLoop {
                 && !this.main_done
                 && this.ready.is_empty()
                 && !this.watch_idle
+                && !this.must_suspend
                 && !watched;
             if !alone || !this.replay.is_replaying() {
                 return None;
@@ -425,6 +429,7 @@ impl EventLoop {
         loop {
             let next = {
                 let mut this = slf.borrow_mut();
+                this.must_suspend = false;
                 if this.dead {
                     None
                 } else {
@@ -577,6 +582,7 @@ impl EventLoop {
             main_done: false,
             finishing: false,
             watch_idle: false,
+            must_suspend: false,
             entered: false,
             recording: false,
             dead: false,

@@ -1,14 +1,16 @@
 """Claim: what taking work costs when the tables are full.
 
 A million sleeping runs (with a timer each), a million that are ready (with a wake token each), and
-ten million closed ones; once almost empty and once full, so that growth shows. Buffers are what
-pg_stat_statements counted for the claiming statement alone.
+ten million closed ones. One database grows through three sizes, so that growth shows and nothing is
+filled in twice. Buffers are what pg_stat_statements counted for the claiming statement alone, with
+everything inside of it.
 """
 
 import asyncio
 import os
 import time
 from dataclasses import dataclass
+from typing import Any
 
 import psycopg
 
@@ -20,7 +22,8 @@ from durable.store.postgres import PostgresStore
 
 LEASE_US = 3_600_000_000
 FILL_CHUNK = 500_000
-BATCH = 50
+BATCH = 100
+WARM_UP = 20
 
 RUNS = """
 insert into durable.run (run_id, workflow_id, workflow_type, queue, head_hash, part)
@@ -60,34 +63,56 @@ class Fill:
         return f"{self.sleeping:,} sleeping, {self.ready:,} ready, {self.closed:,} closed"
 
 
+SIZES = (Fill(1000, 20_000, 1000), Fill(10**5, 10**5, 10**6), Fill(10**6, 10**6, 10**7))
+QUICK_SIZES = (Fill(1000, 20_000, 1000), Fill(4000, 20_000, 20_000), Fill(10**4, 20_000, 10**5))
+
+
 @dataclass(frozen=True)
-class Claimed:
-    """What claiming cost."""
+class Cost:
+    """What one claim costs."""
 
     p50_ms: float
     p99_ms: float
     buffers: float
-    """Of a claim of one run."""
-    batch_p99_ms: float
-    """Of a claim of `BATCH` runs."""
+    """Pages touched, per call."""
 
 
-def fill(connection: psycopg.Connection[object], amounts: Fill) -> None:
-    """Put the runs there, and let the tables be as after a night's vacuum."""
-    for prefix, count, texts in (
-        ("00000001", amounts.sleeping, (RUNS, TIMERS)),
-        ("00000002", amounts.ready, (RUNS, TOKENS)),
-        ("00000003", amounts.closed, (CLOSED,)),
-    ):
-        for text in texts:
-            for begin in range(1, count + 1, FILL_CHUNK):
-                end = min(begin + FILL_CHUNK - 1, count)
+@dataclass(frozen=True)
+class Claimed:
+    """What claiming cost at one size."""
+
+    one: Cost
+    batch: Cost
+    """A claim of `BATCH` runs."""
+
+
+class Crowd:
+    """The runs of a database, of which more are made as needed."""
+
+    def __init__(self, connection: psycopg.Connection[Any]) -> None:
+        self.connection = connection
+        self.made = Fill(0, 0, 0)
+        self.claimed = 0
+
+    def grow(self, wanted: Fill) -> None:
+        """Have this many, ready ones beside those claimed, and tables as after a vacuum."""
+        target = Fill(wanted.sleeping, wanted.ready + self.claimed, wanted.closed)
+        self.add("00000001", self.made.sleeping, target.sleeping, (RUNS, TIMERS))
+        self.add("00000002", self.made.ready, target.ready, (RUNS, TOKENS))
+        self.add("00000003", self.made.closed, target.closed, (CLOSED,))
+        self.made = target
+        for table in ("run", "task", "timer", "closed_run"):
+            self.connection.execute(f"vacuum (analyze) durable.{table}".encode())
+
+    def add(self, prefix: str, made: int, wanted: int, texts: tuple[str, ...]) -> None:
+        """Insert the runs from ``made`` to ``wanted``, in pieces that tell how far it is."""
+        for begin in range(made + 1, wanted + 1, FILL_CHUNK):
+            end = min(begin + FILL_CHUNK - 1, wanted)
+            for text in texts:
                 statement = text.format(prefix=prefix, begin=begin, end=end)
-                connection.execute(statement.encode())
-    connection.execute("vacuum (analyze) durable.run")
-    connection.execute("vacuum (analyze) durable.task")
-    connection.execute("vacuum (analyze) durable.timer")
-    connection.execute("vacuum (analyze) durable.closed_run")
+                self.connection.execute(statement.encode())
+            if end < wanted:
+                progress(f"claim: {end:,} of {wanted:,}")
 
 
 async def claim_many(dsn: str, claims: int) -> Claimed:
@@ -98,24 +123,25 @@ async def claim_many(dsn: str, claims: int) -> Claimed:
         session = int.from_bytes(os.urandom(6), "big")
         info = SessionInfo(session, "bench", os.getpid(), "bench", ["default"])
         await store.register_session(info, LEASE_US)
-        await time_claims(store, session, 20, 1)
-        with psycopg.connect(dsn, autocommit=True) as connection:
-            connection.execute("select pg_stat_statements_reset()")
-        ones = await time_claims(store, session, claims, 1)
-        with psycopg.connect(dsn, autocommit=True) as connection:
-            row = connection.execute(
-                "select sum(shared_blks_hit + shared_blks_read)::float8 / sum(calls) "
-                "from pg_stat_statements where query ilike '%claim_runs(%'"
-            ).fetchone()
-        batches = await time_claims(store, session, claims // 4, BATCH)
+        await time_claims(store, session, WARM_UP, 1)
+        one = await cost_of(dsn, store, session, claims, 1)
+        batch = await cost_of(dsn, store, session, claims // 8, BATCH)
     finally:
         await store.close()
-    return Claimed(
-        p50_ms=1e3 * percentile(ones, 50),
-        p99_ms=1e3 * percentile(ones, 99),
-        buffers=float(row[0]) if row and row[0] is not None else 0.0,
-        batch_p99_ms=1e3 * percentile(batches, 99),
-    )
+    return Claimed(one, batch)
+
+
+async def cost_of(dsn: str, store: PostgresStore, session: int, claims: int, limit: int) -> Cost:
+    """Time claims of ``limit`` runs, and have the server count their buffers."""
+    with psycopg.connect(dsn, autocommit=True) as connection:
+        connection.execute("select pg_stat_statements_reset()")
+        times = await time_claims(store, session, claims, limit)
+        row = connection.execute(
+            "select sum(shared_blks_hit + shared_blks_read)::float8 / sum(calls) "
+            "from pg_stat_statements where query ilike '%claim_runs(%'"
+        ).fetchone()
+    assert row is not None
+    return Cost(1e3 * percentile(times, 50), 1e3 * percentile(times, 99), float(row[0]))
 
 
 async def time_claims(store: PostgresStore, session: int, claims: int, limit: int) -> list[float]:
@@ -130,35 +156,59 @@ async def time_claims(store: PostgresStore, session: int, claims: int, limit: in
 
 
 async def claim(setting: Setting) -> list[Row]:
-    """`claim`: near empty, then full."""
+    """`claim`: near empty, a tenth, full."""
     claims = 400
-    small = Fill(1000, 20_000, 1000)
-    full = Fill(10_000, 20_000, 100_000) if setting.quick else Fill(10**6, 10**6, 10**7)
+    sizes = QUICK_SIZES if setting.quick else SIZES
     found = []
-    for amounts in (small, full):
-        dsn = setting.database.create_ours(DATABASE)
-        progress(f"claim: filling with {amounts.text()}")
-        with psycopg.connect(dsn, autocommit=True) as connection:
-            await asyncio.to_thread(fill, connection, amounts)
-        setting.database.checkpoint()
-        found.append(await claim_many(dsn, claims))
-        progress(f"claim: p99 {number(found[-1].p99_ms)} ms, {number(found[-1].buffers)} buffers")
-    empty, loaded = found
-    note = f"{full.text()}; {BATCH} at once: p99 {number(loaded.batch_p99_ms)} ms"
+    dsn = setting.database.create_ours(DATABASE)
+    with psycopg.connect(dsn, autocommit=True) as connection:
+        crowd = Crowd(connection)
+        for amounts in sizes:
+            progress(f"claim: filling up to {amounts.text()}")
+            await asyncio.to_thread(crowd.grow, amounts)
+            setting.database.checkpoint()
+            cost = await claim_many(dsn, claims)
+            crowd.claimed += WARM_UP + claims + claims // 8 * BATCH
+            found.append(cost)
+            progress(
+                f"claim: one {number(cost.one.p50_ms)} ms, p99 {number(cost.one.p99_ms)} ms, "
+                f"{number(cost.one.buffers)} buffers; {BATCH} at once p99 "
+                f"{number(cost.batch.p99_ms)} ms, {number(cost.batch.buffers / BATCH)} per run"
+            )
+    # Ten million rows are of no use to anybody after this.
+    setting.database.execute(f"drop database {DATABASE} with (force)")
+    return rows_of(found, sizes[-1])
+
+
+def rows_of(found: list[Claimed], full: Fill) -> list[Row]:
+    """The table's rows: the largest size, beside the smaller ones."""
+    one, batch = found[-1].one, found[-1].batch
+
+    def grown(values: list[float]) -> str:
+        return "three sizes: " + ", ".join(number(value) for value in values)
+
+    note = f"{full.text()}; {BATCH} at once: p99 {number(batch.p99_ms)} ms"
     return [
-        Row("claim", "ms p99", [loaded.p99_ms], goals=[Goal(value=10)], note=note),
+        Row("claim", "ms p99", [one.p99_ms], goals=[Goal(value=10)], note=note),
         Row(
             "claim-buffers",
             "buffers",
-            [loaded.buffers],
+            [one.buffers],
             goals=[Goal(value=20)],
-            note=f"claim of one run; near empty: {number(empty.buffers)}",
+            note=f"claim of one run; {grown([each.one.buffers for each in found])}",
+        ),
+        Row(
+            "claim-buffers-batch",
+            "buffers/run",
+            [batch.buffers / BATCH],
+            goals=[Goal(value=20)],
+            note=f"{BATCH} at once; {grown([each.batch.buffers / BATCH for each in found])}",
         ),
         Row(
             "claim-flat",
             "x",
-            [loaded.p50_ms / empty.p50_ms],
+            [one.p50_ms / found[0].one.p50_ms],
             goals=[Goal(value=1.5)],
-            note="p50 full over p50 near empty",
+            note=f"p50 full over near empty; {grown([each.one.p50_ms for each in found])} ms",
         ),
     ]

@@ -21,8 +21,10 @@ from durable.client import Client
 from durable.errors import ConfigurationError
 from durable.options import WorkerOptions
 from durable.runtime.worker import Worker
+from durable.store.migrate import current_version, latest_version, migrate
 from durable.store.postgres import PostgresStore
 from durable.store.retention import Upkeep
+from durable.store.scratch import drop_schema
 
 SOON = 30.0
 
@@ -133,6 +135,16 @@ async def test_upkeep_works_through_it(rig: PostgresRig) -> None:
     assert (await upkeep.expire()).left == 0
     assert await upkeep.repair_wakeups() == 0
     assert (await upkeep.gauges()).parts == 1
+
+
+def test_migrations_work_through_it(through: str) -> None:
+    for name in ("one", "two", "three"):
+        assert len(migrate(through, name)) == latest_version()
+    assert migrate(through, "two") == []
+    assert current_version(through, "two") == latest_version()
+    for name in ("one", "two", "three"):
+        drop_schema(through, name)
+    assert current_version(through, "two") is None
 
 
 async def test_more_callers_than_connections_wait_for_each_other(through: str) -> None:

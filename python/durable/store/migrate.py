@@ -7,6 +7,8 @@ give up rather than wait for long on a table that is in use.
 
 from __future__ import annotations
 
+from typing import Any
+
 import psycopg
 from psycopg import errors
 
@@ -23,6 +25,13 @@ def latest_version() -> int:
     return load_migrations()[-1][0]
 
 
+def connect(dsn: str) -> psycopg.Connection[tuple[Any, ...]]:
+    """A connection on which nothing is prepared: PgBouncer may be in between."""
+    return psycopg.connect(
+        dsn, connect_timeout=CONNECT_SECONDS_MAX, autocommit=True, prepare_threshold=None
+    )
+
+
 def migrate(dsn: str, schema: str = DEFAULT_SCHEMA, *, to: int | None = None) -> list[str]:
     """Bring the schema up to version ``to`` (default: this build's). Return what was applied.
 
@@ -34,7 +43,7 @@ def migrate(dsn: str, schema: str = DEFAULT_SCHEMA, *, to: int | None = None) ->
         raise ConfigurationError(f"version must be between 1 and {latest_version()}, not {target}")
     applied: list[str] = []
     try:
-        with psycopg.connect(dsn, connect_timeout=CONNECT_SECONDS_MAX, autocommit=True) as conn:
+        with connect(dsn) as conn:
             for number, name, text in load_migrations():
                 if number <= target and apply(conn, schema, number, text):
                     applied.append(f"{number:04d}_{name}")
@@ -96,7 +105,7 @@ def read_version(conn: psycopg.Connection, schema: str) -> int | None:
 def current_version(dsn: str, schema: str = DEFAULT_SCHEMA) -> int | None:
     """The version that the database has, None when the schema is not there."""
     try:
-        with psycopg.connect(dsn, connect_timeout=CONNECT_SECONDS_MAX, autocommit=True) as conn:
+        with connect(dsn) as conn:
             return read_version(conn, schema)
     except psycopg.OperationalError as error:
         raise StoreUnavailableError(f"the database did not answer: {error}") from error

@@ -98,3 +98,26 @@ async def hold(ledger: str) -> str:
 @workflow.defn
 async def holding(ledger: str) -> str:
     return await hold(ledger)
+
+
+@activity.defn
+async def amble() -> None:
+    """Take so long that a run beside this one has time to kill the worker."""
+    await asyncio.sleep(0.3)
+
+
+@workflow.defn
+async def ambling(steps: int) -> str:
+    for _ in range(steps):
+        await amble()
+    return "arrived"
+
+
+@activity.defn
+async def drink() -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+@workflow.defn
+async def poison() -> None:
+    await drink()

@@ -12,11 +12,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from shop import Order, Receipt, charge, holding, note
+from shop import Order, Receipt, ambling, charge, holding, note, poison
 
 from durable import Client, Supervisor, SupervisorOptions, WorkerOptions
-from durable.events import EventKind
+from durable.events import EventKind, RunState
 from durable.runtime.embedded import EmbeddedPostgres
+from durable.runtime.parking import CRASHES_MAX
 from durable.store.migrate import migrate
 
 APP = str(Path(__file__).with_name("shop.py"))
@@ -156,3 +157,19 @@ async def test_a_drain_hands_back_what_it_could_not_end(dsn: str, tmp_path: Path
         async with fleet(dsn):
             assert await handle.result(30) == "done"
         await check_history(client, "held")
+
+
+async def test_of_many_runs_only_the_one_that_kills_its_workers_is_parked(dsn: str) -> None:
+    options = SupervisorOptions(processes=1, http_port=0, restart_initial_seconds=0.01)
+    async with Client.connect(dsn) as client:
+        good = [await client.start(ambling, 3, id=f"good-{n}") for n in range(10)]
+        bad = await client.start(poison, id="poison")
+        async with Supervisor(APP, dsn, options=options) as supervisor:
+            for handle in good:
+                assert await handle.result(60) == "arrived"
+            async with asyncio.timeout(60):
+                while (await bad.describe()).state != RunState.PARKED:
+                    await asyncio.sleep(0.05)
+            kills = supervisor.fleet.value("durable_worker_restarts_total", reason="killed")
+            assert kills == CRASHES_MAX
+            assert supervisor.fleet.value("durable_parked_total", reason="poison") == 1

@@ -908,6 +908,27 @@ async def test_crashes_count_until_a_commit_goes_through(rig: Rig) -> None:
     assert run.crashes == 0
 
 
+async def test_a_crash_during_a_trial_is_counted_for_the_suspect_alone(rig: Rig) -> None:
+    session = await rig.session()
+    suspect, beside = await rig.owned("a", session), await rig.owned("b", session)
+    await rig.accept(change(beside, b"b", activities=[activity(5)]))
+    await claim_one(rig, session)
+    await rig.store.suspect(session, suspect.run_id)
+    await rig.store.suspect(999, beside.run_id)
+
+    await rig.store.end_sessions([session])
+
+    following = await rig.session()
+    crashes = {run.run_id: run.crashes for run in await rig.claim(following)}
+    assert crashes == {suspect.run_id: 1, beside.run_id: 0}
+
+    await rig.store.suspect(following, suspect.run_id)
+    await rig.store.suspect(following, None)
+    await rig.store.end_sessions([following])
+    again = {run.run_id: run.crashes for run in await rig.claim(await rig.session())}
+    assert again == {suspect.run_id: 2, beside.run_id: 1}
+
+
 async def test_a_lease_that_is_over_ends_the_session(rig: Rig) -> None:
     slow, alive = await rig.session(HOUR_US), await rig.session(3 * HOUR_US)
     run = await rig.owned("a", slow)

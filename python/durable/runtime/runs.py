@@ -22,6 +22,7 @@ from durable.runtime.metrics import Metrics
 from durable.runtime.parking import CRASHES_MAX, PoisonError
 from durable.runtime.service import Service
 from durable.runtime.sessions import Session
+from durable.runtime.suspects import Suspects
 from durable.runtime.turns import Turns
 from durable.runtime.wakeup import Backoff, Wakeup
 from durable.runtime.warm import Cache, WarmRun
@@ -39,6 +40,7 @@ MAIL_CHUNK = 100
 REDO_FIRST_SECONDS = 0.01
 REDO_LONGEST_SECONDS = 1.0
 ENDS = (EventKind.CANCEL_REQUESTED, EventKind.RUN_TERMINATED, EventKind.RUN_TIMED_OUT)
+TRIAL_LOOK_SECONDS = 0.5
 BLOCK_SECONDS = 0.01
 """Replays may hold the loop this long before others get a turn."""
 
@@ -85,6 +87,7 @@ class RunPoller(Service):
         self._mail: dict[str, None] = {}
         self._redo: list[WarmRun] = []
         self._opened: list[ClaimedRun] = []
+        self._suspects = Suspects(store, cache)
         self._must_recover = False
         self._is_hungry = False
 
@@ -131,6 +134,7 @@ class RunPoller(Service):
         self._mail.clear()
         self._redo.clear()
         self._opened.clear()
+        self._suspects.clear()
         self._must_recover = False
 
     async def run(self) -> None:
@@ -163,7 +167,7 @@ class RunPoller(Service):
         self._is_hungry = limit <= len(claimed)
         if limit > len(claimed):
             self.on_caught_up()
-        self._opened += claimed
+        self._opened += self._suspects.sort_out(claimed)
         self._mail.update(dict.fromkeys(mail))
         await self._read_all()
         return bool(claimed or mail), self._is_hungry and self._room() >= self._least_room
@@ -175,6 +179,13 @@ class RunPoller(Service):
             await self._read_mail()
         while self._redo:
             await self._redo_some()
+        while (suspect := await self._suspects.next(self._session.id)) is not None:
+            self._opened.append(suspect)
+            while self._opened:
+                await self._warm()
+        if self._suspects.are_left:
+            # Looked at again when the trial ends, or a little later if nobody says so.
+            asyncio.get_running_loop().call_later(TRIAL_LOOK_SECONDS, self._wakeup.hint)
 
     async def _claim(self, limit: int) -> tuple[list[ClaimedRun], list[str]]:
         session = self._session.id
@@ -202,12 +213,12 @@ class RunPoller(Service):
             # What was owned when the store looked may have been given up since: ask again.
             return
         self._must_recover = False
-        known = {each.run_id for each in self._opened}
+        known = {each.run_id for each in self._opened} | self._suspects.run_ids
         for claimed in owned:
             if self._cache.get(claimed.run_id) is not None:
                 self._mail[claimed.run_id] = None
             elif claimed.run_id not in known:
-                self._opened.append(claimed)
+                self._opened += self._suspects.sort_out([claimed])
 
     # -- cold runs ---------------------------------------------------------------------------
 

@@ -71,6 +71,8 @@ class Turns:
         """Called for a run that must read its mail again before it may close."""
         self.on_more: Callable[[WarmRun], None]
         """Called when a run has written what it read and has more mail."""
+        self.on_cleared: Callable[[], None]
+        """Called when a run has written something since a worker died with it."""
         self.on_stale: Callable[[], None]
         """Called when a commit was refused: perhaps the whole session is dead."""
         self.on_news: Callable[[News], None]
@@ -254,7 +256,10 @@ class Turns:
         run.flight = None
         commit = flight.commit
         run.settles = False
-        run.crashes = 0
+        if run.crashes and not (commit.batch is not None and run.next_seq == 1):
+            # The first batch only says what the start caused: nothing that may crash has run yet.
+            run.crashes = 0
+            self.on_cleared()
         run.unread_count = 0
         if commit.batch is not None:
             run.next_seq += 1

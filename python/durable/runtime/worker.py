@@ -168,6 +168,7 @@ class Worker:
         )
         self._runs.on_caught_up = self._caught_up
         turns.on_unread = self._runs.redo
+        turns.on_cleared = self._runs.hint
         turns.on_more = self._runs.read_on
         turns.on_stale = self._commit_refused
         turns.on_due = self._promoter.expect

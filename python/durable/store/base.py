@@ -84,9 +84,13 @@ class Store(Protocol):
         """Declare sessions dead and hand over all they own at once; return the number of runs.
 
         Raises the fence of each run and makes it claimable; puts each claimed activity attempt
-        back on its queue. With ``crashed`` each run's crash counter goes up by one; a commit sets
-        it back to zero, but not that of a run's first batch, before which nothing has run.
+        back on its queue. With ``crashed`` each run's crash counter goes up by one, or only that
+        of the run on trial (`suspect`); a commit sets it back to zero, but not that of a run's
+        first batch, before which nothing has run.
         """
+
+    async def suspect(self, session: int, run_id: str | None) -> None:
+        """Name the run that is on trial in the session: if that crashes, it alone is counted."""
 
     async def reap_sessions(self) -> int:
         """`end_sessions` for every session whose lease is over; return how many there were."""

@@ -115,21 +115,32 @@ class MemoryStore:
         self.fault("end_sessions", "before")
         tables = self.tables
         dead = set(sessions)
+        tried = {session: run_id for session in dead if (run_id := tables.suspects.get(session))}
         for session in dead:
             tables.sessions.pop(session, None)
+            tables.suspects.pop(session, None)
         runs = [run for run in tables.runs.values() if run.session in dead]
         for run in runs:
+            blamed = run.session not in tried or run.run_id in tried.values()
+            run.crashes += crashed and blamed
             run.session = None
             run.fence += 1
-            run.crashes += crashed
             tables.wake(run.run_id)
         for key in [k for k, a in tables.activities.items() if a.session in dead]:
-            tables.crash(key, crashed=crashed)
+            blamed = tables.activities[key].session not in tried
+            tables.crash(key, crashed=crashed and blamed)
         for task in tables.tasks.values():
             if task.session in dead:
                 task.session = None
         self.fault("end_sessions", "after")
         return len(runs)
+
+    async def suspect(self, session: int, run_id: str | None) -> None:
+        """Name the run that is on trial in the session: if that crashes, it alone is counted."""
+        self.fault("suspect", "before")
+        if session in self.tables.sessions:
+            self.tables.suspects[session] = run_id
+        self.fault("suspect", "after")
 
     async def reap_sessions(self) -> int:
         """End every session whose lease is over; return how many there were."""

@@ -215,6 +215,7 @@ class Tables:
         self.requests: dict[str, set[str]] = defaultdict(set)
         self.activities: dict[tuple[str, int], Activity] = {}
         self.sessions: dict[int, tuple[SessionInfo, int]] = {}
+        self.suspects: dict[int, str | None] = {}
         self.responses: dict[str, tuple[Response, int]] = {}
         self.types: dict[tuple[str, str], TypeInfo] = {}
         self.buckets = Buckets(clock_us)

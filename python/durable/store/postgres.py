@@ -154,6 +154,10 @@ class PostgresStore:
         rows = await self.fetch("end_sessions", (literal(sessions), crashed, False))
         return int(rows[0][1])
 
+    async def suspect(self, session: int, run_id: str | None) -> None:
+        """Name the run that is on trial in the session: if that crashes, it alone is counted."""
+        await self.fetch("suspect", (session, run_id))
+
     async def reap_sessions(self) -> int:
         """End every session whose lease is over; forget old responses. Return how many ended."""
         rows = await self.fetch("end_sessions", ("{}", True, True))

@@ -15,6 +15,9 @@ INSERT INTO {s}.session (id, host, pid, build_id, queues, expires_at)
 VALUES ($1, $2, $3, $4, $5, clock_timestamp() + $6::bigint * interval '1 microsecond')
 ON CONFLICT (id) DO UPDATE SET expires_at = excluded.expires_at
 
+-- name: suspect
+UPDATE {s}.session SET suspect = $2::uuid WHERE id = $1 RETURNING true
+
 -- name: heartbeat
 -- HOT: touches no indexed column.
 UPDATE {s}.session SET expires_at = clock_timestamp() + $2::bigint * interval '1 microsecond'

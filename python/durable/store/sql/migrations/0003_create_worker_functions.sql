@@ -121,6 +121,7 @@ END $$;
 -- own session row, so that after this statement we see every run that a claim has got. The fences
 -- make what the dead still send void. p_expired: those whose lease is over, besides.
 --
+-- A crash is counted for all that the session had, or, while a run was on trial, for that one only.
 -- An attempt whose worker died is put back as it was. From the third worker in a row on it is the
 -- attempt that is suspected: it counts as failed then, and waits like any other that failed.
 CREATE FUNCTION {s}.end_sessions(
@@ -132,6 +133,8 @@ AS $$
 #variable_conflict use_column
 DECLARE
     v_dead bigint[];
+    v_tried bigint[];
+    v_suspects uuid[];
     v_runs uuid[];
     v_act_run uuid[];
     v_act_ref integer[];
@@ -142,8 +145,12 @@ BEGIN
         WHERE id = ANY (p_sessions) OR p_expired AND expires_at < statement_timestamp()
         ORDER BY id FOR UPDATE
     ), gone AS (
-        DELETE FROM {s}.session s USING dead WHERE s.id = dead.id RETURNING s.id
-    ) SELECT coalesce(array_agg(id), '{}') INTO v_dead FROM gone;
+        DELETE FROM {s}.session s USING dead WHERE s.id = dead.id RETURNING s.id, s.suspect
+    )
+    SELECT coalesce(array_agg(id), '{}'),
+           coalesce(array_agg(id) FILTER (WHERE suspect IS NOT NULL), '{}'),
+           coalesce(array_agg(suspect) FILTER (WHERE suspect IS NOT NULL), '{}')
+    INTO v_dead, v_tried, v_suspects FROM gone;
     sessions := cardinality(v_dead);
     v_dead := v_dead || p_sessions;
 
@@ -152,7 +159,8 @@ BEGIN
     ), freed AS (
         UPDATE {s}.run r
         SET session = NULL, fence = r.fence + 1,
-            crashes = least(r.crashes + p_crashed::integer, 32767)
+            crashes = least(r.crashes + (p_crashed AND (
+                r.run_id = ANY (v_suspects) OR r.session <> ALL (v_tried)))::integer, 32767)
         FROM locked WHERE r.run_id = locked.run_id
         RETURNING r.run_id
     ) SELECT coalesce(array_agg(run_id), '{}') INTO v_runs FROM freed;
@@ -165,13 +173,15 @@ BEGIN
             WHERE a.session = ANY (v_dead) AND p_crashed AND a.crashes >= 2)
         ORDER BY r.run_id FOR KEY SHARE OF r
     ) held;
-    SELECT array_agg(run_id), array_agg(ref), array_agg(p_crashed AND crashes >= 2)
+    SELECT array_agg(run_id), array_agg(ref),
+           array_agg(p_crashed AND crashes >= 2 AND session <> ALL (v_tried))
     INTO v_act_run, v_act_ref, v_guilty FROM (
-        SELECT run_id, ref, crashes FROM {s}.activity WHERE session = ANY (v_dead)
+        SELECT run_id, ref, crashes, session FROM {s}.activity WHERE session = ANY (v_dead)
         ORDER BY run_id, ref FOR UPDATE
     ) locked;
     IF v_act_run IS NOT NULL THEN
-        UPDATE {s}.activity a SET crashes = least(a.crashes + p_crashed::integer, 32767)
+        UPDATE {s}.activity a SET crashes = least(a.crashes + (
+            p_crashed AND a.session <> ALL (v_tried))::integer, 32767)
         FROM unnest(v_act_run, v_act_ref) AS i(run_id, ref)
         WHERE a.run_id = i.run_id AND a.ref = i.ref;
         PERFORM {s}.enqueue(array_agg(run_id), array_agg(ref), array_agg(0::bigint))

@@ -114,7 +114,8 @@ class WorkerOptions:
     lease_seconds: float = 10.0
     """How long after its last heartbeat a silent worker loses its runs."""
     poll_max_seconds: float = 5.0
-    """The longest pause between two polls of an idle worker (the shortest follows the load)."""
+    """The longest pause between two polls of an idle worker, or of the idle workers of one
+    supervisor together (the shortest follows the load)."""
     drain_seconds: float = 20.0
     """How long running activities may take to end after SIGTERM."""
 

@@ -37,6 +37,8 @@ class NotingStore:
     """So many heartbeats find none of the sessions alive."""
     hints: asyncio.Queue[None] = field(default_factory=asyncio.Queue)
     listens: bool = True
+    mail: list[int] = field(default_factory=list)
+    has_work: bool = False
 
     async def open(self) -> None: ...
 
@@ -56,6 +58,9 @@ class NotingStore:
         assert crashed
         self.ended += sessions
         return 5 * len(sessions)
+
+    async def look(self, sessions: Sequence[int], queues: Sequence[str]) -> tuple[set[int], bool]:
+        return set(self.mail) & set(sessions), self.has_work
 
     async def reap_sessions(self) -> int:
         return 0
@@ -85,12 +90,15 @@ def notes() -> NotingStore:
 
 def make(notes: NotingStore, app: str = "well", **options: Any) -> Supervisor:
     lease_seconds = options.pop("lease_seconds", 0.6)
+    poll_max_seconds = options.pop("poll_max_seconds", 5.0)
     options = {"processes": 2, "http_port": None, "restart_initial_seconds": 0.01, **options}
     return Supervisor(
         app,
         "postgresql://nobody@nowhere/nothing",
         options=SupervisorOptions(**options),
-        worker_options=WorkerOptions(lease_seconds=lease_seconds),
+        worker_options=WorkerOptions(
+            lease_seconds=lease_seconds, poll_max_seconds=poll_max_seconds
+        ),
         store=cast(Store, notes),
     )
 
@@ -256,6 +264,19 @@ async def test_hints_reach_the_workers_with_and_without_the_database(
     async with make(notes) as supervisor:
         if listens:
             notes.hints.put_nowait(None)
+        await until(lambda: supervisor.fleet.value("durable_runs_claimed_total") >= 2)
+
+
+async def test_work_that_nobody_hinted_at_is_found_by_the_clock(notes: NotingStore) -> None:
+    notes.has_work = True
+    async with make(notes, poll_max_seconds=0.2) as supervisor:
+        await until(lambda: supervisor.fleet.value("durable_runs_claimed_total") >= 2)
+
+
+async def test_mail_that_nobody_hinted_at_is_told_to_whose_it_is(notes: NotingStore) -> None:
+    async with make(notes, poll_max_seconds=0.2) as supervisor:
+        await until(lambda: len(set(notes.beaten)) == 2)
+        notes.mail.append(notes.beaten[0])
         await until(lambda: supervisor.fleet.value("durable_runs_claimed_total") >= 2)
 
 

@@ -1098,6 +1098,27 @@ async def test_a_hint_says_what_to_look_at(rig: Rig) -> None:
             assert await anext(heard_by_clients) == Hint(done=True)
 
 
+async def test_a_look_finds_what_a_claim_would(rig: Rig) -> None:
+    mine, other = await rig.session(), await rig.session()
+    assert await rig.store.look([mine, other], [QUEUE]) == (set(), False)
+
+    run_id = await rig.start("a")
+    assert await rig.store.look([mine, other], [QUEUE]) == (set(), True)
+    assert await rig.store.look([mine, other], ["elsewhere"]) == (set(), False)
+
+    (run,) = await rig.claim(mine)
+    assert await rig.store.look([mine, other], [QUEUE]) == (set(), False)
+
+    await rig.other.send([Message(EventKind.SIGNAL_RECEIVED, run_id=run_id, name="s")])
+    assert await rig.store.look([mine, other], [QUEUE]) == ({mine}, False)
+    assert await rig.mail(mine) == [run_id]
+
+    await rig.accept(change(run, b"b", timers=[NewTimer(1, await rig.store.now_us() + HOUR_US)]))
+    assert await rig.store.look([mine, other], []) == (set(), False)
+    await rig.pass_time(2 * HOUR_US)
+    assert await rig.store.look([mine, other], []) == (set(), True)
+
+
 async def test_a_session_is_registered_again_by_itself(rig: Rig) -> None:
     session = await rig.session(HOUR_US)
     info = SessionInfo(session, "host", 1, "", [QUEUE])

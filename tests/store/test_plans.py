@@ -70,6 +70,7 @@ async def calls(rig: PostgresRig, turn: str) -> AsyncIterator[tuple[str, Call]]:
     )
     runs = await rig.claim(session, 4)
     yield "claim_runs", lambda: store.claim_runs(session, [QUEUE], [TYPE], 4)
+    yield "look", lambda: store.look([session, worker], [QUEUE])
     yield "claim_runs, idle", lambda: store.claim_runs(session, [QUEUE], [TYPE], 10)
     yield "send", lambda: store.send([Message(5, workflow_id=f"{turn}1", request_id="r")])
     yield "inbox", lambda: store.inbox([run.run_id for run in runs])
@@ -138,6 +139,7 @@ async def calls(rig: PostgresRig, turn: str) -> AsyncIterator[tuple[str, Call]]:
 BUDGETS = {
     "start_runs": 300,
     "claim_runs": 400,
+    "look": 60,
     "send": 40,
     "inbox": 15,
     "load": 25,
@@ -172,7 +174,7 @@ BUDGETS = {
     "unpark": 32,
 }
 """Buffers that one execution may touch, all told, with the rows of `calls`."""
-WALKERS = {"claim_runs", "claim_activities", "promote_due"}
+WALKERS = {"claim_runs", "claim_activities", "promote_due", "look"}
 """These look for the first row of a queue, and so walk over dead ones that are still seen."""
 DEAD_PER_BUFFER = 50
 

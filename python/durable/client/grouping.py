@@ -93,4 +93,5 @@ class StartGroup:
 
 def is_plain(run: NewRun) -> bool:
     """Whether the run begins now and may take its time."""
-    return not run.start_delay_us and run.start_at_us is None and run.run_timeout_us is None
+    limits = run.start_at_us, run.run_timeout_us, run.execution_timeout_us
+    return not run.start_delay_us and limits == (None, None, None)

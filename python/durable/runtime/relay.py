@@ -3,12 +3,15 @@
 One worker hears of it at once, each time another one: what little there mostly is, it takes, and
 the others are not woken for nothing. They hear of it a moment later, if they have not been first
 themselves by then.
+
+Hints may be lost, so somebody has to look by the clock. The supervisor does, with one small query
+for all its workers; their own polls are rare then, for the case that it does not.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 
 from durable.runtime.spawn import WorkerProcess
 from durable.store.base import WORK, Hint
@@ -44,6 +47,16 @@ class Relay:
             else:
                 timer = timer or loop.call_later(OTHERS_SECONDS, self._tell_late, number)
                 self._later[number] = timer, runs_only
+
+    def tell(self, sessions: Container[int], *, work: bool) -> None:
+        """Hints found by a look: to those of the sessions, and for ``work`` of nobody to one."""
+        for worker in self._workers.values():
+            if worker.session in sessions:
+                worker.hint(runs_only=True)
+        numbers = list(self._workers)
+        if work and numbers:
+            self._turn += 1
+            self._workers[numbers[self._turn % len(numbers)]].hint()
 
     def close(self) -> None:
         """Tell nobody any more."""

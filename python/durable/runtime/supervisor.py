@@ -8,7 +8,8 @@ It imports no user code, so nothing a user writes can take it down. On one async
   ``hang_seconds``: a worker that holds the GIL cannot keep its own lease, and must not;
 * takes over the sessions of other hosts whose lease is over;
 * does the upkeep of the database when no other supervisor does (`Maintenance`);
-* listens for hints from the database and passes them on; without hints it nudges once a second;
+* listens for hints from the database and passes them on; without hints it nudges once a second,
+  and looks for work by the clock in any case, with one query for all workers;
 * drains on SIGTERM or SIGINT, stops at once on a second one, restarts one worker after the other on
   SIGHUP; merges the workers' metrics and serves them.
 
@@ -42,6 +43,8 @@ from durable.store.retention import Upkeep
 
 TICK_SECONDS = 0.5
 NUDGE_SECONDS = 1.0
+LOOKS = 0.75
+"""Pause between two looks for work, as a part of ``poll_max_seconds``."""
 BOOT_SECONDS_MAX = 60.0
 """Longer than the slowest import; a worker silent for longer is started anew."""
 YOUNG_SECONDS = 10.0
@@ -192,9 +195,11 @@ class Supervisor:
         self._metrics.set("durable_workers_wanted", self._options.processes)
         self._metrics.set("durable_degraded", 0)
         lease = self._worker_options.lease_seconds
+        longest = self._worker_options.poll_max_seconds
         background = [
             asyncio.create_task(self._tick()),
             asyncio.create_task(self._listen()),
+            asyncio.create_task(self._every(LOOKS * longest, self._look)),
             asyncio.create_task(self._every(lease / 3, self._heartbeat)),
             asyncio.create_task(self._every(lease / 2, self._reap)),
         ]
@@ -309,6 +314,13 @@ class Supervisor:
             except StoreError as error:
                 log.debug("no hints for now: %s", error)
             await self._nudge(1)
+
+    async def _look(self) -> None:
+        """See what nobody hinted at, for all workers at once."""
+        sessions = [each.session for each in self._workers.values() if each.session is not None]
+        if sessions:
+            mail, work = await self._store.look(sessions, self._worker_options.queues)
+            self._relay.tell(mail, work=work)
 
     async def _nudge(self, times: int | None) -> None:
         """Hint by the clock, ``times`` times or for ever."""

@@ -52,6 +52,8 @@ PROGRESS_SECONDS = 0.25
 STUCK_SECONDS = 0.1
 """Slots that were full this long without one becoming free are held by long activities."""
 ROOM_MIN = 20
+SUPERVISED_PAUSES = 6
+"""How much longer a worker pauses whose supervisor looks for all of them."""
 """Room for runs that is worth a claim while more of them wait than there is room for."""
 LAST_WRITES_SECONDS = 10.0
 """How long a drain may take to write what is known, after the activities ended."""
@@ -107,6 +109,9 @@ class Worker:
 
     def _wire(self) -> None:
         store, metrics, options, clock = self.store, self.metrics, self.options, self._clock
+        poll_max_seconds = options.poll_max_seconds
+        if not self._keep_session:
+            poll_max_seconds *= SUPERVISED_PAUSES
         self._hinter = Hinter(store)
         self._executor = Executor(
             self.registry.activities,
@@ -147,7 +152,7 @@ class Worker:
             metrics,
             queues=options.queues,
             types=self.registry.workflow_types,
-            poll_max_seconds=options.poll_max_seconds,
+            poll_max_seconds=poll_max_seconds,
             room=self._room,
             least_room=max(1, min(options.activity_slots // 4, ROOM_MIN)),
         )
@@ -158,11 +163,11 @@ class Worker:
             metrics,
             clock,
             queues=options.queues,
-            poll_max_seconds=options.poll_max_seconds,
+            poll_max_seconds=poll_max_seconds,
             is_stalled=lambda: self._committer.is_stalled,
             on_outcomes=self._made_work,
         )
-        self._promoter = Promoter(store, clock, metrics, options.poll_max_seconds, self._promoted)
+        self._promoter = Promoter(store, clock, metrics, poll_max_seconds, self._promoted)
         self._limits = LimitWatch(
             Limits(store), self._executor, options.queues, self._attempts.hint
         )

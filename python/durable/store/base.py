@@ -171,6 +171,10 @@ class Store(Protocol):
         Only runs whose type is in ``types`` are taken.
         """
 
+    async def look(self, sessions: Sequence[int], queues: Sequence[str]) -> tuple[set[int], bool]:
+        """Which of the sessions have mail, and whether there is work for any: tokens that nobody
+        has in one of the queues, or due timers. Takes nothing; both may be gone at once."""
+
     async def owned(self, session: int) -> tuple[list[ClaimedRun], list[ClaimedActivity]]:
         """All runs and claimed attempts of a session, without claiming anything.
 

@@ -318,6 +318,14 @@ class MemoryStore:
         self.fault("claim_runs", "after")
         return claimed, mail, self.clock_us()
 
+    async def look(self, sessions: Sequence[int], queues: Sequence[str]) -> tuple[set[int], bool]:
+        """Which of the sessions have mail, and whether there is work for any."""
+        tasks, now = self.tables.tasks.values(), self.clock_us()
+        mail = {task.session for task in tasks if task.session in sessions}
+        work = any(task.session is None and task.queue in queues for task in tasks)
+        due = any(at <= now for at in self.tables.timers.values())
+        return {each for each in mail if each is not None}, work or due
+
     def is_claimable(self, run: Run) -> bool:
         """Parked and delayed runs are claimed only for what ends them."""
         kinds = {item.kind for item in self.tables.inbox[run.run_id]}

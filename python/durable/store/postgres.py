@@ -331,6 +331,11 @@ class PostgresStore:
                 return []
             raise
 
+    async def look(self, sessions: Sequence[int], queues: Sequence[str]) -> tuple[set[int], bool]:
+        """Which of the sessions have mail, and whether there is work for any."""
+        mail, work = (await self.fetch("look", (literal(sessions), texts(queues))))[0]
+        return set(mail), work
+
     async def owned(self, session: int) -> tuple[list[ClaimedRun], list[ClaimedActivity]]:
         """All runs and claimed attempts of a session, without claiming anything."""
         runs = await self.fetch("owned_runs", (session,))

@@ -124,6 +124,14 @@ DELETE FROM {s}.response WHERE created_at < statement_timestamp() - interval '1 
 -- name: claim_runs
 SELECT * FROM {s}.claim_runs($1, $2::text[], $3::text[], $4)
 
+-- name: look
+-- One probe of an index for each session, queue and the timers.
+SELECT ARRAY(SELECT s FROM unnest($1::bigint[]) s
+             WHERE (SELECT true FROM {s}.task t WHERE t.session = s LIMIT 1)),
+       EXISTS (SELECT FROM unnest($2::text[]) q
+               WHERE (SELECT true FROM {s}.task t WHERE t.queue = q AND t.session IS NULL LIMIT 1))
+       OR (SELECT min(due_at) <= statement_timestamp() FROM {s}.timer) IS TRUE
+
 -- name: load
 -- One look per run: with two arrays compared as sets the planner may read whole partitions.
 SELECT i.run_id::text, h.batch

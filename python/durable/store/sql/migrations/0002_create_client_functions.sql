@@ -32,6 +32,12 @@ DECLARE
     -- All of them are new: then no set has to be compared with another, which would take the square
     -- of their number.
     v_all boolean;
+    -- All of them begin now and may take their time.
+    v_plain boolean := NOT EXISTS (
+        SELECT FROM unnest(p_delay_us, p_due_us, p_timeout_us, p_execution_us)
+                    AS i(delay, due, timeout, execution)
+        WHERE i.delay > 0 OR i.due IS NOT NULL OR i.timeout IS NOT NULL
+           OR i.execution IS NOT NULL);
 BEGIN
     SELECT value::integer INTO v_part FROM {s}.meta WHERE name = 'current_part';
     WITH i AS (
@@ -70,7 +76,19 @@ BEGIN
         ) SELECT array_agg(run_id) INTO v_taken FROM blocked;
         v_all := v_all AND v_taken IS NULL;
 
-        IF v_all THEN
+        IF v_all AND v_plain THEN
+            WITH history AS (
+                INSERT INTO {s}.history (part, run_id, seq, batch)
+                SELECT v_part, i.run_id, 0, i.batch
+                FROM unnest(p_run_id, p_batch) AS i(run_id, batch)
+            )
+            INSERT INTO {s}.task (queue, priority, kind, type, run_id)
+            SELECT i.queue, i.priority, 1, i.type, i.run_id
+            FROM unnest(p_run_id, p_queue, p_priority, p_type)
+                 AS i(run_id, queue, priority, type);
+            RETURN QUERY SELECT i.run_id, 0::smallint FROM unnest(p_run_id) AS i(run_id);
+            RETURN;
+        ELSIF v_all THEN
             INSERT INTO {s}.history (part, run_id, seq, batch)
             SELECT v_part, i.run_id, 0, i.batch
             FROM unnest(p_run_id, p_batch) AS i(run_id, batch);
@@ -87,10 +105,7 @@ BEGIN
         FROM unnest(v_new) WITH ORDINALITY AS i(run_id, n) JOIN {s}.run r USING (run_id)
         WHERE r.state = 0;
 
-        IF EXISTS (SELECT FROM unnest(p_delay_us, p_due_us, p_timeout_us, p_execution_us)
-                        AS i(delay, due, timeout, execution)
-                   WHERE i.delay > 0 OR i.due IS NOT NULL OR i.timeout IS NOT NULL
-                      OR i.execution IS NOT NULL) THEN
+        IF NOT v_plain THEN
             INSERT INTO {s}.timer (run_id, ref, kind, due_at)
             SELECT r.run_id, 0, t.kind, t.due_at
             FROM unnest(p_run_id, p_delay_us, p_due_us, p_timeout_us, p_execution_us)

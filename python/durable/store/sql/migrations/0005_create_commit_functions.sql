@@ -19,16 +19,20 @@ DECLARE
     v_unread uuid[] := '{}';
     v_closable uuid[];
     v_count integer;
+    -- Comparing two arrays takes the product of their sizes, so it is done only where they differ.
+    v_some_held boolean;
 BEGIN
     IF p_close IS NOT NULL THEN
         v_closable := ARRAY(
             SELECT r.run_id FROM unnest(p_run, p_close) AS i(run_id, close)
             JOIN {s}.run r USING (run_id)
             WHERE i.close > 0 ORDER BY r.run_id FOR UPDATE OF r SKIP LOCKED);
+        v_some_held := cardinality(v_closable) < cardinality(p_close)
+            AND cardinality(v_closable) < (SELECT count(*) FROM unnest(p_close) c WHERE c > 0);
         v_unread := ARRAY(
             SELECT i.run_id FROM unnest(p_run, p_close) AS i(run_id, close)
             WHERE i.close > 0 AND (
-                i.run_id <> ALL (v_closable)
+                v_some_held AND i.run_id <> ALL (v_closable)
                 OR i.close = 1 AND (
                     SELECT true FROM {s}.inbox b
                     WHERE b.run_id = i.run_id AND b.kind IN (5, 6, 201)
@@ -317,7 +321,7 @@ SET plan_cache_mode = force_generic_plan
 AS $$
 #variable_conflict use_column
 DECLARE
-    v_mine uuid[] := ARRAY(SELECT {s}.mine(p_run));
+    v_gone uuid[];
     v_wake uuid[];
 BEGIN
     -- What was asked goes along with each row: joining two sets would take the square of their size.
@@ -337,31 +341,40 @@ BEGIN
     ), parent AS MATERIALIZED (
         SELECT p.run_id, g.parent_ref, g.ended AS state, coalesce(g.result, g.failure) AS payload
         FROM gone g JOIN {s}.run p ON p.run_id = g.parent_run_id
-        WHERE g.next IS NULL
+        WHERE g.next IS NULL AND g.parent_run_id IS NOT NULL
         ORDER BY p.run_id FOR KEY SHARE OF p
     ), told AS (
         INSERT INTO {s}.inbox (run_id, kind, ref, payload)
         SELECT run_id, CASE state WHEN 10 THEN 9 ELSE 10 END, coalesce(parent_ref, 0), payload
         FROM parent
         RETURNING run_id
-    ) SELECT array_agg(run_id) INTO v_wake FROM told;
-    PERFORM {s}.wake(v_wake);
+    ) SELECT (SELECT array_agg(run_id) FROM gone), (SELECT array_agg(run_id) FROM told)
+    INTO v_gone, v_wake;
+    IF v_wake IS NOT NULL THEN
+        PERFORM {s}.wake(v_wake);
+    END IF;
 
-    UPDATE {s}.inbox b SET run_id = i.next
-    FROM unnest(p_run, p_next) AS i(run_id, next)
-    WHERE b.run_id = i.run_id AND i.next IS NOT NULL AND i.run_id = ANY (v_mine)
-      AND (b.kind IN (5, 6, 13, 200, 201) OR b.kind = 14 AND b.name = 'execution');
-    UPDATE {s}.request q SET run_id = i.next
-    FROM unnest(p_run, p_next) AS i(run_id, next)
-    WHERE q.run_id = i.run_id AND i.next IS NOT NULL AND i.run_id = ANY (v_mine);
-    UPDATE {s}.timer t SET run_id = i.next
-    FROM unnest(p_run, p_next) AS i(run_id, next)
-    WHERE t.run_id = i.run_id AND t.ref = 0 AND t.kind = 7
-      AND i.next IS NOT NULL AND i.run_id = ANY (v_mine);
-    DELETE FROM {s}.inbox WHERE run_id = ANY (v_mine);
-    DELETE FROM {s}.request WHERE run_id = ANY (v_mine);
-    DELETE FROM {s}.timer WHERE run_id = ANY (v_mine);
-    DELETE FROM {s}.activity WHERE run_id = ANY (v_mine);
+    IF cardinality(array_remove(p_next, NULL)) > 0 THEN
+        UPDATE {s}.inbox b SET run_id = i.next
+        FROM unnest(p_run, p_next) AS i(run_id, next)
+        WHERE b.run_id = i.run_id AND i.next IS NOT NULL AND i.run_id = ANY (v_gone)
+          AND (b.kind IN (5, 6, 13, 200, 201) OR b.kind = 14 AND b.name = 'execution');
+        UPDATE {s}.request q SET run_id = i.next
+        FROM unnest(p_run, p_next) AS i(run_id, next)
+        WHERE q.run_id = i.run_id AND i.next IS NOT NULL AND i.run_id = ANY (v_gone);
+        UPDATE {s}.timer t SET run_id = i.next
+        FROM unnest(p_run, p_next) AS i(run_id, next)
+        WHERE t.run_id = i.run_id AND t.ref = 0 AND t.kind = 7
+          AND i.next IS NOT NULL AND i.run_id = ANY (v_gone);
+    END IF;
+    -- One statement, because most of these find nothing, and four would take longer to begin than to run.
+    WITH inbox AS (
+        DELETE FROM {s}.inbox WHERE run_id = ANY (v_gone)
+    ), request AS (
+        DELETE FROM {s}.request WHERE run_id = ANY (v_gone)
+    ), timer AS (
+        DELETE FROM {s}.timer WHERE run_id = ANY (v_gone)
+    ) DELETE FROM {s}.activity WHERE run_id = ANY (v_gone);
 END $$;
 
 -- Successors of runs that commit_closes has closed in this transaction.

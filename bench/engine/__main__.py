@@ -10,6 +10,7 @@ import click
 
 from bench.database import Database
 from bench.engine import behaviour, profiles
+from bench.engine.churn import churn
 from bench.engine.claim import claim
 from bench.engine.setting import Setting
 from bench.engine.throughput import scaling, throughput
@@ -29,6 +30,7 @@ WORKLOADS: dict[str, Workload] = {
     "fanout-10k": behaviour.fan_out,
     "latency-1": behaviour.latency,
     "claim": claim,
+    "churn": churn,
     "signal-storm": behaviour.signal_storm,
     "timers-100k": behaviour.timers,
     "idle-fleet": behaviour.idle_fleet,

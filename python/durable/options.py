@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import timedelta
 
@@ -13,6 +14,7 @@ ID_LENGTH_MAX = 512
 FAIRNESS_KEY_LENGTH_MAX = 128
 """Characters; a key is part of an index."""
 FAIRNESS_WEIGHT_MIN, FAIRNESS_WEIGHT_MAX = 0.001, 1000.0
+QUEUE_RATE_MAX = 1e6
 PAYLOAD_BYTES_MAX = 2 * 1024 * 1024
 """One argument list, result, signal or failure. The number Temporal users know."""
 PAYLOAD_BYTES_WARN = 256 * 1024
@@ -109,6 +111,11 @@ class WorkerOptions:
     """Threads for sync activities."""
     process_slots: int = 2
     """Processes for activities with ``executor="process"``; started when first needed."""
+    queue_slots: Mapping[str, int] = field(default_factory=dict)
+    """Activities of a queue that run at once in one process, by queue. For limits of the whole
+    fleet see `durable.Client.set_queue_limits`."""
+    queue_rates: Mapping[str, float] = field(default_factory=dict)
+    """Activities of a queue that one process starts per second, by queue."""
     cache_bytes: int = 256 * 1024 * 1024
     """Budget of warm runs; the least recently used are dropped and replayed when needed."""
     lease_seconds: float = 10.0
@@ -131,6 +138,16 @@ class WorkerOptions:
         for name in ("lease_seconds", "poll_max_seconds"):
             if not getattr(self, name) > 0:
                 raise ConfigurationError(f"{name} must be more than 0")
+        for name in ("queue_slots", "queue_rates"):
+            for queue, most in getattr(self, name).items():
+                if queue not in self.queues:
+                    raise ConfigurationError(
+                        f"{name} is about queues that the worker serves, and {queue!r} is not one"
+                    )
+                if not 0 < most <= QUEUE_RATE_MAX:
+                    raise ConfigurationError(
+                        f"{name} of {queue!r} must be more than 0, and {QUEUE_RATE_MAX:g} at most"
+                    )
         if self.drain_seconds < 0:
             raise ConfigurationError("drain_seconds must be 0 or more")
 

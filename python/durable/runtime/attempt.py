@@ -170,5 +170,17 @@ class Attempt:
             self.beat_timer.cancel()
 
 
+def running_seconds(options: ActivityOptions) -> float | None:
+    """How long an attempt may run or be silent, counted from its start."""
+    limits = (options.start_to_close_timeout, options.heartbeat_timeout)
+    return min((seconds(x, "a timeout") for x in limits if x is not None), default=None)
+
+
+def waiting_seconds(options: ActivityOptions) -> float | None:
+    """How long a queued attempt may wait, counted from when it was queued."""
+    limits = (options.schedule_to_start_timeout, options.schedule_to_close_timeout)
+    return min((seconds(x, "a timeout") for x in limits if x is not None), default=None)
+
+
 COMPLETED = int(EventKind.ACTIVITY_COMPLETED)
 FAILED = int(EventKind.ACTIVITY_FAILED)

@@ -11,32 +11,34 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 from durable.codec import DEFAULT_CODEC, NO_CODEC, is_sealed
 from durable.engine.info import ActivityContext
 from durable.engine.retry import options_from_json
 from durable.errors import StoreError, StoreUnavailableError
-from durable.events import ActivityOutcome, ClaimedActivity
+from durable.events import ClaimedActivity
 from durable.options import ActivityOptions, seconds
-from durable.runtime.attempt import FAILED, RETRY, Attempt, Ending
+from durable.runtime.answers import Answers, answer
+from durable.runtime.attempt import FAILED, RETRY, Attempt, Ending, running_seconds
 from durable.runtime.executor import Executor
 from durable.runtime.failures import failure_payload, lost_payload
 from durable.runtime.metrics import Metrics
 from durable.runtime.service import Service
 from durable.runtime.sessions import Session
+from durable.runtime.slots import Offer
 from durable.runtime.wakeup import Backoff, Wakeup
 from durable.store.base import Store
 from durable.store.clock import StoreClock
 
-CLAIM_MAX = 64
-OUTCOMES_MAX = 500
 BEAT_SECONDS = 1.0
 """How often new heartbeat details are written."""
 UNREADABLE_SECONDS = 10.0
 """How long an attempt that needs another key waits before it is offered again."""
 BEAT_SECONDS_MIN = 0.05
+GRACE_SECONDS = 0.5
+"""How long an attempt's own worker has to say itself that its time is over."""
 CHECK_SECONDS = 5.0
 """How often an attempt without news is asked after: this bounds how late a cancellation arrives."""
 
@@ -57,20 +59,21 @@ class AttemptPoller(Service):
         metrics: Metrics,
         clock: StoreClock,
         *,
-        queues: Sequence[str],
         poll_max_seconds: float,
         is_stalled: Callable[[], bool],
         on_outcomes: Callable[[], None],
+        on_due: Callable[[int], None],
     ) -> None:
         super().__init__()
         self._store = store
         self._session = session
         self._executor = executor
+        self._slots = executor.slots
         self._metrics = metrics
         self._clock = clock
-        self._queues = list(queues)
         self._is_stalled = is_stalled
         self._on_outcomes = on_outcomes
+        self._on_due = on_due
         self._wakeup = Wakeup(poll_max_seconds)
         self._backoff = Backoff()
         self._is_hungry = False
@@ -114,63 +117,74 @@ class AttemptPoller(Service):
     async def run(self) -> None:
         self.ready()
         while not self.stopping:
-            limit = min(self._executor.free, CLAIM_MAX)
-            names = self._executor.startable()
-            if limit <= 0 or not names or self._is_stalled():
+            offers = [] if self._is_stalled() else self._slots.offers()
+            if not offers:
                 self._is_hungry = True
-                await self._wakeup.wait_hint(0.5)
+                await self._wakeup.wait_hint(min(0.5, self._slots.seconds_to_room or 0.5))
                 continue
-            self._executor.hold(limit)
+            found = more = False
             try:
-                claimed = await self._claim(names, limit)
+                await self._recover()
+                for offer in offers:
+                    limit = self._slots.room(offer)
+                    count = await self._take(offer, limit) if limit > 0 else 0
+                    found |= count > 0
+                    more |= 0 < limit <= count
             except StoreError as error:
-                self._executor.let_go(limit)
                 self._metrics.inc("durable_store_errors_total")
                 if self._backoff.failures == 0:
                     log.warning("cannot claim activities, will go on trying: %s", error)
                 self._must_recover |= isinstance(error, StoreUnavailableError)
                 await self._wakeup.wait_hint(self._backoff.next_seconds())
                 continue
-            except BaseException:
-                self._executor.let_go(limit)
-                raise
             self._backoff.reset()
-            self._executor.let_go(limit - len(claimed))
-            for each in claimed:
-                self._begin(each)
-            if len(claimed) >= limit:
+            if more:
                 continue
-            await self._wakeup.wait(found=bool(claimed))
+            self._is_hungry |= self._slots.is_short
+            await self._wakeup.wait(found=found, at_most=self._slots.seconds_to_room)
 
-    async def _claim(self, names: list[str], limit: int) -> list[ClaimedActivity]:
-        session = self._session.id
-        if self._must_recover:
-            # A claim whose outcome is not known may have taken attempts: they are ours to run.
-            # Those that run here, or have run and are being answered, are known.
-            known = self.answers.tokens | {each.token for each in self._claimed.values()}
-            _, owned = await self._store.owned(session)
-            self._must_recover = False
-            lost = [
-                each
-                for each in owned
-                if each.token not in known and each.name in self._executor.definitions
-            ]
-            if lost:
-                self._must_recover = len(lost) > limit
-                return lost[:limit]
-        claimed = await self._store.claim_activities(session, self._queues, names, limit)
-        return claimed if session == self._session.id else []
+    async def _take(self, offer: Offer, limit: int) -> int:
+        """Claim attempts and begin them; return how many."""
+        session, queue = self._session.id, offer.queues[0]
+        claimed: list[ClaimedActivity] = []
+        self._slots.hold(queue, limit)
+        try:
+            claimed = await self._store.claim_activities(session, offer.queues, offer.names, limit)
+            if session != self._session.id:
+                claimed = []
+        finally:
+            self._slots.let_go(queue, limit - len(claimed))
+        for each in claimed:
+            self._begin(each)
+        return len(claimed)
+
+    async def _recover(self) -> None:
+        """Begin what a claim whose outcome is not known has taken: it is ours to run."""
+        if not self._must_recover:
+            return
+        # Those that run here, or have run and are being answered, are known.
+        known = self.answers.tokens | {each.token for each in self._claimed.values()}
+        _, owned = await self._store.owned(self._session.id)
+        self._must_recover = False
+        for each in owned:
+            if each.token in known or each.name not in self._executor.definitions:
+                continue
+            if self._slots.free <= 0:
+                self._must_recover = True
+                return
+            self._slots.hold(each.queue, 1)
+            self._begin(each)
 
     def _begin(self, each: ClaimedActivity) -> None:
         key = (each.run_id, each.ref)
-        if not self._executor.use_held(each.name):
+        if not self._slots.use_held(each.name, each.queue):
             self.answers.put(answer(each, Ending(RETRY, None, count_attempt=False)))
             return
         if each.unreadable is not None or is_sealed(each.input):
             # For a worker that can. The attempt has not begun, so it does not count.
             log.error("activity %s of run %s cannot be read here: %s",
                       each.name, each.run_id, each.unreadable or NO_CODEC)  # fmt: skip
-            self._executor.give_back(each.name)
+            self._slots.give_back(each.name, each.queue)
             pause_us = round(UNREADABLE_SECONDS * 1e6)
             each.details = None
             self.answers.put(answer(each, Ending(RETRY, None, pause_us, count_attempt=False)))
@@ -179,14 +193,14 @@ class AttemptPoller(Service):
         if self._is_too_late(each, options):
             text = f"schedule-to-start timeout of activity {each.name}"
             failure = failure_payload(TimeoutError(text), each.attempt)
-            self._executor.give_back(each.name)
+            self._slots.give_back(each.name, each.queue)
             self._metrics.inc("durable_activity_attempts_total", outcome="timed_out")
             self.answers.put(answer(each, Ending(FAILED, failure)))
             return
         traits = self._executor.definitions[each.name].traits
         if traits.is_at_most_once and each.details is not None:
             # A worker marked it as begun, and is gone.
-            self._executor.give_back(each.name)
+            self._slots.give_back(each.name, each.queue)
             failure = lost_payload(each.name, each.attempt)
             self.answers.put(answer(each, Ending(FAILED, failure)))
             return
@@ -216,6 +230,10 @@ class AttemptPoller(Service):
         self._claimed[key] = attempt
         if attempt.beat_limit is not None:
             self.beats.wake()
+        limit = running_seconds(options)
+        if limit is not None:
+            # The database times it out should this worker not, which knows better why.
+            self._on_due(self._clock.now_us() + round((limit + GRACE_SECONDS) * 1e6))
         if traits.is_at_most_once:
             marking = asyncio.create_task(self._mark(attempt))
             self._marking.add(marking)
@@ -237,7 +255,7 @@ class AttemptPoller(Service):
         if is_valid and self._claimed.get((attempt.run_id, attempt.ref)) is attempt:
             self._executor.start(attempt)
         else:
-            self._executor.give_back(attempt.name)
+            self._slots.give_back(attempt.name, attempt.context.queue)
             if not is_valid:
                 self.cancel(attempt.run_id, attempt.ref)
 
@@ -253,7 +271,11 @@ class AttemptPoller(Service):
         if self._claimed.get(key) is attempt:
             del self._claimed[key]
             if attempt.is_detached:
-                # Somebody else answers for it.
+                # Somebody else answers for it; only the database knows when its time is over.
+                limit = running_seconds(attempt.options)
+                if limit is not None:
+                    passed = time.monotonic() - attempt.started_at
+                    self._on_due(self._clock.now_us() + round((limit - passed) * 1e6))
                 return
             if attempt.is_recorded:
                 self._on_outcomes()
@@ -265,94 +287,9 @@ class AttemptPoller(Service):
         self.slot_freed()
 
 
-def answer(claimed: ClaimedActivity, ending: Ending) -> ActivityOutcome:
-    """The ending of a claimed attempt that did not begin, as the store takes it."""
-    return ActivityOutcome(
-        run_id=claimed.run_id,
-        ref=claimed.ref,
-        attempt=claimed.attempt,
-        token=claimed.token,
-        kind=ending.kind,
-        payload=ending.payload,
-        delay_us=ending.delay_us,
-        details=claimed.details,
-        count_attempt=ending.count_attempt,
-    )
-
-
 def token_text(each: ClaimedActivity) -> str:
     """The task token by which others name this attempt."""
     return f"{each.run_id}:{each.ref}:{each.attempt}:{each.token}"
-
-
-class Answers(Service):
-    """Writes outcomes of claimed attempts, many at a time, until the store has them."""
-
-    name = "answers"
-
-    def __init__(self, store: Store, metrics: Metrics, written: Callable[[], None]) -> None:
-        super().__init__()
-        self._store = store
-        self._metrics = metrics
-        self._written = written
-        self._outcomes: list[ActivityOutcome] = []
-        self._wake = asyncio.Event()
-
-    def put(self, outcome: ActivityOutcome) -> None:
-        """Write this one soon."""
-        self._outcomes.append(outcome)
-        self._wake.set()
-
-    @property
-    def tokens(self) -> set[int]:
-        """Those of the attempts whose outcome is not written yet."""
-        return {each.token for each in self._outcomes}
-
-    def forget(self) -> None:
-        """Drop what is not written: its tokens are void."""
-        self._outcomes.clear()
-
-    def wake(self) -> None:
-        self._wake.set()
-
-    async def run(self) -> None:
-        self.ready()
-        backoff = Backoff()
-        while not self.stopping or self._outcomes:
-            if not self._outcomes:
-                self._wake.clear()
-                await self._wake.wait()
-                await asyncio.sleep(0)
-                continue
-            batch = self._outcomes[:OUTCOMES_MAX]
-            try:
-                await self._write(batch)
-            except StoreUnavailableError as error:
-                self._metrics.inc("durable_store_errors_total")
-                if backoff.failures == 0:
-                    log.warning("cannot record results, will go on trying: %s", error)
-                await asyncio.sleep(backoff.next_seconds())
-                continue
-            backoff.reset()
-            # `forget` may have emptied the list meanwhile.
-            if self._outcomes[: len(batch)] == batch:
-                del self._outcomes[: len(batch)]
-            self._written()
-
-    async def _write(self, batch: list[ActivityOutcome]) -> None:
-        try:
-            await self._store.finish_activities(batch)
-        except StoreUnavailableError:
-            raise
-        except StoreError as error:
-            if len(batch) > 1:
-                middle = len(batch) // 2
-                await self._write(batch[:middle])
-                await self._write(batch[middle:])
-                return
-            # Its token runs out with the session or its time limit, and it is tried again.
-            log.error("the outcome of activity %s of run %s cannot be recorded: %s",
-                      batch[0].ref, batch[0].run_id, error)  # fmt: skip
 
 
 class Beats(Service):

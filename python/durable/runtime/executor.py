@@ -35,6 +35,7 @@ from durable.runtime.activity_pool import ActivityPool, Reply, check_importable,
 from durable.runtime.attempt import COMPLETED, FAILED, RETRY, Attempt, Ending, Stop
 from durable.runtime.failures import Failure, cancelled_payload, failure_of, lost_payload, numbered
 from durable.runtime.metrics import Metrics
+from durable.runtime.slots import Slots
 from durable.store.base import Store
 from durable.store.clock import StoreClock
 from durable.store.transactions import Transactions
@@ -54,6 +55,8 @@ class Executor:
         slots: int,
         thread_slots: int,
         process_slots: int,
+        queue_slots: Mapping[str, int],
+        queue_rates: Mapping[str, float],
         clock: StoreClock,
         metrics: Metrics,
         store: Store,
@@ -61,13 +64,14 @@ class Executor:
         self._store = store
         self.definitions = definitions
         self._transactions = Transactions(store)
-        self._queues = frozenset(queues)
-        self.limited: frozenset[str] = frozenset()
-        """Queues with limits: those are kept at the claim, so their activities go that way."""
-        self._slots = slots
-        self._places = {"thread": thread_slots, "process": process_slots, "loop": slots}
-        """Of those that run at once on each kind of executor; `_taken` counts them."""
-        self._taken = dict.fromkeys(self._places, 0)
+        self.slots = Slots(
+            definitions,
+            queues=queues,
+            slots=slots,
+            places={"thread": thread_slots, "process": process_slots},
+            queue_slots=queue_slots,
+            queue_rates=queue_rates,
+        )
         self._clock = clock
         self._metrics = metrics
         self._pool = ThreadPoolExecutor(thread_slots, thread_name_prefix="durable-activity")
@@ -75,18 +79,10 @@ class Executor:
             check_importable(each) for each in definitions.values() if each.executor == "process"
         )
         self._attempts: set[Attempt] = set()
-        self._reserved = 0
         self._moved_at = 0.0
         self._idle = asyncio.Event()
         self._idle.set()
         metrics.set("durable_slots", slots)
-
-    # -- slots -------------------------------------------------------------------------------
-
-    @property
-    def free(self) -> int:
-        """Slots that are neither in use nor promised."""
-        return self._slots - self._reserved
 
     @property
     def attempts(self) -> Collection[Attempt]:
@@ -97,52 +93,6 @@ class Executor:
     def idle_seconds(self) -> float:
         """How long ago an attempt ended, or the last one began."""
         return time.monotonic() - self._moved_at
-
-    def startable(self) -> list[str]:
-        """Names of the activities that could start now."""
-        if self.free <= 0:
-            return []
-        return [name for name in self.definitions if self._has_place(name)]
-
-    def _has_place(self, name: str) -> bool:
-        executor = self.definitions[name].executor
-        return self._taken[executor] < self._places[executor]
-
-    def reserve(self, name: str, queue: str) -> bool:
-        """Take a slot for an activity of that name and queue, if this worker can run it now."""
-        definition = self.definitions.get(name)
-        if definition is None or self._reserved >= self._slots or queue not in self._queues:
-            return False
-        if queue in self.limited:
-            return False
-        if definition.traits.needs_row:
-            return False
-        if not self._has_place(name):
-            return False
-        self._taken[definition.executor] += 1
-        self._reserved += 1
-        return True
-
-    def hold(self, count: int) -> None:
-        """Take slots for attempts that are about to be claimed; see `use_held`."""
-        self._reserved += count
-
-    def let_go(self, count: int) -> None:
-        """Return held slots that nothing was claimed for."""
-        self._reserved -= count
-
-    def use_held(self, name: str) -> bool:
-        """Use one held slot; False (and the slot is free again) when there is no place for it."""
-        if not self._has_place(name):
-            self._reserved -= 1
-            return False
-        self._taken[self.definitions[name].executor] += 1
-        return True
-
-    def give_back(self, name: str) -> None:
-        """Return a slot that was taken."""
-        self._reserved -= 1
-        self._taken[self.definitions[name].executor] -= 1
 
     # -- running -----------------------------------------------------------------------------
 
@@ -337,7 +287,7 @@ class Executor:
 
     def _release(self, attempt: Attempt) -> None:
         self._attempts.discard(attempt)
-        self.give_back(attempt.name)
+        self.slots.give_back(attempt.name, attempt.context.queue)
         self._moved_at = time.monotonic()
         if not self._attempts:
             self._idle.set()

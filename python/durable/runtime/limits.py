@@ -12,8 +12,8 @@ import time
 from collections.abc import Callable, Sequence
 
 from durable.errors import StoreError
-from durable.runtime.executor import Executor
 from durable.runtime.service import Service
+from durable.runtime.slots import Slots
 from durable.runtime.wakeup import Wakeup
 from durable.store.limits import Limits
 
@@ -26,16 +26,16 @@ log = logging.getLogger("durable.worker")
 
 
 class LimitWatch(Service):
-    """Tells the executor which queues have limits, and the attempt poller to look at them."""
+    """Tells which queues have limits, and the attempt poller to look at them."""
 
     name = "limit-watch"
 
     def __init__(
-        self, limits: Limits, executor: Executor, queues: Sequence[str], look: Callable[[], None]
+        self, limits: Limits, slots: Slots, queues: Sequence[str], look: Callable[[], None]
     ) -> None:
         super().__init__()
         self._limits = limits
-        self._executor = executor
+        self._slots = slots
         self._queues = frozenset(queues)
         self._look = look
         self._pause = Wakeup(REFRESH_SECONDS)
@@ -47,14 +47,14 @@ class LimitWatch(Service):
     async def refresh(self) -> None:
         """Read the limits. Raise StoreError when the database does not answer."""
         found = await self._limits.all()
-        self._executor.limited = self._queues & {each.queue for each in found}
+        self._slots.limited = self._queues & {each.queue for each in found}
         self._read_at = time.monotonic()
 
     async def run(self) -> None:
         """Look and refresh until stopped."""
         self.ready()
         while not self.stopping:
-            limited = self._executor.limited
+            limited = self._slots.limited
             await self._pause.wait_hint(LOOK_SECONDS if limited else REFRESH_SECONDS)
             if limited:
                 self._look()

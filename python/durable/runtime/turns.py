@@ -15,6 +15,7 @@ from durable.codec import NO_CODEC, is_sealed
 from durable.engine.execution import Execution, ScheduledActivity
 from durable.engine.info import ActivityContext
 from durable.engine.registry import Registry
+from durable.engine.retry import options_from_json
 from durable.errors import StoreError, UnreadablePayloadError
 from durable.events import (
     ClaimedRun,
@@ -25,7 +26,7 @@ from durable.events import (
     RunCommit,
     TimerKind,
 )
-from durable.runtime.attempt import Attempt, Ending
+from durable.runtime.attempt import Attempt, Ending, waiting_seconds
 from durable.runtime.building import build, queued, starts_here
 from durable.runtime.committer import Committer
 from durable.runtime.executor import Executor
@@ -133,7 +134,7 @@ class Turns:
         # these activities, which must see the same again: so it has to be durable first.
         if execution.event_count == 1 + execution.pending_count:
             for each in execution.pending_activities():
-                if starts_here(each, self._executor.reserve):
+                if starts_here(each, self._executor.slots.reserve):
                     run.early.add(each.ref)
                     self._start(run, each)
         self._settle(run)
@@ -156,7 +157,7 @@ class Turns:
             if each.ref not in pending or each.ref in waiting:
                 continue
             run.early.add(each.ref)
-            if starts_here(each, self._executor.reserve):
+            if starts_here(each, self._executor.slots.reserve):
                 self._start(run, each)
             else:
                 run.activities.append(queued(each))
@@ -247,7 +248,7 @@ class Turns:
 
     def build(self, run: WarmRun) -> RunCommit | None:
         """See `CommitHandler`."""
-        return build(run, self._executor.reserve)
+        return build(run, self._executor.slots.reserve)
 
     def accepted(self, run: WarmRun) -> None:
         """See `CommitHandler`."""
@@ -268,8 +269,7 @@ class Turns:
             self._metrics.inc("durable_workflow_tasks_total", outcome="committed")
         self._news.add(commit)
         for activity in commit.activities:
-            if activity.delay_us:
-                self.on_due(self._clock.now_us() + activity.delay_us)
+            self._expect(activity)
         if commit.closing is not None or commit.park is not None or commit.release:
             for ref in flight.cancelled:
                 self.on_cancelled(run.run_id, ref)
@@ -296,6 +296,14 @@ class Turns:
             self._cache.touch(run, execution.bytes_estimate)
             if run.frozen:
                 self._start_over(run)
+
+    def _expect(self, activity: QueuedActivity) -> None:
+        """A queued activity is due when its wait is over, and when it has waited for too long."""
+        if activity.delay_us:
+            self.on_due(self._clock.now_us() + activity.delay_us)
+        limit = waiting_seconds(options_from_json(activity.options.decode()))
+        if limit is not None:
+            self.on_due(self._clock.now_us() + activity.delay_us + round(limit * 1e6))
 
     def stale(self, run: WarmRun) -> None:
         """See `CommitHandler`."""
@@ -348,7 +356,7 @@ class Turns:
     def _return_starts(self, run: WarmRun) -> None:
         if run.flight is not None:
             for each in run.flight.starts:
-                self._executor.give_back(each.name)
+                self._executor.slots.give_back(each.name, each.queue)
 
     # -- leaving -----------------------------------------------------------------------------
 

@@ -119,6 +119,8 @@ class Worker:
             slots=options.activity_slots,
             thread_slots=options.thread_slots,
             process_slots=options.process_slots,
+            queue_slots=options.queue_slots,
+            queue_rates=options.queue_rates,
             clock=clock,
             metrics=metrics,
             store=store,
@@ -162,14 +164,14 @@ class Worker:
             self._executor,
             metrics,
             clock,
-            queues=options.queues,
             poll_max_seconds=poll_max_seconds,
             is_stalled=lambda: self._committer.is_stalled,
             on_outcomes=self._made_work,
+            on_due=lambda due_us: self._promoter.expect(due_us),
         )
         self._promoter = Promoter(store, clock, metrics, poll_max_seconds, self._promoted)
         self._limits = LimitWatch(
-            Limits(store), self._executor, options.queues, self._attempts.hint
+            Limits(store), self._executor.slots, options.queues, self._attempts.hint
         )
         self._runs.on_caught_up = self._caught_up
         turns.on_unread = self._runs.redo

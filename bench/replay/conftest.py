@@ -104,7 +104,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     plan, ids = [], []
     makers: list[Callable[[], list[Workload]]] = [
         lambda: workloads(setting),
-        lambda: [load.load_replay(setting)],
+        lambda: [load.load_replay(setting), load.check_open_runs(setting)],
     ]
     for workload in (each for make in makers for each in make()):
         if only and not only & {workload.name, workload.group}:

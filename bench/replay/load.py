@@ -1,31 +1,41 @@
-"""Load: runs out of PostgreSQL and replayed, beside Absurd, which reads its checkpoints back.
+"""Load: runs out of PostgreSQL and replayed, beside Absurd, which reads its checkpoints back; and
+all open runs of a database checked against the code, beside Temporal's Replayer.
 
 Ours: `Store.load` of 20 runs, then the replay of each. Absurd: the second attempt of a task whose
 first one failed after its last step; timed from the SELECT of its checkpoints to the end of the
 body (``absurd``), and for the body alone, which is a dict lookup per step (``absurd-body``).
+
+The check is what ``durable check --replay --processes 2`` does, from listing the runs to the last
+answer, the start of its processes included. Temporal's histories are in memory already.
 """
 
 import asyncio
 import functools
 import os
-from collections.abc import Callable
+import uuid
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from bench import flows
 from bench.database import Database
 from bench.peers.link import Peer
-from bench.replay.histories import many
-from bench.replay.workloads import OURS, Setting, Side, Workload, answer_of
-from bench.report import Goal
+from bench.replay.histories import Recorded, many, record
+from bench.replay.workloads import OURS, US, Setting, Side, Temporal, Workload, answer_of
+from bench.report import ROOT, Goal
 from durable.engine.execution import Execution
 from durable.engine.start import StartMeta, new_run
 from durable.events import RunCommit, SessionInfo
+from durable.runtime.replay_pool import Source, list_runs, replay_runs
 from durable.store.postgres import PostgresStore
 
 STEPS = 1000
 RUNS = 20
 SESSION = 1
 LEASE_US = 3_600_000_000
+SCHEMA = "durable"
+ORDERS = 10
+"""Activities of a run that is checked."""
+CHUNK = 1000
 
 
 class Loaded:
@@ -35,35 +45,36 @@ class Loaded:
         self.database = Database()
         self.database.start()
         self.runner = asyncio.Runner()
-        self.store = PostgresStore(self.database.create_ours())
+        self.dsn = self.database.create_ours()
+        self.store = PostgresStore(self.dsn)
         self.runner.run(self.store.open())
         self.peer: Peer | None = None
         self.parts = self.runner.run(self.fill())
 
     async def fill(self) -> dict[str, int]:
         """Store `RUNS` runs of `STEPS` steps, a batch per step; run id to partition."""
-        recorded = many(flows.steps, STEPS, RUNS)
         await self.store.register_session(
             SessionInfo(SESSION, "bench", os.getpid(), "bench", ["default"]), LEASE_US
         )
+        return await self.keep(many(flows.steps, STEPS, RUNS))
+
+    async def keep(self, recorded: Sequence[Recorded]) -> dict[str, int]:
+        """Store runs of one program and length as open ones; run id to partition."""
+        workflow, by_id = recorded[0].workflow, {each.run_id: each for each in recorded}
         now_us = await self.store.now_us()
         runs = [
-            new_run(
-                flows.steps,
-                b"[%d]" % STEPS,
-                StartMeta(workflow_id=each.run_id),
-                run_id=each.run_id,
-                now_us=now_us,
-            )
-            for each in recorded
+            new_run(workflow, b"[]", StartMeta(workflow_id=run_id), run_id=run_id, now_us=now_us)
+            for run_id in by_id
         ]
-        for run, each in zip(runs, recorded, strict=True):
+        for run in runs:
+            each = by_id[run.run_id]
             run.batch, run.head_hash = each.batches[0], each.heads[0]
         started = await self.store.start_runs(runs)
         assert all(each.accepted for each in started)
-        claimed, _, _ = await self.store.claim_runs(SESSION, ["default"], ["steps"], RUNS)
-        assert len(claimed) == RUNS
-        by_id = {each.run_id: each for each in recorded}
+        claimed, _, _ = await self.store.claim_runs(
+            SESSION, ["default"], [workflow.name], len(runs)
+        )
+        assert {run.run_id for run in claimed} == by_id.keys()
         for number in range(1, len(recorded[0].batches)):
             commits = [
                 RunCommit(
@@ -146,4 +157,45 @@ def load_replay(setting: Setting) -> Workload:
         scale=1.0,
         rises=True,
         note=f"{RUNS} runs of {STEPS} steps",
+    )
+
+
+@functools.cache
+def filled(runs: int) -> None:
+    """Have that many open runs of `flows.orders` in the database."""
+    made = loaded()
+    for first in range(0, runs, CHUNK):
+        recorded = [
+            record(flows.orders, ORDERS, leave=1, run_id=str(uuid.UUID(int=RUNS + number)))
+            for number in range(first, min(first + CHUNK, runs))
+        ]
+        made.runner.run(made.keep(recorded))
+
+
+def check_open_runs(setting: Setting) -> Workload:
+    """The workload: every open run of a database replayed by two processes."""
+    runs = 1000 if setting.quick else 10_000
+    theirs = 50 if setting.quick else 1000
+
+    def prepare() -> Callable[[], Any]:
+        filled(runs)
+        made = loaded()
+        source = Source(made.dsn, SCHEMA, "bench.flows", str(ROOT))
+
+        def check() -> tuple[int, int]:
+            listed = made.runner.run(list_runs(made.dsn, SCHEMA, workflow_type=flows.orders.name))
+            tally = replay_runs(source, listed, processes=2)
+            return tally.replayed, len(tally.problems)
+
+        return check
+
+    return Workload(
+        "check-10k",
+        "us/history",
+        [
+            Side(OURS, runs, prepare, (runs, 0), samples=2 if setting.quick else 5),
+            *Temporal.sides(setting, "orders", ORDERS, theirs, theirs, US),
+        ],
+        goals=[Goal(peer="temporal", ratio=300)],
+        note=f"{runs} open runs with {ORDERS} activities, 2 processes from their start",
     )

@@ -344,7 +344,7 @@ def in_fresh_process(
 
 
 def workloads(setting: Setting) -> list[Workload]:
-    """All of them, in the order of the table. `load-replay` is in `bench.replay.load`."""
+    """All of them, in the order of the table. Those with a database are in `bench.replay.load`."""
     samples = 3 if setting.quick else 7
     long_run = functools.cache(lambda: record(flows.steps, 25_000))
     long_text = functools.cache(lambda: record(flows.records, 25_000))

@@ -43,6 +43,7 @@ from durable.engine.start import StartMeta, decode_json
 from durable.engine.turn import ScheduledActivity, Turn, TurnBuilder, put_plain, scheduled_activity
 from durable.errors import (
     HistoryCorruptError,
+    HistoryUnsupportedError,
     NonDeterminismError,
     PayloadError,
     UnreadablePayloadError,
@@ -127,8 +128,9 @@ class Execution:
     def load(self, batches: Sequence[bytes], head_hash: int | None = None) -> None:
         """Take the recorded history and run the code against it, up to what it now waits for.
 
-        Raises HistoryCorruptError when the bytes fail their checks, NonDeterminismError when the
-        code parts from its history, PayloadError when the input does not fit the workflow. Any of
+        Raises HistoryCorruptError when the bytes fail their checks, HistoryUnsupportedError when a
+        newer build wrote them (both say the run and the byte), NonDeterminismError when the code
+        parts from its history, PayloadError when the input does not fit the workflow. Any of
         them leaves the execution dead.
         """
         try:
@@ -463,8 +465,12 @@ class Execution:
     def _died(self, error: BaseException) -> BaseException:
         """After an error out of the core nothing in here can be relied on."""
         self._dead = True
-        if isinstance(error, NonDeterminismError | HistoryCorruptError):
+        if isinstance(error, NonDeterminismError):
             error.run_id = self.run_id
+        elif isinstance(error, HistoryCorruptError):
+            error = HistoryCorruptError(error.reason, error.seq, error.offset, self.run_id)
+        elif isinstance(error, HistoryUnsupportedError):
+            error = HistoryUnsupportedError(error.what, error.seq, error.offset, self.run_id)
         if isinstance(error, NonDeterminismError) and error.found is None:
             # The code did nothing where history has something: say where it waits instead.
             error.source = "; ".join(self.where()[:WHERE_MAX]) or None

@@ -256,6 +256,22 @@ def test_unpark_of_a_run_that_is_not_parked_says_so(dsn: str) -> None:
     refused(durable("unpark", "sub-7", "--dsn", dsn), 1, "is not parked")
 
 
+def test_a_run_is_paused_shown_and_resumed(dsn: str) -> None:
+    start = ("start", "subscription", PLAN, "--id", "sub-7", "--execution-timeout", "1h")
+    assert durable(*start, "--app", SUBSCRIPTION, "--dsn", dsn).exit_code == 0
+    on = ("--dsn", dsn)
+    refused(durable("resume", "sub-7", *on), 1, "is not paused")
+    assert durable("pause", "sub-7", "--reason", "the bank looks into it", *on).exit_code == 0
+    assert "sub-7" in durable("list", "--state", "paused", *on).stdout
+    described = json.loads(durable("describe", "sub-7", *on).stdout)
+    assert described["state"] == "paused"
+    assert described["failure"]["message"] == "the bank looks into it"
+    refused(durable("result", "sub-7", "--timeout", "10ms", *on), 1, "paused", "the bank")
+    assert durable("resume", "sub-7", *on).exit_code == 0
+    assert "sub-7" in durable("list", "--state", "running", *on).stdout
+    refused(durable("pause", "ghost", *on), 1, "ghost")
+
+
 def test_the_notes_of_a_dev_server_tell_database_and_app(dsn: str, tmp_path: Path) -> None:
     app = str(Path(SUBSCRIPTION).relative_to(ROOT))
     DevNotes(dsn=dsn, app=app, folder=str(ROOT), metrics_url=None, pid=1).save(tmp_path)

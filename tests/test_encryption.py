@@ -240,6 +240,38 @@ async def test_mail_with_another_key_parks_the_run_and_is_kept(dsn: str, serve: 
         assert await client.store.inbox([handle.run_id or ""]) != []
 
 
+async def test_what_a_paused_run_keeps_is_sealed(dsn: str, serve: Serve) -> None:
+    began, ends = asyncio.Event(), asyncio.Event()
+
+    @activity.defn
+    async def reveal() -> str:
+        began.set()
+        await ends.wait()
+        return CANARY
+
+    @workflow.defn
+    async def asks() -> str:
+        return await reveal()
+
+    await serve(asks, reveal, codec=secret())
+    async with Client.connect(dsn, codec=secret()) as client:
+        handle = await client.start(asks, id="paused")
+        await began.wait()
+        await handle.pause(CANARY)
+        view = await handle.describe()
+        assert CANARY.encode() in (view.failure or b"")
+        while await client.store.inbox([view.run_id]):
+            await asyncio.sleep(0.01)
+        ends.set()
+        while (await handle.describe()).session is not None:
+            await asyncio.sleep(0.01)
+        assert await columns_with(dsn, CANARY) == []
+        (item,) = await client.store.inbox([view.run_id])
+        assert item.payload == f'"{CANARY}"'.encode()
+        await handle.resume()
+        assert await handle.result(SOON) == CANARY
+
+
 async def test_the_key_can_be_rotated_under_open_runs(dsn: str, serve: Serve) -> None:
     @workflow.defn
     async def listen() -> str:

@@ -55,6 +55,13 @@ class MessageKind(IntEnum):
 
     QUERY = 200
     UPDATE_REQUESTED = 201
+    PAUSE = 202
+    """For the owner of a run: it has been paused (the message has that name) or resumed. Its id is
+    negative: it stands before all other mail, the newest one first."""
+
+
+PAUSED_WORD, RESUMED_WORD = "paused", "resumed"
+"""Names of PAUSE messages; the first one of an inbox counts."""
 
 
 class RunState(IntEnum):
@@ -62,6 +69,7 @@ class RunState(IntEnum):
 
     RUNNING = 0
     PARKED = 1
+    PAUSED = 3
     COMPLETED = 10
     FAILED = 11
     CANCELLED = 12
@@ -165,6 +173,8 @@ class ClaimedRun:
     """The first history batch, when it is all there is and the store has it at hand."""
     has_mail: bool = field(default=True, compare=False)
     """False when the inbox is known to be empty."""
+    is_paused: bool = field(default=False, compare=False)
+    """Nothing may be done for it but what ends it from outside."""
 
 
 @dataclass(slots=True)
@@ -269,6 +279,15 @@ class NewTimer:
 
 
 @dataclass(slots=True)
+class KeptFact:
+    """The outcome of an activity that a paused run may not take now; it waits in the inbox."""
+
+    kind: int
+    ref: int
+    payload: bytes | None
+
+
+@dataclass(slots=True)
 class Closing:
     """The run ends with this commit."""
 
@@ -319,6 +338,8 @@ class RunCommit:
     """When a parked run is tried again by itself."""
     release: bool = False
     """Give the run up: it is no longer this session's."""
+    kept: list[KeptFact] = field(default_factory=list)
+    """What goes into the run's own inbox."""
     search: bytes | None = None
     """New search attributes (JSON object), replacing the old."""
     parent_run_id: str | None = None
@@ -363,7 +384,7 @@ class RunView:
     part: int
     result: bytes | None = None
     failure: bytes | None = None
-    """The failure of a closed run, or the reason of a parked one."""
+    """The failure of a closed run, or the reason of a parked or paused one."""
     search: bytes | None = None
     session: int | None = None
     """The session that has the run right now."""

@@ -332,7 +332,6 @@ async def test_client_26(database: Any) -> None:
             await handle.result(10)
 
 
-@pytest.mark.xfail(reason="runs cannot be paused: WorkflowHandle.pause is missing")
 async def test_client_27(database: Any) -> None:
     """client-27: A run can be paused, and goes on where it was when it is resumed."""
     handle = await database.client.start(takes, 1, id="paused")

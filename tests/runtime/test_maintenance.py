@@ -48,7 +48,7 @@ class Upset(Upkeep):
         return 2
 
     async def gauges(self) -> Gauges:
-        return Gauges(7, 3, 1.5, {"task": 9})
+        return Gauges(7, 2, 3, 1.5, {"task": 9})
 
     async def resign(self, holder: int) -> None:
         raise StoreUnavailableError("the database is away")

@@ -383,6 +383,38 @@ def terminate(workflow_id: str, reason: str, dsn: str | None, schema: str) -> No
 
 @click.command()
 @click.argument("workflow_id", metavar="ID")
+@click.option("--reason", default="", help="Kept with the run while it is paused.")
+@database_options
+def pause(workflow_id: str, reason: str, dsn: str | None, schema: str) -> None:
+    """Stop a run until it is resumed.
+
+    Its code gets no more turns; what reaches it waits, and activities that run now end. Its time
+    limits go on. `durable list --state paused` shows all that are paused, `durable describe` why.
+
+    \b
+      durable pause sub-7 --reason "the bank looks into it"
+      durable resume sub-7
+    """
+    target = find_target(dsn, schema)
+    with_client(target, lambda client: client.get_handle(workflow_id).pause(reason))
+
+
+@click.command()
+@click.argument("workflow_id", metavar="ID")
+@database_options
+def resume(workflow_id: str, dsn: str | None, schema: str) -> None:
+    """Let a paused run go on where it was.
+
+    \b
+      durable resume sub-7
+    """
+    target = find_target(dsn, schema)
+    if not with_client(target, lambda client: client.get_handle(workflow_id).resume()):
+        raise click.ClickException(f"{workflow_id} is not paused; `durable describe` shows it")
+
+
+@click.command()
+@click.argument("workflow_id", metavar="ID")
 @database_options
 def unpark(workflow_id: str, dsn: str | None, schema: str) -> None:
     """Let a parked run be tried again now, and not only when its pause is over.
@@ -408,5 +440,7 @@ COMMANDS: tuple[click.Command, ...] = (
     describe,
     cancel,
     terminate,
+    pause,
+    resume,
     unpark,
 )

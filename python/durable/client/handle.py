@@ -40,6 +40,9 @@ NEW_SECONDS = 60.0
 NEW_SECONDS_MIN = 1.0
 """Whoever has less time to wait for a result gets the one that is there by a look."""
 
+PAUSE_TRIES = 5
+"""A run may continue as new between the look at it and the pause, so often at most."""
+
 ENDINGS: Mapping[RunState, type[WorkflowError]] = {
     RunState.FAILED: WorkflowFailedError,
     RunState.CANCELLED: WorkflowCancelledError,
@@ -132,10 +135,16 @@ class WorkflowHandle(Generic[R]):
                 run_id=view.run_id,
                 failure=failure,
             )
+        if view.state == RunState.PAUSED:
+            return TimeoutError(self._is_paused(view))
         return TimeoutError(
             f"workflow {self.workflow_id} has no result after {limit:g} s; it is still "
             f"{view.state.name.lower()}"
         )
+
+    def _is_paused(self, view: RunView) -> str:
+        why = plain_failure(view.failure).get("message")
+        return f"workflow {self.workflow_id} is paused" + (f": {why}" if why else "")
 
     def _outcome(self, view: RunView) -> R:
         if view.unreadable is not None:
@@ -191,13 +200,45 @@ class WorkflowHandle(Generic[R]):
             conn=conn,
         )
 
+    async def pause(self, reason: str = "") -> None:
+        """Stop it until `resume`: its code gets no more turns, whatever reaches it.
+
+        A turn that is under way is finished, and so are activities that run now; their results,
+        timers that fire, signals, updates and a cancel wait for the resume. Queries are not
+        answered meanwhile. Its time limits go on, and `terminate` ends it as ever. A run that is
+        paused already gets the new reason. Raises WorkflowNotFoundError when no run is open.
+        """
+        paused = {"reason": "paused", "message": reason}
+        for _ in range(PAUSE_TRIES):
+            view = await self.describe()
+            if view.state >= RunState.COMPLETED:
+                break
+            # It may have continued as new since we looked.
+            if await self._client.store.pause({view.run_id: self._client.codec.encode(paused)}):
+                self._client.hinter.work(runs_only=True)
+                return
+        raise WorkflowNotFoundError(
+            f"no run of workflow {self.workflow_id} is open to be paused; "
+            f"run {view.run_id} is {view.state.name.lower()}"
+        )
+
+    async def resume(self) -> bool:
+        """Let a paused run go on where it was; False when it was not paused."""
+        view = await self.describe()
+        count = await self._client.store.resume([view.run_id])
+        self._client.hinter.work(runs_only=True)
+        return count > 0
+
     async def cancel(self, reason: str = "") -> None:
-        """Ask it to end: its code gets a CancelledError and may clean up."""
+        """Ask it to end: its code gets a CancelledError and may clean up.
+
+        A run that is paused gets it when it is resumed.
+        """
         payload = self._client.codec.encode([reason]) if reason else None
         await self._send(EventKind.CANCEL_REQUESTED, payload=payload)
 
     async def terminate(self, reason: str = "") -> None:
-        """End it without running its code; also when it is parked."""
+        """End it without running its code; also when it is parked or paused."""
         failure = {"type": "Terminated", "message": reason or "terminated"}
         run_id = await self._send(
             EventKind.RUN_TERMINATED, payload=self._client.codec.encode(failure)
@@ -283,6 +324,11 @@ class WorkflowHandle(Generic[R]):
             async with asyncio.timeout(limit):
                 return await self._client.waiter.answer(request_id)
         except TimeoutError:
+            view = await self.describe()
+            if view.state == RunState.PAUSED:
+                raise TimeoutError(
+                    f"{self._is_paused(view)}; it answers {name!r} when it is resumed"
+                ) from None
             raise TimeoutError(
                 f"workflow {self.workflow_id} did not answer {name!r} in {limit:g} s; "
                 "is a worker with its code running?"

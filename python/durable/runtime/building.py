@@ -10,6 +10,7 @@ from collections.abc import Callable
 
 from durable.engine.execution import ScheduledActivity, Turn
 from durable.events import Closing, QueuedActivity, RunCommit, RunState
+from durable.runtime.pausing import kept
 from durable.runtime.warm import Flight, WarmRun
 
 Reserve = Callable[[str, str], bool]
@@ -111,10 +112,12 @@ def build_last(run: WarmRun) -> RunCommit:
         commit.parent_run_id, commit.parent_ref = run.parent_run_id, run.parent_ref
     elif run.park is not None:
         commit.park = run.park
+        commit.kept = kept(run)
         commit.unpark_at_us = run.unpark_at_us
     else:
         commit.release = True
         commit.activities, run.activities = run.activities, []
+        commit.kept = kept(run)
     run.flight = Flight(commit, [], [], [])
     return commit
 

@@ -111,6 +111,7 @@ class Maintenance(Service):
     async def _gauges(self) -> None:
         gauges = await self._upkeep.gauges()
         self._metrics.set("durable_open_runs", gauges.open_runs)
+        self._metrics.set("durable_paused_runs", gauges.paused_runs)
         self._metrics.set("durable_partitions", gauges.parts)
         self._metrics.set("durable_timer_lag_seconds", gauges.timer_lag_seconds)
         for table in HOT_TABLES:
@@ -120,6 +121,7 @@ class Maintenance(Service):
         """The gauges of a former leader are nobody's."""
         for name in (
             "durable_open_runs",
+            "durable_paused_runs",
             "durable_partitions",
             "durable_partitions_overdue",
             "durable_timer_lag_seconds",

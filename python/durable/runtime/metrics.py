@@ -140,6 +140,7 @@ TABLE: tuple[Metric, ...] = (
         merge="max",
     ),
     Metric("durable_open_runs", "gauge", "Runs that have not ended.", merge="max"),
+    Metric("durable_paused_runs", "gauge", "Runs that somebody has paused.", merge="max"),
     Metric(
         "durable_timer_lag_seconds",
         "gauge",

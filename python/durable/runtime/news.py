@@ -28,6 +28,9 @@ class News:
         if commit.children or commit.messages or commit.successor:
             # They may have begun with a delay or a time limit, which are timers.
             self.runs = self.activities = True
+        if commit.kept:
+            # The run may have been resumed meanwhile.
+            self.runs = True
         if commit.responses:
             self.answers = True
         if commit.closing is not None:

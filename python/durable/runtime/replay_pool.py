@@ -33,7 +33,7 @@ CHUNK_BATCHES = 5_000
 CHUNK_SECONDS_MAX = 300
 """A chunk takes a fraction of a second; one that takes this long never ends."""
 OPEN_RUNS_MAX = 1_000_000
-OPEN_STATES = (RunState.RUNNING, RunState.PARKED)
+OPEN_STATES = (RunState.RUNNING, RunState.PARKED, RunState.PAUSED)
 CLOSED_STATES = tuple(state for state in RunState if state >= RunState.COMPLETED)
 
 

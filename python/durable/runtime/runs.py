@@ -20,6 +20,7 @@ from durable.events import ClaimedRun, EventKind, InboxItem
 from durable.runtime.committer import Committer
 from durable.runtime.metrics import Metrics
 from durable.runtime.parking import CRASHES_MAX, PoisonError
+from durable.runtime.pausing import ENDINGS
 from durable.runtime.service import Service
 from durable.runtime.sessions import Session
 from durable.runtime.suspects import Suspects
@@ -280,6 +281,10 @@ class RunPoller(Service):
     ) -> None:
         turns = self._turns
         run = turns.open(claimed)
+        if claimed.is_paused and not any(item.kind in ENDINGS for item in items):
+            # Paused since it was claimed: nothing of it is to run.
+            turns.release(run)
+            return
         if claimed.crashes >= CRASHES_MAX:
             turns.park(run, PoisonError(
                 f"its worker died {claimed.crashes} times in a row while it had this run"
@@ -346,7 +351,8 @@ class RunPoller(Service):
         limit = MAIL_MAX + max(len(run.seen) for run in runs)
         mail = by_run(await self._store.inbox([run.run_id for run in runs], limit))
         for run in runs:
-            run.has_more = len(mail.get(run.run_id, ())) >= limit
+            # A paused run reads on when it is resumed; that word stands before all other mail.
+            run.has_more = run.held is None and len(mail.get(run.run_id, ())) >= limit
         return mail
 
     async def _redo_some(self) -> None:

@@ -34,6 +34,7 @@ from durable.runtime.failures import cancelled_payload
 from durable.runtime.metrics import Metrics
 from durable.runtime.news import News
 from durable.runtime.parking import ParkingLot
+from durable.runtime.pausing import ENDINGS, may_leave, says_paused, words_of
 from durable.runtime.timers import TimerHeap
 from durable.runtime.warm import Cache, Fact, WarmRun
 from durable.store.clock import StoreClock
@@ -172,6 +173,7 @@ class Turns:
 
     def deliver_mail(self, run: WarmRun, items: list[InboxItem]) -> None:
         """Deliver inbox rows that were not delivered yet, in their order."""
+        self._heed(run, items)
         for item in items:
             if item.id in run.seen:
                 continue
@@ -179,6 +181,9 @@ class Turns:
             if run.frozen or execution is None or execution.is_finished:
                 # It stays in the inbox; a closing commit that misses it comes back UNREAD.
                 return
+            if run.held is not None and item.kind not in ENDINGS:
+                # It stays in the inbox until the run is resumed.
+                continue
             if item.unreadable is not None or is_sealed(item.payload):
                 if item.kind != MessageKind.QUERY:
                     self.park(run, item.unreadable or UnreadablePayloadError(NO_CODEC))
@@ -195,11 +200,38 @@ class Turns:
     def _is_busy(self) -> bool:
         return self.committer.waiting >= WAITING_MAX
 
+    def _heed(self, run: WarmRun, items: list[InboxItem]) -> None:
+        """Act on the word, if there is one, that the run was paused or resumed.
+
+        Before all other mail, wherever it stands: that may end the run, whose commit is refused
+        for as long as the word is unread.
+        """
+        words = [each for each in words_of(items) if each.id not in run.seen]
+        execution = run.execution
+        if not words or run.frozen or execution is None or execution.is_finished:
+            return
+        run.seen.update(each.id for each in words)
+        run.consumed += [each.id for each in words]
+        self.committer.mark(run)
+        if says_paused(words[0]):
+            run.held = run.held or []
+        elif run.held is not None:
+            run.facts = run.held + run.facts
+            run.held = None
+            self._start_over(run)
+
     def _fire(self, run: WarmRun, ref: int) -> None:
+        if run.held is not None:
+            # Its row stays due, and becomes mail.
+            return
         run.timers_done.append(ref)
         self._deliver(run, Fact(TIMER_FIRED, ref, None, None, None, 0))
 
     def _deliver(self, run: WarmRun, fact: Fact) -> None:
+        if run.held is not None and fact.kind not in ENDINGS:
+            run.held.append(fact)
+            self.committer.mark(run)
+            return
         run.facts.append(fact)
         execution = run.execution
         if run.frozen or execution is None or execution.is_finished:
@@ -238,7 +270,7 @@ class Turns:
             return
         self.deliver_mail(run, mail)
         for fact in facts:
-            if fact.kind == TIMER_FIRED and not fact.item_id:
+            if fact.kind == TIMER_FIRED and not fact.item_id and run.held is None:
                 run.timers.pop(fact.ref, None)
                 run.timers_done.append(fact.ref)
             self._deliver(run, fact)
@@ -248,7 +280,12 @@ class Turns:
 
     def build(self, run: WarmRun) -> RunCommit | None:
         """See `CommitHandler`."""
-        return build(run, self._executor.slots.reserve)
+        commit = build(run, self._executor.slots.reserve)
+        if commit is None and may_leave(run):
+            run.release = True
+            self._freeze(run)
+            commit = build(run, self._executor.slots.reserve)
+        return commit
 
     def accepted(self, run: WarmRun) -> None:
         """See `CommitHandler`."""
@@ -296,6 +333,8 @@ class Turns:
             self._cache.touch(run, execution.bytes_estimate)
             if run.frozen:
                 self._start_over(run)
+            elif run.held is not None:
+                self.committer.mark(run)
 
     def _expect(self, activity: QueuedActivity) -> None:
         """A queued activity is due when its wait is over, and when it has waited for too long."""

@@ -58,6 +58,7 @@ class WarmRun:
         "gone",
         "has_more",
         "head_hash",
+        "held",
         "is_dirty",
         "next_seq",
         "parent_ref",
@@ -109,6 +110,9 @@ class WarmRun:
         """A commit is owed even when nothing changed: it sets the crash counter back."""
         self.frozen = False
         """Its code must not be run now: it is being reloaded, parked or given up."""
+        self.held: list[Fact] | None = [] if claimed.is_paused else None
+        """What a paused run may not take, as soon as its worker knows of the pause; None: it is not
+        paused. It is given up when nothing runs for it here any more."""
         self.gone = False
         """Not ours any more; whatever still refers to it must do nothing."""
 

@@ -116,6 +116,16 @@ class Store(Protocol):
     async def unpark(self, run_ids: Sequence[str]) -> int:
         """Make parked runs claimable again; return how many were parked."""
 
+    async def pause(self, reasons: Mapping[str, bytes]) -> int:
+        """Pause open runs, each with its reason (JSON); return how many of them are open.
+
+        A paused run is claimed only for what ends it from outside, and ends itself no more: such a
+        commit is UNREAD. An owner is told by a PAUSE message. What it gets waits in its inbox.
+        """
+
+    async def resume(self, run_ids: Sequence[str]) -> int:
+        """Let paused runs go on; return how many were paused."""
+
     async def view(
         self, *, workflow_id: str | None = None, run_id: str | None = None
     ) -> RunView | None:

@@ -19,7 +19,13 @@ Call = tuple[str, Params]
 RUN_ID = attrgetter("run_id")
 CLOSE_IF_READ = 1
 CLOSE_ANYHOW = 2
-WITHOUT_READING = (RunState.TERMINATED, RunState.TIMED_OUT, RunState.CONTINUED_AS_NEW)
+CLOSE_UNLESS_PAUSED = 3
+HOW_TO_CLOSE = {
+    RunState.TERMINATED: CLOSE_ANYHOW,
+    RunState.TIMED_OUT: CLOSE_ANYHOW,
+    RunState.CONTINUED_AS_NEW: CLOSE_UNLESS_PAUSED,
+}
+"""Of all other ends: if all is read."""
 
 
 def build(ordered: Sequence[RunCommit], flush: int) -> list[Call]:
@@ -38,6 +44,7 @@ def build(ordered: Sequence[RunCommit], flush: int) -> list[Call]:
         or c.responses
         or c.children
         or c.messages
+        or c.kept
         or c.release
         or c.closing is not None
         or c.park is not None
@@ -76,6 +83,8 @@ def side_calls(ordered: Sequence[RunCommit]) -> list[Call]:
     if found:
         search = [c.search.decode() if c.search is not None else None for c in found]
         calls.append(("commit_search", (uuids([c.run_id for c in found]), texts(search))))
+    if any(c.kept for c in ordered):
+        calls.append(("commit_kept", kept_params(ordered)))
     given = [c for c in ordered if c.release or c.park is not None]
     if given:
         calls.append(("commit_releases", releases_params(given)))
@@ -90,11 +99,7 @@ def runs_params(ordered: Sequence[RunCommit], runs: list[str], flush: int) -> Pa
     close: str | None = None
     if any(c.closing for c in ordered):
         close = literal(
-            0
-            if c.closing is None
-            else CLOSE_ANYHOW
-            if c.closing.state in WITHOUT_READING
-            else CLOSE_IF_READ
+            0 if c.closing is None else HOW_TO_CLOSE.get(c.closing.state, CLOSE_IF_READ)
             for c in ordered
         )
     read_runs: str | None = None
@@ -157,6 +162,17 @@ def responses_params(ordered: Sequence[RunCommit]) -> Params:
         texts([r.request_id for _, r in items]),
         blobs([r.payload for _, r in items]),
         blobs([r.failure for _, r in items]),
+    )
+
+
+def kept_params(ordered: Sequence[RunCommit]) -> Params:
+    """Outcomes that wait until their runs are resumed."""
+    items = [(c.run_id, fact) for c in ordered for fact in c.kept]
+    return (
+        uuids([run for run, _ in items]),
+        literal([fact.kind for _, fact in items]),
+        literal([fact.ref for _, fact in items]),
+        blobs([fact.payload for _, fact in items]),
     )
 
 

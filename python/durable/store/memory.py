@@ -17,6 +17,8 @@ import orjson
 
 from durable.errors import ConfigurationError
 from durable.events import (
+    PAUSED_WORD,
+    RESUMED_WORD,
     WHOLE_EXECUTION,
     ActivityOutcome,
     ClaimedActivity,
@@ -26,6 +28,7 @@ from durable.events import (
     EventKind,
     InboxItem,
     Message,
+    MessageKind,
     NewRun,
     QueueLimits,
     Response,
@@ -193,6 +196,35 @@ class MemoryStore:
         self.fault("unpark", "after")
         return len(parked)
 
+    async def pause(self, reasons: Mapping[str, bytes]) -> int:
+        """Pause open runs, each with its reason (JSON); return how many of them are open."""
+        self.fault("pause", "before")
+        found = [run for run_id in reasons if (run := self.tables.runs.get(run_id))]
+        for run in found:
+            run.pause = reasons[run.run_id]
+            if run.session is not None:
+                self.tables.tell_owner(run.run_id, PAUSED_WORD)
+        self.fault("pause", "after")
+        return len(found)
+
+    async def resume(self, run_ids: Sequence[str]) -> int:
+        """Let paused runs go on; return how many were paused."""
+        self.fault("resume", "before")
+        paused = [
+            run
+            for run_id in dict.fromkeys(run_ids)
+            if (run := self.tables.runs.get(run_id)) and run.pause is not None
+        ]
+        for run in paused:
+            run.pause = None
+            inbox = self.tables.inbox[run.run_id]
+            inbox[:] = [item for item in inbox if item.kind != MessageKind.PAUSE]
+            if run.session is not None:
+                self.tables.tell_owner(run.run_id, RESUMED_WORD)
+            self.tables.wake(run.run_id)
+        self.fault("resume", "after")
+        return len(paused)
+
     def make_ready(self, run: Run) -> None:
         """Make a parked or delayed run claimable."""
         run.state = RunState.RUNNING
@@ -327,12 +359,12 @@ class MemoryStore:
         return {each for each in mail if each is not None}, work or due
 
     def is_claimable(self, run: Run) -> bool:
-        """Parked and delayed runs are claimed only for what ends them."""
+        """Parked, paused and delayed runs are claimed only for what ends them."""
         kinds = {item.kind for item in self.tables.inbox[run.run_id]}
         return (
-            run.state == RunState.RUNNING
+            run.is_ready
             or not kinds.isdisjoint(ENDINGS)
-            or (run.state == DELAYED and EventKind.CANCEL_REQUESTED in kinds)
+            or (run.state == DELAYED and run.pause is None and EventKind.CANCEL_REQUESTED in kinds)
         )
 
     async def owned(self, session: int) -> tuple[list[ClaimedRun], list[ClaimedActivity]]:

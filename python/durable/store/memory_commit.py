@@ -31,8 +31,8 @@ MUST_BE_READ = (
     EventKind.SIGNAL_RECEIVED,
     EventKind.CANCEL_REQUESTED,
     MessageKind.UPDATE_REQUESTED,
+    MessageKind.PAUSE,
 )
-WITHOUT_READING = (RunState.TERMINATED, RunState.TIMED_OUT, RunState.CONTINUED_AS_NEW)
 
 
 def commit_run(tables: Tables, change: RunCommit) -> Verdict:
@@ -42,8 +42,8 @@ def commit_run(tables: Tables, change: RunCommit) -> Verdict:
         return Verdict.STALE
     inbox = tables.inbox[run.run_id]
     read = set(change.consumed)
-    must_read = change.closing is not None and change.closing.state not in WITHOUT_READING
-    if must_read and any(i.kind in MUST_BE_READ and i.id not in read for i in inbox):
+    must_read = must_be_read(change)
+    if any(item.kind in must_read and item.id not in read for item in inbox):
         return Verdict.UNREAD
     if not is_storable(change):
         return Verdict.REFUSED
@@ -55,11 +55,21 @@ def commit_run(tables: Tables, change: RunCommit) -> Verdict:
     run.head_hash = change.head_hash
     inbox[:] = [item for item in inbox if item.id not in read]
     write_side_rows(tables, run, change)
+    for fact in change.kept:
+        tables.deliver(run.run_id, fact.kind, fact.ref, fact.payload)
     if change.park is not None or change.release:
         give_up(tables, run, change)
     if change.closing is not None:
         close(tables, run, change)
     return Verdict.ACCEPTED
+
+
+def must_be_read(change: RunCommit) -> tuple[int, ...]:
+    """Kinds of messages that keep the run from closing."""
+    state = None if change.closing is None else change.closing.state
+    if state in (None, RunState.TERMINATED, RunState.TIMED_OUT):
+        return ()
+    return (MessageKind.PAUSE,) if state == RunState.CONTINUED_AS_NEW else MUST_BE_READ
 
 
 def is_storable(change: RunCommit) -> bool:
@@ -136,6 +146,7 @@ def give_up(tables: Tables, run: Run, change: RunCommit) -> None:
         run.park = change.park
         if change.unpark_at_us is not None:
             tables.timers[run.run_id, 0, TimerKind.UNPARK] = change.unpark_at_us
+    if not run.is_ready:
         kinds &= set(ENDINGS)
     if kinds:
         tables.wake(run.run_id)
@@ -151,7 +162,7 @@ def close(tables: Tables, run: Run, change: RunCommit) -> None:
     tables.closed[run_id] = run
     run.state, run.result, run.failure = closing.state, closing.result, closing.failure
     run.closed_us = tables.clock_us()
-    run.session = None
+    run.session = run.pause = None
     deadline = tables.timers.get((run_id, 0, TimerKind.EXECUTION_TIMEOUT))
     unread = tables.inbox.pop(run_id, [])
     requests = tables.requests.pop(run_id, set())

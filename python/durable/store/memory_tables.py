@@ -66,6 +66,7 @@ class Run:
     flush: int = 0
     crashes: int = 0
     park: bytes | None = None
+    pause: bytes | None = None
     closed_us: int | None = None
     result: bytes | None = None
     failure: bytes | None = None
@@ -73,6 +74,18 @@ class Run:
     @property
     def run_id(self) -> str:
         return self.start.run_id
+
+    @property
+    def shown_state(self) -> RunState:
+        """As clients see it."""
+        if self.pause is not None:
+            return RunState.PAUSED
+        return RunState.RUNNING if self.state == DELAYED else RunState(self.state)
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether any message makes it claimable."""
+        return self.state == RunState.RUNNING and self.pause is None
 
     def claimed(self) -> ClaimedRun:
         """As a claim returns it."""
@@ -91,6 +104,7 @@ class Run:
             new.parent_run_id,
             new.parent_ref,
             self.created_us,
+            is_paused=self.pause is not None,
         )
 
     def view(self, *, full: bool = True) -> RunView:
@@ -102,14 +116,14 @@ class Run:
             new.workflow_type,
             new.queue,
             new.version,
-            RunState.RUNNING if self.state == DELAYED else RunState(self.state),
+            self.shown_state,
             self.created_us,
             self.closed_us,
             len(self.batches),
             self.head_hash,
             1,
             self.result if full else None,
-            (self.park or self.failure) if full else None,
+            (self.pause or self.park or self.failure) if full else None,
             self.search,
             self.session,
         )
@@ -252,6 +266,14 @@ class Tables:
             )
             self.inbox[run_id].append(item)
             self.wake(run_id)
+
+    def tell_owner(self, run_id: str, word: str) -> None:
+        """Say that a run was paused or resumed, before all other mail."""
+        item = InboxItem(
+            -self.next_id(), run_id, MessageKind.PAUSE, 0, word, None, None, self.clock_us()
+        )
+        self.inbox[run_id].insert(0, item)
+        self.wake(run_id)
 
     def start(self, new: NewRun) -> Started:
         """Start one run, or say which run has the id."""

@@ -227,6 +227,16 @@ class PostgresStore:
         rows = await self.fetch("unpark", (uuids(run_ids),))
         return int(rows[0][0])
 
+    async def pause(self, reasons: Mapping[str, bytes]) -> int:
+        """Pause open runs, each with its reason (JSON); return how many of them are open."""
+        rows = await self.fetch("pause", (uuids(list(reasons)), blobs(list(reasons.values()))))
+        return int(rows[0][0])
+
+    async def resume(self, run_ids: Sequence[str]) -> int:
+        """Let paused runs go on; return how many were paused."""
+        rows = await self.fetch("resume", (uuids(run_ids),))
+        return int(rows[0][0])
+
     async def view(
         self, *, workflow_id: str | None = None, run_id: str | None = None
     ) -> RunView | None:

@@ -33,6 +33,7 @@ class Gauges:
     """What is worth watching in the database."""
 
     open_runs: int
+    paused_runs: int
     parts: int
     timer_lag_seconds: float
     """Age of the oldest timer that is due; 0 when none is."""
@@ -130,6 +131,6 @@ class Upkeep:
 
     async def gauges(self) -> Gauges:
         """Look at what is worth watching; one scan of the open runs."""
-        open_runs, parts, lag = (await self.store.fetch("gauges", ()))[0]
+        open_runs, paused, parts, lag = (await self.store.fetch("gauges", ()))[0]
         dead = {name: int(count) for name, count in await self.store.fetch("dead_rows", ())}
-        return Gauges(open_runs, parts, lag or 0.0, dead)
+        return Gauges(open_runs, paused, parts, lag or 0.0, dead)

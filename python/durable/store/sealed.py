@@ -2,8 +2,8 @@
 
 Everything that users' values are in is sealed on its way into the store and opened on its way out:
 history batches (arguments, results, memo, headers), mail and its meta, activity inputs, failures
-and heartbeat details, results and failures of runs, answers, reasons of parked runs. Names, ids,
-options and search attributes stay as they are, since the database works with them.
+and heartbeat details, results and failures of runs, answers, reasons of parked and paused runs.
+Names, ids, options and search attributes stay as they are, since the database works with them.
 
 A sealed blob begins with `MARK`, then says by `Scope` what it is bound to: its run and place, or
 the workflow id for mail that was addressed so. Encrypted data is refused anywhere else. The
@@ -182,6 +182,12 @@ class SealedStore:
         """See `Store.start_runs`."""
         return await self.inner.start_runs([self._new_run(run) for run in runs], conn)
 
+    async def pause(self, reasons: Mapping[str, bytes]) -> int:
+        """See `Store.pause`."""
+        return await self.inner.pause(
+            {run_id: self._seal(reason, run_id, "pause") for run_id, reason in reasons.items()}
+        )
+
     async def load(self, runs: Mapping[str, int]) -> dict[str, list[bytes]]:
         """See `Store.load`; raise UnreadablePayloadError for a history that cannot be opened."""
         return {
@@ -199,11 +205,12 @@ class SealedStore:
     def _view(self, view: RunView) -> RunView:
         self._know(view.run_id, view.workflow_id)
         try:
-            if view.state == RunState.PARKED:
+            if view.state in (RunState.PARKED, RunState.PAUSED):
                 # A reason is for people, and they shall have it where there is no key.
                 failure = view.failure
                 if failure is not None and failure[:1] == MARK:
-                    failure = self._open(failure, view.run_id, "park")
+                    kind = "park" if view.state == RunState.PARKED else "pause"
+                    failure = self._open(failure, view.run_id, kind)
                 return replace(view, failure=failure)
             return replace(
                 view,
@@ -324,6 +331,10 @@ class SealedStore:
         sealed.batch = self._seal_or_none(commit.batch, run_id, "history", commit.expected_seq)
         sealed.park = self._park(commit)
         sealed.activities = [self._queued(run_id, each) for each in commit.activities]
+        sealed.kept = [
+            replace(each, payload=self._seal_or_none(each.payload, run_id, "outcome", each.ref))
+            for each in commit.kept
+        ]
         sealed.children = [self._new_run(each) for each in commit.children]
         sealed.messages = [self._message(each) for each in commit.messages]
         sealed.responses = [

@@ -54,8 +54,10 @@ SELECT run_id::text FROM {s}.send(
 
 -- name: view_run
 -- Open runs first: by workflow id the open one, else the latest closed.
-(SELECT run_id::text, workflow_id, workflow_type, queue, version, state, {s}.us(created_at),
-        NULL::bigint AS closed_us, next_seq, head_hash, part, NULL::bytea, park, search::text, session
+(SELECT run_id::text, workflow_id, workflow_type, queue, version,
+        CASE WHEN pause IS NULL THEN state ELSE 3 END AS state, {s}.us(created_at),
+        NULL::bigint AS closed_us, next_seq, head_hash, part, NULL::bytea, coalesce(pause, park),
+        search::text, session
  FROM {s}.run WHERE run_id = $1::uuid OR ($1 IS NULL AND workflow_id = $2))
 UNION ALL
 (SELECT run_id::text, workflow_id, workflow_type, queue, version, state, {s}.us(created_at),
@@ -70,11 +72,13 @@ UNION ALL
 LIMIT 1
 
 -- name: view_open
-SELECT run_id::text, workflow_id, workflow_type, queue, version, state, {s}.us(created_at),
+SELECT run_id::text, workflow_id, workflow_type, queue, version,
+       CASE WHEN pause IS NULL THEN state ELSE 3 END, {s}.us(created_at),
        NULL::bigint, next_seq, head_hash, part, NULL::bytea, NULL::bytea, search::text, session
 FROM {s}.run
 WHERE ($1::text IS NULL OR workflow_type = $1)
-  AND (cardinality($2::smallint[]) = 0 OR CASE state WHEN 2 THEN 0 ELSE state END = ANY ($2))
+  AND (cardinality($2::smallint[]) = 0
+       OR CASE WHEN pause IS NOT NULL THEN 3 WHEN state = 2 THEN 0 ELSE state END = ANY ($2))
 ORDER BY created_at DESC LIMIT $3
 
 -- name: view_closed
@@ -180,6 +184,12 @@ SELECT promoted, next_due_us, now_us FROM {s}.promote_due($1)
 -- name: unpark
 SELECT {s}.unpark($1::uuid[])
 
+-- name: pause
+SELECT {s}.pause($1::uuid[], $2::bytea[])
+
+-- name: resume
+SELECT {s}.resume($1::uuid[])
+
 -- name: commit_runs
 SELECT verdicts, now_us FROM {s}.commit_runs(
     $1, $2::uuid[], $3::bigint[], $4::integer[], $5::bytea[], $6::bigint[], $7::smallint[],
@@ -214,6 +224,9 @@ SELECT {s}.commit_messages(
 -- name: commit_search
 SELECT {s}.commit_search($1::uuid[], $2::text[])
 
+-- name: commit_kept
+SELECT {s}.commit_kept($1::uuid[], $2::smallint[], $3::integer[], $4::bytea[])
+
 -- name: commit_releases
 SELECT {s}.commit_releases($1::uuid[], $2::bytea[], $3::bigint[])
 
@@ -231,7 +244,8 @@ SELECT true FROM pg_notify($1, $2)
 
 -- name: owned_runs
 SELECT run_id::text, workflow_id, workflow_type, queue, version, fence, next_seq, head_hash, part,
-       crashes::integer, parent_run_id::text, parent_ref, {s}.us(created_at)
+       crashes::integer, parent_run_id::text, parent_ref, {s}.us(created_at),
+       NULL::bytea, true, pause IS NOT NULL
 FROM {s}.run WHERE session = $1::bigint
 
 -- name: owned_activities
@@ -281,6 +295,7 @@ SELECT {s}.repair_wakeups($1)
 
 -- name: gauges
 SELECT (SELECT count(*) FROM {s}.run),
+       (SELECT count(*) FROM {s}.run WHERE pause IS NOT NULL),
        (SELECT count(*) FROM {s}.part),
        (SELECT greatest(0, extract(epoch FROM clock_timestamp() - min(due_at)))::double precision
         FROM {s}.timer)

@@ -48,6 +48,7 @@ CREATE TABLE {s}.run (
     created_at timestamptz NOT NULL DEFAULT clock_timestamp(),
     search jsonb,
     park bytea,
+    pause bytea,
     CONSTRAINT run_workflow_id_key UNIQUE (workflow_id)
 ) WITH (
     fillfactor = 60,
@@ -59,6 +60,9 @@ CREATE TABLE {s}.run (
 CREATE INDEX run_search_idx ON {s}.run USING gin (search jsonb_path_ops)
     WITH (gin_pending_list_limit = 512) WHERE search IS NOT NULL;
 CREATE INDEX run_session_idx ON {s}.run (session) WHERE session IS NOT NULL;
+CREATE INDEX run_paused_idx ON {s}.run (run_id) WHERE pause IS NOT NULL;
+COMMENT ON COLUMN {s}.run.pause IS
+    'Why the run is paused; NULL when it is not. A run may be parked or delayed besides.';
 COMMENT ON COLUMN {s}.run.flush IS
     'Random id of the last group commit that wrote this run: tells a commit whose answer was lost '
     'that it had happened.';

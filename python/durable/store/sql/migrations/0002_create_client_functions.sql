@@ -145,7 +145,8 @@ BEGIN
               AND (SELECT r.workflow_id = i.workflow_id FROM {s}.run r WHERE r.run_id = i.run_id)
     ) mine ON true
     LEFT JOIN LATERAL (
-        SELECT r.run_id, r.state FROM {s}.run r
+        SELECT r.run_id, CASE WHEN r.pause IS NULL THEN r.state ELSE 3::smallint END AS state
+        FROM {s}.run r
         WHERE r.workflow_id = i.workflow_id AND mine.run_id IS NULL
     ) opened ON true
     LEFT JOIN LATERAL (

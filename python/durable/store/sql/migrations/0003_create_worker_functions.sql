@@ -4,14 +4,15 @@
 -- this session has already and that has mail; with run_id NULL, last, the time as created_us.
 --
 -- A token that is taken here leads to one of: we own the run; we owned it already; the token goes
--- back, for the owner we saw; the run is gone or parked, and the token with it. Whoever owns a run
+-- back, for the owner we saw; the run is gone, parked or paused, and the token with it. Whoever owns a run
 -- reads its inbox in a later statement, so no message is overlooked.
 CREATE FUNCTION {s}.claim_runs(
     p_session bigint, p_queues text[], p_types text[], p_limit integer
 ) RETURNS TABLE (
     run_id text, workflow_id text, workflow_type text, queue text, version text, fence bigint,
     next_seq integer, head_hash bigint, part integer, crashes integer, parent_run_id text,
-    parent_ref integer, created_us bigint, start bytea, has_mail boolean
+    parent_ref integer, created_us bigint, start bytea, has_mail boolean,
+    is_paused boolean
 ) LANGUAGE plpgsql
 SET enable_seqscan = off SET enable_hashjoin = off SET enable_mergejoin = off SET jit = off
 SET plan_cache_mode = force_generic_plan
@@ -71,9 +72,9 @@ BEGIN
         WITH locked AS MATERIALIZED (
             SELECT r.ctid FROM {s}.run r
             WHERE r.run_id = ANY (v_seen) AND r.session IS NULL AND (
-                r.state = 0
+                r.state = 0 AND r.pause IS NULL
                 OR (SELECT true FROM {s}.inbox b WHERE b.run_id = r.run_id AND (
-                    b.kind IN (13, 14) OR b.kind = 6 AND r.state = 2) LIMIT 1))
+                    b.kind IN (13, 14) OR b.kind = 6 AND r.state = 2 AND r.pause IS NULL) LIMIT 1))
             ORDER BY r.run_id FOR NO KEY UPDATE OF r SKIP LOCKED
         ), owned AS (
             UPDATE {s}.run r SET session = p_session, fence = r.fence + 1, state = 0, park = NULL
@@ -87,7 +88,8 @@ BEGIN
                -- sub-selects, because they can only be looked up row by row.
                (SELECT h.batch FROM {s}.history h
                 WHERE o.next_seq = 1 AND h.part = o.part AND h.run_id = o.run_id AND h.seq = 0),
-               (SELECT true FROM {s}.inbox b WHERE b.run_id = o.run_id LIMIT 1) IS NOT NULL
+               (SELECT true FROM {s}.inbox b WHERE b.run_id = o.run_id LIMIT 1) IS NOT NULL,
+               o.pause IS NOT NULL
         FROM owned o;
         GET DIAGNOSTICS v_owned = ROW_COUNT;
 
@@ -97,9 +99,10 @@ BEGIN
                 SELECT r.run_id, r.queue, r.priority, r.workflow_type, r.session
                 FROM unnest(v_seen) i(run_id) JOIN {s}.run r USING (run_id)
                 WHERE r.xmin <> pg_current_xact_id()::xid AND (
-                    r.state = 0 OR r.session IS NOT NULL
+                    r.state = 0 AND r.pause IS NULL OR r.session IS NOT NULL
                     OR (SELECT true FROM {s}.inbox b WHERE b.run_id = r.run_id AND (
-                        b.kind IN (13, 14) OR b.kind = 6 AND r.state = 2) LIMIT 1))
+                        b.kind IN (13, 14) OR b.kind = 6 AND r.state = 2 AND r.pause IS NULL)
+                        LIMIT 1))
             ), back AS (
                 INSERT INTO {s}.task (queue, priority, kind, type, run_id, session)
                 SELECT queue, priority, 1, workflow_type, run_id, session FROM rest
@@ -107,14 +110,15 @@ BEGIN
             )
             SELECT rest.run_id::text, NULL::text, NULL::text, NULL::text, NULL::text, NULL::bigint,
                    NULL::integer, NULL::bigint, NULL::integer, NULL::integer, NULL::text,
-                   NULL::integer, NULL::bigint, NULL::bytea, NULL::boolean
+                   NULL::integer, NULL::bigint, NULL::bytea, NULL::boolean,
+                   NULL::boolean
             FROM rest WHERE session = p_session;
         END IF;
     END IF;
     RETURN QUERY
     SELECT NULL::text, NULL::text, NULL::text, NULL::text, NULL::text, NULL::bigint, NULL::integer,
            NULL::bigint, NULL::integer, NULL::integer, NULL::text, NULL::integer,
-           {s}.us(clock_timestamp()), NULL::bytea, NULL::boolean;
+           {s}.us(clock_timestamp()), NULL::bytea, NULL::boolean, NULL::boolean;
 END $$;
 
 -- Declare sessions dead and hand over what they own. The session rows go first: a claim holds its
@@ -245,6 +249,56 @@ BEGIN
         UPDATE {s}.run r SET state = 0, park = NULL FROM locked l WHERE r.run_id = l.run_id
         RETURNING r.run_id
     ) SELECT array_agg(run_id) INTO v_runs FROM ready;
+    PERFORM {s}.wake(v_runs);
+    RETURN coalesce(cardinality(v_runs), 0);
+END $$;
+
+-- Pause open runs: from now on they are claimed only for what ends them. An owner is told, and stops
+-- at its next turn: the word has a negative id, so that it is read before all other mail, the newest
+-- one first. Returns how many there are; those that are paused already get the new reason.
+CREATE FUNCTION {s}.pause(p_runs uuid[], p_pause bytea[]) RETURNS integer LANGUAGE plpgsql
+SET enable_seqscan = off SET enable_hashjoin = off SET enable_mergejoin = off SET jit = off
+SET plan_cache_mode = force_generic_plan
+AS $$
+#variable_conflict use_column
+DECLARE
+    v_runs uuid[];
+    v_owned uuid[];
+BEGIN
+    PERFORM FROM {s}.run WHERE run_id = ANY (p_runs) ORDER BY run_id FOR NO KEY UPDATE;
+    WITH paused AS (
+        UPDATE {s}.run r SET pause = i.pause
+        FROM unnest(p_runs, p_pause) AS i(run_id, pause) WHERE r.run_id = i.run_id
+        RETURNING r.run_id, r.session
+    )
+    SELECT array_agg(run_id), array_agg(run_id) FILTER (WHERE session IS NOT NULL)
+    INTO v_runs, v_owned FROM paused;
+    INSERT INTO {s}.inbox (id, run_id, kind, name) OVERRIDING SYSTEM VALUE
+    SELECT -nextval('{s}.inbox_id_seq'), run_id, 202, 'paused' FROM unnest(v_owned) AS i(run_id);
+    PERFORM {s}.wake(v_owned);
+    RETURN coalesce(cardinality(v_runs), 0);
+END $$;
+
+-- Let paused runs go on: the word that one has been paused is taken back where nobody has read it.
+CREATE FUNCTION {s}.resume(p_runs uuid[]) RETURNS integer LANGUAGE plpgsql
+SET enable_seqscan = off SET enable_hashjoin = off SET enable_mergejoin = off SET jit = off
+SET plan_cache_mode = force_generic_plan
+AS $$
+#variable_conflict use_column
+DECLARE
+    v_runs uuid[];
+    v_owned uuid[];
+BEGIN
+    PERFORM FROM {s}.run WHERE run_id = ANY (p_runs) ORDER BY run_id FOR NO KEY UPDATE;
+    WITH resumed AS (
+        UPDATE {s}.run r SET pause = NULL WHERE r.run_id = ANY (p_runs) AND r.pause IS NOT NULL
+        RETURNING r.run_id, r.session
+    )
+    SELECT array_agg(run_id), array_agg(run_id) FILTER (WHERE session IS NOT NULL)
+    INTO v_runs, v_owned FROM resumed;
+    DELETE FROM {s}.inbox WHERE run_id = ANY (v_runs) AND kind = 202;
+    INSERT INTO {s}.inbox (id, run_id, kind, name) OVERRIDING SYSTEM VALUE
+    SELECT -nextval('{s}.inbox_id_seq'), run_id, 202, 'resumed' FROM unnest(v_owned) AS i(run_id);
     PERFORM {s}.wake(v_runs);
     RETURN coalesce(cardinality(v_runs), 0);
 END $$;

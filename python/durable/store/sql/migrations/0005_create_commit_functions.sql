@@ -6,7 +6,8 @@
 -- run id, and so are the locks. Returns one digit per run: 0 accepted, 1 stale, 2 unread.
 --
 -- A close needs the run row FOR UPDATE, so that no message is on its way, and then a fresh look at
--- the inbox; it never waits for a sender. p_close: 0 no, 1 only if all is read, 2 in any case.
+-- the inbox; it never waits for a sender. p_close: 0 no, 1 only if all is read, 2 in any case,
+-- 3 whatever is unread, but not when that is the word that the run has been paused.
 CREATE FUNCTION {s}.commit_runs(
     p_flush bigint, p_run uuid[], p_fence bigint[], p_seq integer[], p_batch bytea[],
     p_head bigint[], p_close smallint[], p_read_run uuid[], p_read_id bigint[]
@@ -33,9 +34,10 @@ BEGIN
             SELECT i.run_id FROM unnest(p_run, p_close) AS i(run_id, close)
             WHERE i.close > 0 AND (
                 v_some_held AND i.run_id <> ALL (v_closable)
-                OR i.close = 1 AND (
+                OR i.close <> 2 AND (
                     SELECT true FROM {s}.inbox b
-                    WHERE b.run_id = i.run_id AND b.kind IN (5, 6, 201)
+                    WHERE b.run_id = i.run_id
+                      AND (b.kind = 202 OR i.close = 1 AND b.kind IN (5, 6, 201))
                       AND b.id <> ALL (coalesce(p_read_id, '{}')) LIMIT 1)));
     END IF;
 
@@ -284,8 +286,21 @@ AS $$
     WHERE r.run_id = i.run_id AND r.xmin = pg_current_xact_id()::xid
 $$;
 
+-- Outcomes of activities that a paused run gets when it is resumed.
+CREATE FUNCTION {s}.commit_kept(
+    p_run uuid[], p_kind smallint[], p_ref integer[], p_payload bytea[]
+) RETURNS void LANGUAGE sql
+SET enable_seqscan = off SET enable_hashjoin = off SET enable_mergejoin = off SET plan_cache_mode = force_generic_plan
+AS $$
+    INSERT INTO {s}.inbox (run_id, kind, ref, payload)
+    SELECT i.run_id, i.kind, i.ref, i.payload
+    FROM unnest(p_run, p_kind, p_ref, p_payload) WITH ORDINALITY AS i(run_id, kind, ref, payload, n)
+    WHERE i.run_id IN (SELECT {s}.mine(p_run))
+    ORDER BY i.n
+$$;
+
 -- Give runs up: parked (with a reason) or simply released. What is unread gets a token: for a
--- released run any message, for a parked one only what ends it.
+-- released run any message, for a parked or paused one only what ends it.
 CREATE FUNCTION {s}.commit_releases(p_run uuid[], p_park bytea[], p_unpark_us bigint[])
 RETURNS void LANGUAGE sql
 SET enable_seqscan = off SET enable_hashjoin = off SET enable_mergejoin = off SET plan_cache_mode = force_generic_plan
@@ -297,7 +312,8 @@ AS $$
         UPDATE {s}.run r
         SET session = NULL, fence = r.fence + 1, state = (i.park IS NOT NULL)::integer, park = i.park
         FROM i WHERE r.run_id = i.run_id
-        RETURNING r.run_id, r.queue, r.priority, r.workflow_type, r.state
+        RETURNING r.run_id, r.queue, r.priority, r.workflow_type,
+                  r.state = 0 AND r.pause IS NULL AS is_ready
     ), unpark AS (
         INSERT INTO {s}.timer (run_id, ref, kind, due_at)
         SELECT run_id, 0, 6, {s}.ts(unpark_us) FROM i
@@ -307,7 +323,7 @@ AS $$
     INSERT INTO {s}.task (queue, priority, kind, type, run_id)
     SELECT queue, priority, 1, workflow_type, run_id FROM given g
     WHERE (SELECT true FROM {s}.inbox b
-           WHERE b.run_id = g.run_id AND (g.state = 0 OR b.kind IN (13, 14)) LIMIT 1)
+           WHERE b.run_id = g.run_id AND (g.is_ready OR b.kind IN (13, 14)) LIMIT 1)
 $$;
 
 -- Ends of runs; p_next is the successor of a continue-as-new or of a failure that is tried again: it

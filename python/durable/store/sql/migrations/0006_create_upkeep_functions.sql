@@ -180,7 +180,8 @@ BEGIN
         FROM {s}.inbox b JOIN {s}.run r USING (run_id)
         WHERE b.created_at <= statement_timestamp() - p_age_us * interval '1 microsecond'
           AND r.session IS NULL
-          AND (r.state = 0 OR b.kind IN (13, 14) OR b.kind = 6 AND r.state = 2)
+          AND (b.kind IN (13, 14)
+               OR r.pause IS NULL AND (r.state = 0 OR b.kind = 6 AND r.state = 2))
         LIMIT 10000
     )
     INSERT INTO {s}.task (queue, priority, kind, type, run_id)

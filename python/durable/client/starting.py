@@ -160,7 +160,9 @@ class StartingClient(ConnectedClient):
             memo=memo,
             search=search,
         )
-        return await self.begin(workflow, id, args, kwargs, options, {}, conn)
+        return await self.begin(
+            workflow, check_id(id, "a workflow id"), args, kwargs, options, {}, conn
+        )
 
     async def begin(
         self,
@@ -200,7 +202,8 @@ class StartingClient(ConnectedClient):
         runs = []
         for workflow_id, args, *own in starts:
             chosen = checked_options({**options, **(own[0] if own else {})})
-            runs.append(await self.new_run(workflow, workflow_id, tuple(args), {}, chosen))
+            known_id = check_id(workflow_id, "a workflow id")
+            runs.append(await self.new_run(workflow, known_id, tuple(args), {}, chosen))
         return await self.begin_all(workflow, runs, conn)
 
     async def begin_all(

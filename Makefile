@@ -93,6 +93,10 @@ bench-replay: install ## Measure replay (bench/README.md; ARGS=--quick)
 bench-engine: install ## Measure steps per second, latency, ... (bench/README.md; ARGS=--quick)
 	$(BIN)/python -m bench.engine $(ARGS)
 
+.PHONY: bench-report
+bench-report: install ## Put the measured numbers into bench/README.md
+	$(BIN)/python -m bench.report
+
 .PHONY: clean
 clean: ## Remove everything that was built
 	rm -rf $(VENV) target dist .pytest_cache .mypy_cache .ruff_cache .hypothesis .benchmarks .durable

@@ -1,5 +1,8 @@
 """Report: measured values as rows, a table on the screen, and a JSON file.
 
+`python -m bench.report` fills the tables of bench/README.md from the files in results/, so that no
+number there is typed by hand.
+
 A row is the median of several samples, with the least and the greatest. A peer's ratio says how
 many times better we are than it, whether the unit is a rate or a duration: above 1 we are ahead.
 """
@@ -7,6 +10,7 @@ many times better we are than it, whether the unit is a rate or a duration: abov
 import json
 import os
 import platform
+import re
 import statistics
 import subprocess
 from collections.abc import Mapping, Sequence
@@ -19,6 +23,8 @@ import click
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "bench" / "results"
+README = ROOT / "bench" / "README.md"
+SECTION = re.compile(r"(<!-- results: (\w+) -->)\n.*?(<!-- end -->)", re.DOTALL)
 
 
 @dataclass(frozen=True)
@@ -161,29 +167,26 @@ def save(name: str, rows: Sequence[Row], **facts: Any) -> Path:
     return path
 
 
-def table(rows: Sequence[Row]) -> str:
-    """The rows as a table in Markdown."""
-    head = ["workload", "unit", "median", "min - max", "goal", "peer: median (ratio)"]
+def table(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Rows of a results file as a table in Markdown."""
+    head = ["workload", "unit", "median", "min - max", "goal", "peer: median (ratio)", "note"]
     lines = [head, ["---"] * len(head)]
     for row in rows:
-        ratios = row.ratios()
-        goals = []
-        for goal in row.goals:
-            met = goal.is_met(row.value, ratios, row.rises)
-            mark = {True: " yes", False: " NO", None: ""}[met]
-            goals.append(goal.text(row.rises) + mark)
+        marks = {True: " yes", False: " **no**", None: ""}
+        goals = [f"{goal['text']}{marks[goal['met']]}" for goal in row.get("goals", ())]
         peers = [
-            f"{peer}: {number(statistics.median(samples))} ({number(ratios[peer])}x)"
-            for peer, samples in row.peers.items()
+            f"{peer}: {number(found['value'])} ({number(found['ratio'])}x)"
+            for peer, found in row["peers"].items()
         ]
         lines.append(
             [
-                row.workload,
-                row.unit,
-                number(row.value),
-                f"{number(min(row.samples))} - {number(max(row.samples))}",
+                row["workload"],
+                row["unit"],
+                number(row["value"]),
+                f"{number(row['min'])} - {number(row['max'])}",
                 "; ".join(goals),
-                "; ".join(peers) + (f" [{row.note}]" if row.note else ""),
+                "; ".join(peers),
+                row.get("note", ""),
             ]
         )
     widths = [max(len(line[column]) for line in lines) for column in range(len(head))]
@@ -193,16 +196,42 @@ def table(rows: Sequence[Row]) -> str:
     return "\n".join("| " + " | ".join(line) + " |" for line in padded)
 
 
+def section(name: str) -> str:
+    """What README.md shows of one results file."""
+    path = RESULTS / f"{name}.json"
+    if not path.exists():
+        return f"Not measured yet: `make bench-{name}` writes `results/{name}.json`."
+    rows = json.loads(path.read_text())
+    first = rows[0]
+    facts = [f"commit {first['commit']}", first["date"], first["machine"]]
+    if "postgres" in first:
+        facts.append(f"PostgreSQL {first['postgres']}")
+    return f"{'; '.join(facts)}.\n\n{table(rows)}"
+
+
+def fill(text: str) -> str:
+    """The text with each ``<!-- results: name -->`` section filled from its file."""
+    return SECTION.sub(
+        lambda found: f"{found[1]}\n{section(found[2])}\n{found[3]}",
+        text,
+    )
+
+
 def finish(name: str, rows: Sequence[Row], *, quick: bool, **facts: Any) -> None:
     """Show the table and write the file. A quick run is marked as one and has its own file."""
     if not rows:
         return
     path = save(f"{name}-quick" if quick else name, rows, **facts)
     click.echo(f"\n{machine()}; commit {commit()}\n")
-    click.echo(table(rows))
+    click.echo(table([row.to_json() for row in rows]))
     click.echo(f"\nRatios say how many times better we are. Written to {path.relative_to(ROOT)}")
 
 
 def progress(text: str) -> None:
     """One line of progress."""
     click.echo(f"  {datetime.now():%H:%M:%S} {text}")
+
+
+if __name__ == "__main__":
+    README.write_text(fill(README.read_text()))
+    click.echo(f"filled {README.relative_to(ROOT)}")

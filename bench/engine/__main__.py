@@ -3,6 +3,7 @@
 import asyncio
 import signal
 import sys
+import time
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 
@@ -36,7 +37,23 @@ WORKLOADS: dict[str, Workload] = {
     "idle-fleet": behaviour.idle_fleet,
     "scaling": scaling,
 }
-WORKLOAD_SECONDS_MAX = 1200.0
+SECONDS = {
+    "steps-10": (190, 25),
+    "steps-100": (160, 8),
+    "wf-1": (260, 35),
+    "wf-0": (220, 10),
+    "fanout-10k": (50, 6),
+    "latency-1": (110, 15),
+    "claim": (300, 20),
+    "signal-storm": (90, 10),
+    "timers-100k": (150, 18),
+    "idle-fleet": (60, 18),
+    "scaling": (150, 15),
+}
+"""What each may take, in full and with --quick: after that it begins no further round. Together
+under half an hour, and three minutes."""
+OVERRUN = 3.0
+"""A workload that takes so many times longer is given up."""
 QUICK_WITHOUT_PEERS = {"steps-100", "wf-0"}
 """Peers take most of the time; a quick run compares where it says most."""
 
@@ -46,15 +63,26 @@ def settings_line(database: Database) -> str:
     return ", ".join(f"{name}={value}" for name, value in database.settings().items())
 
 
+def say_what_is_left(names: list[str], quick: bool, pace: float) -> None:
+    """The next workload, and when all will be done at this pace."""
+    seconds = pace * sum(SECONDS[name][quick] for name in names)
+    left = f"{seconds / 60:.0f} min" if seconds >= 90 else f"{seconds:.0f} s"
+    progress(f"{names[0]} (about {left} left for {len(names)} workloads)")
+
+
 async def measure(setting: Setting, names: list[str], rows: list[Row]) -> list[str]:
     """Measure one workload after the other; the names of those that failed."""
     failed = []
     with_peers = setting.peers
-    for name in names:
-        progress(name)
+    spent, planned = 0.0, 0.0
+    for number, name in enumerate(names):
+        say_what_is_left(names[number:], setting.quick, spent / planned if planned else 1.0)
+        seconds = SECONDS[name][setting.quick]
+        began = time.monotonic()
+        setting.round_until = began + seconds
         setting.peers = with_peers and not (setting.quick and name in QUICK_WITHOUT_PEERS)
         try:
-            async with asyncio.timeout(60 if setting.quick else WORKLOAD_SECONDS_MAX):
+            async with asyncio.timeout(max(60.0, OVERRUN * seconds)):
                 rows += await WORKLOADS[name](setting)
         except Exception as error:
             # One that fails must not take the results of the others with it.
@@ -62,6 +90,8 @@ async def measure(setting: Setting, names: list[str], rows: list[Row]) -> list[s
             progress(f"{name} FAILED: {type(error).__name__}: {error}")
         finally:
             setting.stop()
+        spent += time.monotonic() - began
+        planned += seconds
     return failed
 
 
@@ -111,7 +141,7 @@ def main(
             setting.stop()
             finish("engine", rows, quick=quick or bool(only) or bool(profile), postgres=shown)
     if setting.profile is not None:
-        profiles.show(setting.profile)
+        click.echo(profiles.text_of(profiles.read(setting.profile)))
     if failed:
         raise click.ClickException(f"failed: {', '.join(failed)}")
 

@@ -5,6 +5,8 @@ Others are a `Probe`: workflows of one step in four lanes, by the same client, o
 
 import asyncio
 import contextlib
+import os
+import sys
 import time
 from collections.abc import AsyncIterator
 from typing import Any
@@ -23,13 +25,10 @@ from bench.engine.fleet import (
     start_many,
 )
 from bench.engine.setting import Setting
-from bench.report import Goal, Row, number, progress
+from bench.report import ROOT, Goal, Row, number, progress
 from durable.client import Client
-from durable.codec import DEFAULT_CODEC
-from durable.events import EventKind, Message
 
 SIGNALS_PER_SECOND = 10_000
-SIGNAL_CHUNK = 500
 START_CHUNK = 2000
 WARM_UP = 50
 FAN_OUT_SECONDS_MAX = 30.0
@@ -47,7 +46,7 @@ async def latency(setting: Setting) -> list[Row]:
     peers: list[Any] = []
     if setting.peers:
         peers = [setting.peer("absurd")[0], setting.peer("dbos")[0]]
-    for _ in range(setting.rounds_of_long):
+    for _ in setting.in_time(setting.rounds_of_long):
         async with serving(setting) as (_, client):
             lane = Probe(client, flows.steps, (1,), 0, lanes=1)
             await lane.run_times(WARM_UP + count)
@@ -76,7 +75,7 @@ async def fan_out(setting: Setting) -> list[Row]:
     """`fanout-10k`: one workflow with 10,000 activities at once."""
     count = 10_000
     rates, memory = [], []
-    for _ in range(setting.rounds_of_long):
+    for _ in setting.in_time(setting.rounds_of_long):
         async with serving(setting) as (fleet, client):
             await (await client.start(flows.fan_out, 10, id=new_ids(1)[0])).result(60)
             before = peak_rss(fleet.pid)
@@ -122,48 +121,49 @@ async def idle_fleet(setting: Setting) -> list[Row]:
     ]
 
 
-async def send_signals(client: Client, run_id: str, count: int) -> float:
-    """Send ``count`` signals at the intended rate, or as fast as it goes; signals per second."""
-    begin = time.perf_counter()
-    for sent in range(0, count, SIGNAL_CHUNK):
-        messages = [
-            Message(
-                kind=EventKind.SIGNAL_RECEIVED,
-                run_id=run_id,
-                name="add",
-                payload=DEFAULT_CODEC.encode([value]),
-            )
-            for value in range(sent, min(sent + SIGNAL_CHUNK, count))
-        ]
-        delivered = await client.store.send(messages)
-        assert all(delivered), "a signal went nowhere"
-        client.hinter.hint()
-        ahead = begin + (sent + SIGNAL_CHUNK) / SIGNALS_PER_SECOND - time.perf_counter()
-        await asyncio.sleep(max(0.0, ahead))
-    return count / (time.perf_counter() - begin)
+async def storm(dsn: str, run_id: str, count: int) -> asyncio.subprocess.Process:
+    """A process that is ready to send signals."""
+    process = await asyncio.create_subprocess_exec(
+        sys.executable,
+        *("-m", "bench.engine.storm", run_id, str(count), str(SIGNALS_PER_SECOND)),
+        cwd=ROOT,
+        env=os.environ | {"DURABLE_DSN": dsn, "PYTHONPATH": os.pathsep.join(["python", "."])},
+        stdin=asyncio.subprocess.PIPE,
+        stdout=asyncio.subprocess.PIPE,
+    )
+    assert process.stdout is not None
+    assert await process.stdout.readline() == b"ready\n", "the sender of signals does not start"
+    return process
+
+
+async def one_storm(setting: Setting, count: int) -> tuple[float, float, float]:
+    """Others' p99 in quiet and during the storm, in seconds, and the rate of signals."""
+    async with serving(setting) as (_, client):
+        others = probe(client)
+        await others.run_for(1)
+        quiet = percentile(await others.run_for(2 if setting.quick else 5), 99)
+        handle = await client.start(flows.collect, count, id=new_ids(1)[0])
+        sender = await storm(setting.database.dsn(DATABASE), handle.run_id or "", count)
+        receiving = asyncio.create_task(handle.result(RESULT_SECONDS_MAX))
+        others.seconds.clear()
+        sending = asyncio.create_task(sender.communicate(b"go\n"))
+        await others.run(lambda: receiving.done() or bool(sender.returncode))
+        assert not sender.returncode, "the sender of signals failed"
+        assert await receiving == flows.sum_below(count)
+        return quiet, percentile(others.seconds, 99), float((await sending)[0])
 
 
 async def signal_storm(setting: Setting) -> list[Row]:
     """`signal-storm`: 10,000 signals per second into one run while others work."""
     count = SIGNALS_PER_SECOND * (2 if setting.quick else 5)
-    ratios, rates, quiet_p99 = [], [], []
-    for _ in range(setting.rounds_of_long):
-        async with serving(setting) as (_, client):
-            others = probe(client)
-            await others.run_for(1)
-            quiet = percentile(await others.run_for(2 if setting.quick else 5), 99)
-            handle = await client.start(flows.collect, count, id=new_ids(1)[0])
-            sending = asyncio.create_task(send_signals(client, handle.run_id or "", count))
-            receiving = asyncio.create_task(handle.result(RESULT_SECONDS_MAX))
-            others.seconds.clear()
-            await others.run(receiving.done)
-            rates.append(await sending)
-            assert await receiving == flows.sum_below(count)
-            ratios.append(percentile(others.seconds, 99) / quiet)
-            quiet_p99.append(quiet)
-        ratio, rate = number(ratios[-1]), number(rates[-1])
-        progress(f"signal-storm: others' p99 {ratio}x at {rate} signals/s")
-    note = f"p99 in quiet {number(1e3 * percentile(quiet_p99, 50))} ms"
+    ratios, rates, quiet_ms = [], [], []
+    for _ in setting.in_time(setting.rounds_of_long):
+        quiet, stormy, rate = await one_storm(setting, count)
+        ratios.append(stormy / quiet)
+        rates.append(rate)
+        quiet_ms.append(1e3 * quiet)
+        progress(f"signal-storm: others' p99 {number(ratios[-1])}x at {number(rate)} signals/s")
+    note = f"p99 in quiet {number(percentile(quiet_ms, 50))} ms"
     return [
         Row("signal-storm", "x p99 of others", ratios, goals=[Goal(value=2)], note=note),
         Row("signal-storm-rate", "signals/s", rates, rises=True),

@@ -10,15 +10,18 @@ only the draining is timed. All answers are checked.
 """
 
 import os
+import tempfile
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 from bench import flows
 from bench.database import WorkMeter, cpu_seconds
+from bench.engine import profiles
 from bench.engine.fleet import DATABASE, Fleet, drain, keep_in_flight, serving
 from bench.engine.setting import Setting
-from bench.report import Goal, Row, number, progress
+from bench.report import RESULTS, Goal, Row, number, progress
 from durable.client import Client
 
 ABSURD_CONNECTIONS = 4
@@ -201,7 +204,7 @@ def make_sides(setting: Setting, steps: int, *, queue: bool) -> list[Any]:
 
 async def in_rounds(setting: Setting, name: str, sides: list[Any]) -> None:
     """All sides in turn, as often as there are rounds."""
-    for number_of_round in range(setting.rounds):
+    for number_of_round in setting.in_time(setting.rounds):
         for side in sides:
             await side.measure()
             rate, turn = side.samples[-1].rate, number_of_round + 1
@@ -280,13 +283,13 @@ def costs_of(sides: list[Any]) -> list[Row]:
 
 
 async def scaling(setting: Setting) -> list[Row]:
-    """`steps-10` with one, two and four worker processes."""
+    """`steps-10` with one, two and four worker processes; what its CPU is used for."""
     sides = {count: Ours(setting, 10, count) for count in (1, 2, 4)}
-    for _ in range(setting.rounds_of_long):
+    for _ in setting.in_time(setting.rounds_of_long):
         for count, side in sides.items():
             await side.measure()
             progress(f"scaling: {count} processes: {number(side.samples[-1].rate)}/s")
-    return [
+    rows = [
         Row(
             f"scaling-{count}",
             "steps/s",
@@ -296,3 +299,33 @@ async def scaling(setting: Setting) -> list[Row]:
         )
         for count, side in sides.items()
     ]
+    if setting.profile is None:
+        rows += await split_of_cpu(setting, sides[2].samples)
+    return rows
+
+
+async def split_of_cpu(setting: Setting, samples: list[Sample]) -> list[Row]:
+    """CPU of a step by part: of the processes as measured; within the workers by a profile.
+
+    The profile is of a run of its own, since it costs time; only its shares are used.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "profile"
+        profiled = replace(setting, profile=path, seconds=min(setting.seconds, 3.0))
+        await Ours(profiled, 10, 2).measure()
+        profile = profiles.read(path)
+        (RESULTS / "steps-10-profile.txt").write_text(profiles.text_of(profile))
+    shares = profiles.groups_of(profile)
+    progress("scaling: top: " + "; ".join(profiles.top_of(profile, 5)))
+    rows = [
+        Row(
+            f"cpu-{group}",
+            "us/step",
+            [share * sample.cpu_workers_us for sample in samples],
+            note=note,
+        )
+        for group, (share, note) in shares.items()
+    ]
+    rows.append(Row("cpu-postgresql", "us/step", [each.cpu_postgres_us for each in samples]))
+    rows.append(Row("cpu-client", "us/step", [each.cpu_client_us for each in samples]))
+    return rows

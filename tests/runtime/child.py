@@ -26,11 +26,13 @@ def main(fd: int) -> None:
         say(link, {"fail": "cannot import refuses: there is nothing there"})
         os._exit(78)
     session = secrets.randbits(53)
-    hints = 0
+    hints = doubts = 0
     for progress in range(1_000_000):
         word = "hello" if progress == 0 else "beat"
         claimed = ("durable_runs_claimed_total", [], [hints])
-        say(link, {word: {"session": session, "progress": progress, "metrics": [claimed]}})
+        doubted = ("durable_stale_commits_total", [], [doubts])
+        metrics = [claimed, doubted]
+        say(link, {word: {"session": session, "progress": progress, "metrics": metrics}})
         if app == "exits":
             os._exit(3)
         while app == "hangs":
@@ -41,6 +43,7 @@ def main(fd: int) -> None:
                 say(link, {"beat": {"session": session, "progress": -2, "metrics": [claimed]}})
                 os._exit(0)
             hints += data.count(b"hint")
+            doubts += data.count(b"lost")
 
 
 def say(link: socket.socket, message: object) -> None:

@@ -160,6 +160,8 @@ async def test_a_session_that_stays_dead_is_told(
     notes.silent_beats = 1000
     async with make(notes) as supervisor:
         await until(lambda: supervisor.fleet.value("durable_leases_lost_total"))
+        # The worker itself hears of it at once: it need not ask.
+        await until(lambda: supervisor.fleet.value("durable_stale_commits_total"))
     assert "declared dead by others" in caplog.text
 
 

@@ -153,6 +153,8 @@ async def listen(worker: Worker, reader: asyncio.StreamReader) -> None:
             worker.request_stop()
         if not line:
             return
+        if b"lost" in line:
+            worker.doubt_session()
         worker.hint(Hint(runs_only=b"runs" in line))
 
 

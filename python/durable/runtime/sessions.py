@@ -22,6 +22,9 @@ from durable.runtime.service import Service
 from durable.runtime.wakeup import Backoff, Wakeup
 from durable.store.base import Store
 
+SUPERVISED_LEASES = 3
+"""How rarely, in leases, a worker asks whose supervisor tells it of a lost session."""
+
 log = logging.getLogger("durable.worker")
 
 
@@ -53,7 +56,7 @@ class Session(Service):
         self._build_id = build_id
         self._lease_us = round(lease_seconds * 1e6)
         self._keeps = keeps
-        self._interval = lease_seconds / 3 if keeps else lease_seconds
+        self._interval = lease_seconds / 3 if keeps else lease_seconds * SUPERVISED_LEASES
         self._lost = lost
         self._wakeup = Wakeup(self._interval)
         self.id = new_session_id()

@@ -4,7 +4,8 @@ Each worker is a fresh interpreter (never a fork of the supervisor) that runs
 `durable.runtime.process`. The two talk over one socket pair, in lines of JSON:
 
 * down: first the `Orders`, then ``{"hint": 1}`` (look for work now), ``{"hint": "runs"}``
-  (for runs, but not for activities and timers) and ``{"stop": 1}`` (drain);
+  (for runs, but not for activities and timers), ``{"lost": 1}`` (see whether your session lives)
+  and ``{"stop": 1}`` (drain);
 * up: ``{"hello": ...}`` once it serves, ``{"beat": ...}`` twice a second with its session, progress
   and metrics, ``{"fail": ...}`` when it cannot start.
 
@@ -39,6 +40,7 @@ LINE_BYTES_MAX = 4 * 1024 * 1024
 PENDING_BYTES_MAX = 4096
 """Unread bytes to a worker above which hints are dropped: it has one to read anyway."""
 HINT = b'{"hint": 1}\n'
+LOST = b'{"lost": 1}\n'
 HINT_RUNS = b'{"hint": "runs"}\n'
 LAST_WORDS_SECONDS = 0.25
 BOOT_FAILURE_CODE = 78
@@ -137,11 +139,18 @@ class WorkerProcess:
 
     def hint(self, *, runs_only: bool = False) -> None:
         """Tell it to look for work now. Never blocks; dropped while others are unread."""
+        self._tell(HINT_RUNS if runs_only else HINT)
+
+    def doubt(self) -> None:
+        """Tell it that its session seems to be over. Never blocks."""
+        self._tell(LOST)
+
+    def _tell(self, line: bytes) -> None:
         writer = self._writer
         if writer is None or writer.is_closing() or self.stop_sent or not self.up.is_set():
             return
         if writer.transport.get_write_buffer_size() < PENDING_BYTES_MAX:
-            writer.write(HINT_RUNS if runs_only else HINT)
+            writer.write(line)
 
     def stop(self) -> None:
         """Tell it to drain and end."""

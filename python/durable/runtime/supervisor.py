@@ -290,8 +290,10 @@ class Supervisor:
         if lost:
             self._metrics.inc("durable_leases_lost_total", len(lost))
             log.warning("%d of our sessions were declared dead by others", len(lost))
+        for session in missing:
+            # It asks for itself, begins a new session if need be, and tells us.
+            beaten[session].doubt()
         if missing:
-            # They find out at their next write, begin a new session, and tell us.
             self._relay.hint()
 
     async def _reap(self) -> None:

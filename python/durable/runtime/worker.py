@@ -198,6 +198,10 @@ class Worker:
             self._attempts.hint()
             self._promoter.hint()
 
+    def doubt_session(self) -> None:
+        """See whether the session lives; begin a new one if it does not."""
+        self._session.suspect()
+
     def request_stop(self) -> None:
         """Begin to drain; `run` returns when that is done. Safe twice, and before the start."""
         self._stop.set()

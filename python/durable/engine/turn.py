@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
+
+import msgspec
 
 from durable.codec import DEFAULT_CODEC
 from durable.engine.context import WorkflowContext, child_run_id, child_workflow_id
@@ -32,8 +33,7 @@ TIMER_STARTED = int(EventKind.TIMER_STARTED)
 RUN_COMPLETED = int(EventKind.RUN_COMPLETED)
 
 
-@dataclass(slots=True)
-class ScheduledActivity:
+class ScheduledActivity(msgspec.Struct):
     """An activity that the code asked for and that has no outcome yet."""
 
     ref: int
@@ -46,49 +46,28 @@ class ScheduledActivity:
     scheduled_us: int
 
 
-class Turn:
+class Turn(msgspec.Struct):
     """Everything new since the last one, to be committed as one."""
 
-    __slots__ = (
-        "batch",
-        "cancelled_activities",
-        "children",
-        "closing",
-        "event_count",
-        "first_event_id",
-        "head_hash",
-        "messages",
-        "responses",
-        "scheduled",
-        "search",
-        "successor",
-        "timers",
-        "timers_done",
-        "unstarted_activities",
-    )
-
-    def __init__(
-        self, batch: bytes | None, head_hash: int, first_event_id: int, event_count: int
-    ) -> None:
-        self.batch = batch
-        """The history batch, or None when there are only responses."""
-        self.head_hash = head_hash
-        self.first_event_id = first_event_id
-        self.event_count = event_count
-        self.scheduled: list[ScheduledActivity] = []
-        self.cancelled_activities: list[int] = []
-        self.unstarted_activities: list[int] = []
-        """Asked for and cancelled in this turn: whoever commits it answers for them, as no one else
-        will know of them. (An answer that nobody waits for is void.)"""
-        self.timers: list[NewTimer] = []
-        self.timers_done: list[int] = []
-        """Refs of timers that the code cancelled. (What fired is known to whoever delivered it.)"""
-        self.children: list[NewRun] = []
-        self.messages: list[Message] = []
-        self.responses: list[Response] = []
-        self.closing: Closing | None = None
-        self.successor: NewRun | None = None
-        self.search: bytes | None = None
+    batch: bytes | None
+    """The history batch, or None when there are only responses."""
+    head_hash: int
+    first_event_id: int
+    event_count: int
+    scheduled: list[ScheduledActivity] = []
+    cancelled_activities: list[int] = []
+    unstarted_activities: list[int] = []
+    """Asked for and cancelled in this turn: whoever commits it answers for them, as no one else
+    will know of them. (An answer that nobody waits for is void.)"""
+    timers: list[NewTimer] = []
+    timers_done: list[int] = []
+    """Refs of timers that the code cancelled. (What fired is known to whoever delivered it.)"""
+    children: list[NewRun] = []
+    messages: list[Message] = []
+    responses: list[Response] = []
+    closing: Closing | None = None
+    successor: NewRun | None = None
+    search: bytes | None = None
 
 
 @lru_cache(maxsize=4096)

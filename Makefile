@@ -60,10 +60,11 @@ test-python: install ## Run the Python tests (ARGS="-k name" for some of them)
 lint: lint-python lint-rust ## Check format, types and style of everything
 
 .PHONY: lint-python
-lint-python: install ## ruff, mypy --strict, and the stub against the extension
+lint-python: install ## ruff, mypy --strict, pyright, and the stub against the extension
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/basedpyright --level error
 	$(BIN)/python -m mypy.stubtest durable._core --concise --ignore-disjoint-bases \
 		--allowlist rust_core/stubtest-allow.txt
 

@@ -8,6 +8,7 @@ import os
 import sys
 from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
 from subscription import Plan, subscription
 
@@ -29,7 +30,7 @@ def tell(what: str, text: str) -> None:
 class Story:
     """Tells each thing once: variables, commands and outcomes as they appear."""
 
-    def __init__(self, handle: WorkflowHandle, supervisor: Supervisor) -> None:
+    def __init__(self, handle: WorkflowHandle[Any], supervisor: Supervisor) -> None:
         self.handle = handle
         self.supervisor = supervisor
         self.events = 0

@@ -17,6 +17,7 @@ import pytest
 
 HERE = Path(__file__).parent / "typing"
 ROOT = Path(__file__).parents[1]
+EXAMPLES = ROOT / "examples"
 FILES = sorted(path.name for path in HERE.glob("*.py"))
 EXPECTED = re.compile(r"# expect: ([\w -]+)")
 FOUND = re.compile(r"^(\w+)\.py:(\d+): error: .*\[([\w-]+)\]$")
@@ -63,18 +64,24 @@ def test_mypy_objects_to_what_is_wrong_and_to_nothing_else(tmp_path: Path) -> No
 @pytest.mark.timeout(300)
 @pytest.mark.skipif(PYRIGHT is None, reason="needs basedpyright, which is pyright from a wheel")
 def test_pyright_objects_to_what_is_wrong_and_to_nothing_else(tmp_path: Path) -> None:
+    errors = pyright_errors(HERE, tmp_path)
+
+    assert errors.keys() == {(name, line) for name, line, _ in expected()}, errors
+
+
+def pyright_errors(folder: Path, tmp_path: Path) -> dict[tuple[str, int], str]:
+    """What pyright says of the files of a folder, by file and line."""
     config = tmp_path / "pyrightconfig.json"
     config.write_text(
         json.dumps(
             {
                 "typeCheckingMode": "standard",
-                "include": [str(HERE)],
-                "extraPaths": [str(ROOT / "python"), str(HERE)],
+                "include": [str(folder)],
+                "extraPaths": [str(ROOT / "python"), str(folder)],
                 "pythonVersion": "3.11",
             }
         )
     )
-
     done = subprocess.run(
         [str(PYRIGHT), "--outputjson", "-p", str(config), "--pythonpath", sys.executable],
         capture_output=True,
@@ -82,11 +89,34 @@ def test_pyright_objects_to_what_is_wrong_and_to_nothing_else(tmp_path: Path) ->
         timeout=280,
         check=False,
     )
-
-    report = json.loads(done.stdout)
-    errors = {
-        (Path(each["file"]).stem, each["range"]["start"]["line"] + 1)
-        for each in report["generalDiagnostics"]
+    return {
+        (Path(each["file"]).stem, each["range"]["start"]["line"] + 1): each["message"]
+        for each in json.loads(done.stdout)["generalDiagnostics"]
         if each["severity"] == "error"
     }
-    assert errors == {(name, line) for name, line, _ in expected()}, done.stdout
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+@pytest.mark.skipif(PYRIGHT is None, reason="needs basedpyright, which is pyright from a wheel")
+def test_pyright_accepts_the_examples(tmp_path: Path) -> None:
+    assert pyright_errors(EXAMPLES, tmp_path) == {}
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+def test_mypy_accepts_the_examples(tmp_path: Path) -> None:
+    done = subprocess.run(
+        [
+            sys.executable,
+            *("-m", "mypy", "--strict", "--no-error-summary", "--config-file", ""),
+            *("--cache-dir", str(tmp_path), *sorted(map(str, EXAMPLES.glob("*.py")))),
+        ],
+        cwd=EXAMPLES,
+        env={"MYPYPATH": str(ROOT / "python"), "PATH": ""},
+        capture_output=True,
+        text=True,
+        timeout=280,
+        check=False,
+    )
+    assert (done.stdout, done.stderr) == ("", "")

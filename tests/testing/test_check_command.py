@@ -12,10 +12,12 @@ from click.testing import CliRunner, Result
 from durable import workflow
 from durable.cli import main
 from durable.client import Client
+from durable.codec import DEFAULT_CODEC, AesGcmCodec, Codec
 from durable.engine.execution import Execution
 from durable.engine.registry import Registry
 from durable.events import RunCommit, SessionInfo
 from durable.store.postgres import PostgresStore
+from durable.store.sealed import seal_store
 from durable.testing import Replayer
 
 OLD = """
@@ -98,9 +100,9 @@ async def old_parcel(item: str) -> str:
     return item
 
 
-async def start_and_run_first_turn(dsn: str, count: int) -> None:
+async def start_and_run_first_turn(dsn: str, count: int, codec: Codec = DEFAULT_CODEC) -> None:
     """Open runs of ``OLD``'s workflow that wait in their sleep, without a worker."""
-    store = PostgresStore(dsn)
+    store = seal_store(PostgresStore(dsn), codec)
     async with Client.connect(store) as client:
         await client.start_many(old_parcel, [(f"parcel-{n}", (f"item {n}",)) for n in range(count)])
         await store.register_session(SessionInfo(7, "here", 1, "", ["default"]), 60_000_000)
@@ -139,6 +141,30 @@ async def test_replay_of_the_same_code_exits_0(folder: Path, dsn: str) -> None:
 
     assert result.exit_code == 0, result.output
     assert "parcel: 5 replayed, all well" in result.stdout
+
+
+SEALED = """
+from durable.codec import AesGcmCodec, Codec
+
+codec = Codec(pipeline=[AesGcmCodec({"1": b"k" * 32}, active="1")])
+"""
+
+
+async def test_replay_opens_what_the_codec_of_the_app_sealed(folder: Path, dsn: str) -> None:
+    (folder / "parcels_sealed.py").write_text(OLD + SEALED)
+    (folder / "parcels_open.py").write_text(OLD)
+    codec = Codec(pipeline=[AesGcmCodec({"1": b"k" * 32}, active="1")])
+    await start_and_run_first_turn(dsn, 3, codec)
+
+    args = ["check", "--replay", "--dsn", dsn, "--processes", "1"]
+    good = await in_thread(*args, "parcels_sealed")
+    bad = await in_thread(*args, "parcels_open")
+    report = await Replayer([old_parcel]).replay_database(dsn, codec=codec)
+
+    assert good.exit_code == 0, good.output
+    assert "parcel: 3 replayed, all well" in good.stdout
+    assert bad.exit_code != 0
+    assert (report.replayed, report.problems) == (3, [])
 
 
 async def test_replay_of_changed_code_shows_each_kind_once_and_exits_1(

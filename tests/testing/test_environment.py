@@ -595,3 +595,25 @@ async def test_parked_child_is_named_to_who_waits_for_it(env: WorkflowEnvironmen
 
     with pytest.raises(StuckError, match=r"'lost-1' is parked: no activity is called 'missing'"):
         await env.execute(parent)
+
+
+async def test_an_activity_cancelled_before_it_began_is_answered() -> None:
+    began: list[str] = []
+
+    @activity.defn(wait_cancel=True)
+    async def late() -> None:
+        began.append("late")
+
+    @workflow.defn
+    async def changes_its_mind() -> str:
+        handle = late.start()
+        handle.cancel()
+        try:
+            await handle
+        except (ActivityError, asyncio.CancelledError) as error:
+            return type(error).__name__
+        return "done"
+
+    async with WorkflowEnvironment(activities=[late]) as env:
+        assert await env.execute(changes_its_mind) in ("ActivityError", "CancelledError")
+    assert began == []

@@ -16,6 +16,7 @@ import orjson
 
 from durable.check import Finding, check_file
 from durable.cli.report import BadInput, finish, show_json
+from durable.cli.runs import codec_of
 from durable.cli.target import Target, database_options, find_target
 from durable.engine.registry import Registry
 from durable.errors import InvalidArgumentError, WorkflowNotFoundError
@@ -24,6 +25,7 @@ from durable.runtime.app import load_app
 from durable.runtime.recorded import Problem, RecordedRun, find_problem
 from durable.runtime.replay_pool import Listed, Source, Tally, list_runs, replay_runs
 from durable.store.postgres import PostgresStore
+from durable.store.sealed import seal_store
 
 EXAMPLES_SHOWN = 3
 
@@ -240,7 +242,8 @@ def export(
 ) -> None:
     """Write the history of a run as it is in the database, checksums included.
 
-    `Replayer` and `durable check --histories` read it; keep some with your tests.
+    `Replayer` and `durable check --histories` read it; keep some with your tests. Where the app
+    has a codec that encrypts, the file holds what it hides.
 
     \b
       durable export order-7 -o tests/histories/order-7.json
@@ -259,7 +262,7 @@ def export(
 
 async def read_run(target: Target, workflow_id: str, run_id: str | None) -> RecordedRun:
     """A run's history; raise WorkflowNotFoundError when there is no such run."""
-    store = PostgresStore(target.dsn, schema=target.schema)
+    store = seal_store(PostgresStore(target.dsn, schema=target.schema), codec_of(target))
     await store.open()
     try:
         view = await store.view(workflow_id=None if run_id else workflow_id, run_id=run_id)

@@ -19,13 +19,14 @@ from pathlib import Path
 from typing import NamedTuple
 
 from durable._core import verify
+from durable.codec import DEFAULT_CODEC, Codec
 from durable.engine.registry import Registry
 from durable.errors import ConfigurationError, DurableError, StoreError
 from durable.events import RunState, RunView
 from durable.runtime.app import load_app
 from durable.runtime.recorded import Problem, RecordedRun, find_problem
-from durable.store.base import Store
 from durable.store.postgres import PostgresStore
+from durable.store.sealed import seal_store
 
 CHUNK_RUNS = 100
 CHUNK_BATCHES = 5_000
@@ -195,11 +196,12 @@ async def replay_here(
     *,
     workflow_type: str | None = None,
     closed_max: int = 0,
+    codec: Codec = DEFAULT_CODEC,
 ) -> Tally:
     """As `replay_runs`, in this process and against definitions that are here."""
     runs = await list_runs(dsn, schema, workflow_type=workflow_type, closed_max=closed_max)
     tally = Tally()
-    store = PostgresStore(dsn, schema=schema)
+    store = seal_store(PostgresStore(dsn, schema=schema), codec)
     await store.open()
     try:
         for chunk in chunks(runs):
@@ -225,7 +227,8 @@ class Station:
         self.registry = Registry(app.workflows, app.activities)
         factory = asyncio.SelectorEventLoop if sys.platform == "win32" else None
         self.runner = asyncio.Runner(loop_factory=factory)
-        self.store: Store = PostgresStore(source.dsn, schema=source.schema)
+        # Behind the app's codec: what the workers sealed is opened as they would.
+        self.store = seal_store(PostgresStore(source.dsn, schema=source.schema), app.codec)
         self.runner.run(self.store.open())
 
 

@@ -34,7 +34,7 @@ CLAIM_MAX = 100
 LOAD_BATCHES_MAX = 5000
 """History batches loaded at a time: bounds the memory a claim can take."""
 INBOX_RUNS_MAX = 1000
-MAIL_MAX = 1000
+MAIL_MAX = 500
 """Messages of a warm run that are read at a time; they are one turn, and go into one commit."""
 MAIL_CHUNK = 100
 """Messages of one run that are delivered before others may get a turn."""

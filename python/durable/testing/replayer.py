@@ -16,6 +16,7 @@ from importlib import import_module
 from pathlib import Path
 from types import ModuleType
 
+from durable.codec import DEFAULT_CODEC, Codec
 from durable.engine.registry import Registry
 from durable.errors import InvalidArgumentError, NonDeterminismError, UnknownWorkflowError
 from durable.runtime.recorded import Problem, RecordedRun, find_problem, replay
@@ -113,15 +114,22 @@ class Replayer:
         schema: str = "durable",
         workflow_type: str | None = None,
         closed_max: int = 1000,
+        codec: Codec = DEFAULT_CODEC,
     ) -> ReplayReport:
         """Replay all open runs of a database and its newest closed ones, and report.
 
-        In this process; ``durable check --replay`` uses all cores. Raises StoreError.
+        In this process; ``durable check --replay`` uses all cores. ``codec`` is that of the
+        workers. Raises StoreError, also for what the codec cannot open.
         """
         # Here, because every pytest session imports this module and few need the database driver.
         pool = import_module("durable.runtime.replay_pool")
         tally = await pool.replay_here(
-            dsn, schema, self._registry, workflow_type=workflow_type, closed_max=closed_max
+            dsn,
+            schema,
+            self._registry,
+            workflow_type=workflow_type,
+            closed_max=closed_max,
+            codec=codec,
         )
         return ReplayReport(tally.replayed, tally.problems)
 

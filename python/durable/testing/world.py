@@ -339,6 +339,10 @@ class World:
             self._send_from(run, message)
         for scheduled in turn.scheduled:
             self._start_activity(run, scheduled)
+        for ref in turn.unstarted_activities:
+            # Cancelled in the turn that asked for it: nobody else will answer for it.
+            error = failure_to_payload(asyncio.CancelledError("cancelled before an attempt ran"))
+            self.tell(run, Fact(EventKind.ACTIVITY_FAILED, ref, payload=error))
 
     def _close(self, run: Run, closing: Closing, successor: NewRun | None) -> None:
         run.closing = closing

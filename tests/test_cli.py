@@ -307,13 +307,14 @@ def test_retention_is_shown_and_set(dsn: str) -> None:
 def test_limits_of_queues_are_set_listed_and_removed(dsn: str) -> None:
     on = ("--dsn", dsn)
     assert durable("queue", "set", "gpu", "--concurrency", "4", *on).exit_code == 0
-    assert durable("queue", "set", "mail", "--rate", "2.5", *on).exit_code == 0
+    assert durable("queue", "set", "mail", "--rate", "2.5", "--per-key", "3", *on).exit_code == 0
     lines = durable("queue", "list", *on).stdout.splitlines()
     assert [line.split() for line in lines] == [
-        ["QUEUE", "CONCURRENCY", "RATE"],
-        ["gpu", "4", "-"],
-        ["mail", "-", "2.5"],
+        ["QUEUE", "CONCURRENCY", "RATE", "PER-KEY"],
+        ["gpu", "4", "-", "-"],
+        ["mail", "-", "2.5", "3"],
     ]
     assert durable("queue", "set", "gpu", *on).exit_code == 0
     assert "gpu" not in durable("queue", "list", *on).stdout
     refused(durable("queue", "set", "gpu", "--rate", "0", *on), 2, "rate")
+    assert durable("queue", "show", *on).stdout.split()[:2] == ["QUEUE", "QUEUED"]

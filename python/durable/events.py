@@ -425,6 +425,23 @@ class QueueLimits:
         return None if self.rate is None else max(1.0, self.rate)
 
 
+@dataclass(frozen=True)
+class QueueDepth:
+    """How many activities of one queue there are, by what they wait for."""
+
+    queue: str
+    queued: int
+    """Any worker may claim them."""
+    held: int
+    """Their fairness key has no place left."""
+    claimed: int
+    """They run."""
+    retrying: int
+    """The time of their next attempt has not come."""
+    oldest_us: int | None
+    """Since when the oldest of those queued or held was asked for."""
+
+
 @dataclass(slots=True)
 class SessionInfo:
     """A worker process, as others see it. The id is random per process start."""

@@ -11,6 +11,7 @@ import pytest
 
 from durable import Client, workflow
 from durable.errors import ConfigurationError, StoreUnavailableError
+from durable.events import QueueDepth
 from durable.runtime.maintenance import Maintenance
 from durable.runtime.metrics import Metrics
 from durable.runtime.worker import Worker
@@ -46,6 +47,9 @@ class Upset(Upkeep):
 
     async def repair_wakeups(self, age_us: int = 0) -> int:
         return 2
+
+    async def tend_queues(self) -> list[QueueDepth]:
+        raise StoreUnavailableError("the database is away")
 
     async def gauges(self) -> Gauges:
         return Gauges(7, 2, 3, 1.5, {"task": 9})
@@ -113,9 +117,16 @@ async def test_a_step_that_fails_holds_up_no_other() -> None:
 
     errors = {
         step: metrics.value("durable_maintenance_errors_total", step=step)
-        for step in ("lead", "rotate", "expire", "wakeups", "gauges")
+        for step in ("lead", "rotate", "expire", "wakeups", "queues", "gauges")
     }
-    assert errors == {"lead": 1, "rotate": 1, "expire": 1, "wakeups": 0, "gauges": 0}
+    assert errors == {
+        "lead": 1,
+        "rotate": 1,
+        "expire": 1,
+        "wakeups": 0,
+        "queues": 1,
+        "gauges": 0,
+    }
     assert metrics.value("durable_wakeups_repaired_total") == 2
     assert not maintenance.is_leader
 

@@ -15,6 +15,7 @@ from durable.events import (
     ClaimedActivity,
     EventKind,
     QueuedActivity,
+    QueueDepth,
     QueueLimits,
 )
 from durable.store.limits import Limits
@@ -195,3 +196,22 @@ async def test_what_is_no_limit_is_refused(limits: Limits, bad: dict[str, float]
     with pytest.raises(InvalidArgumentError, match="no limit"):
         await limits.set(QUEUE, **bad)  # type: ignore[arg-type]
     assert await limits.all() == []
+
+
+async def test_the_depth_of_a_queue_says_what_its_activities_wait_for(
+    rig: Rig, limits: Limits
+) -> None:
+    await limits.set(QUEUE, key_concurrency=1)
+    run = await rig.owned("run", await rig.session())
+    key = b'{"fairness_key":"a"}'
+    work = [QueuedActivity(ref, "pay", QUEUE, 0, 1, b"[]", key) for ref in (1, 2, 3)]
+    work.append(QueuedActivity(4, "pay", QUEUE, 0, 1, b"[]", b"{}", delay_us=HOUR_US))
+    work.append(QueuedActivity(5, "pay", OTHER, 0, 1, b"[]", b"{}", scheduled_us=7))
+    await rig.accept(change(run, b"b", activities=work))
+
+    assert len(await take(rig, await rig.session())) == 1
+
+    other, here = await rig.store.queue_depths()
+    assert other == QueueDepth(OTHER, 1, 0, 0, 0, 7)
+    assert here == QueueDepth(QUEUE, 0, 2, 1, 1, here.oldest_us)
+    assert here.oldest_us is not None

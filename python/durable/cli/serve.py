@@ -144,6 +144,21 @@ async def reload_on_change(supervisor: Supervisor, app: str, folder: Path) -> No
     help="Processes for activities with executor=process, in each worker process.",
 )
 @click.option(
+    "--queue-slots",
+    type=(str, click.IntRange(1)),
+    multiple=True,
+    metavar="QUEUE N",
+    help="Activities of a queue that run at once in one process; may be repeated.",
+)
+@click.option(
+    "--queue-rate",
+    "queue_rates",
+    type=(str, click.FloatRange(0, min_open=True)),
+    multiple=True,
+    metavar="QUEUE N",
+    help="Activities of a queue that one process starts per second; may be repeated.",
+)
+@click.option(
     "--lease",
     type=Duration(),
     default="10s",
@@ -190,6 +205,8 @@ def worker(app: str, dsn: str | None, schema: str, verbose: bool, **settings: An
         queues=tuple(dict.fromkeys(settings["queues"])) or WorkerOptions().queues,
         activity_slots=settings["slots"],
         process_slots=settings["process_slots"],
+        queue_slots=dict(settings["queue_slots"]),
+        queue_rates=dict(settings["queue_rates"]),
         lease_seconds=settings["lease"].total_seconds(),
         drain_seconds=settings["drain"].total_seconds(),
     )

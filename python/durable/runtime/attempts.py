@@ -154,6 +154,9 @@ class AttemptPoller(Service):
                 claimed = []
         finally:
             self._slots.let_go(queue, limit - len(claimed))
+        if not self._slots.limited.isdisjoint(offer.queues):
+            outcome = "all" if len(claimed) >= limit else "some" if claimed else "none"
+            self._metrics.inc("durable_limited_claims_total", outcome=outcome)
         for each in claimed:
             self._begin(each)
         return len(claimed)

@@ -16,7 +16,7 @@ import secrets
 from collections.abc import Awaitable, Callable
 
 from durable.errors import DurableError
-from durable.runtime.metrics import HOT_TABLES, Metrics
+from durable.runtime.metrics import HOT_TABLES, QUEUE_STATES, Metrics
 from durable.runtime.service import Service
 from durable.store.retention import Upkeep
 
@@ -63,13 +63,14 @@ class Maintenance(Service):
             await self._resign()
 
     async def look(self) -> None:
-        """One round: partitions, retention, wake-ups, gauges. Nothing for who does not lead."""
+        """One round of the steps. Nothing for who does not lead."""
         await self._step("lead", self._lead)
         if not self.is_leader:
             return
         await self._step("rotate", self._rotate)
         await self._step("expire", self._expire)
         await self._step("wakeups", self._wakeups)
+        await self._step("queues", self._queues)
         await self._step("gauges", self._gauges)
 
     async def _step(self, step: str, action: Callable[[], Awaitable[None]]) -> None:
@@ -108,6 +109,16 @@ class Maintenance(Service):
         if count:
             log.error("%d runs had unread messages and no wake-up; please report this", count)
 
+    async def _queues(self) -> None:
+        depths = await self._upkeep.tend_queues()
+        for state in QUEUE_STATES:
+            count = sum(getattr(each, state) for each in depths)
+            self._metrics.set("durable_queue_depth", count, state=state)
+        oldest = min((each.oldest_us for each in depths if each.oldest_us), default=None)
+        now_us = await self._upkeep.store.now_us() if oldest else 0
+        age = (now_us - oldest) / 1e6 if oldest else 0.0
+        self._metrics.set("durable_queue_oldest_seconds", max(age, 0.0))
+
     async def _gauges(self) -> None:
         gauges = await self._upkeep.gauges()
         self._metrics.set("durable_open_runs", gauges.open_runs)
@@ -125,8 +136,11 @@ class Maintenance(Service):
             "durable_partitions",
             "durable_partitions_overdue",
             "durable_timer_lag_seconds",
+            "durable_queue_oldest_seconds",
         ):
             self._metrics.set(name, 0)
+        for state in QUEUE_STATES:
+            self._metrics.set("durable_queue_depth", 0, state=state)
         for table in HOT_TABLES:
             self._metrics.set("durable_dead_rows", 0, table=table)
 

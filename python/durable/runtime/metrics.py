@@ -44,7 +44,8 @@ class Metric:
 RESTART_REASONS = ("killed", "exited", "hung", "boot", "reload")
 """By a signal; by an exit code; killed by us as hung; before it was up; on request."""
 
-MAINTENANCE_STEPS = ("lead", "rotate", "expire", "wakeups", "gauges")
+MAINTENANCE_STEPS = ("lead", "rotate", "expire", "wakeups", "queues", "gauges")
+QUEUE_STATES = ("queued", "held", "claimed", "retrying")
 HOT_TABLES = ("run", "task", "timer", "inbox", "activity", "session")
 
 TABLE: tuple[Metric, ...] = (
@@ -67,6 +68,12 @@ TABLE: tuple[Metric, ...] = (
         "counter",
         "Attempts of activities, by how they ended.",
         {"outcome": ("completed", "failed", "retried", "timed_out", "cancelled", "void")},
+    ),
+    Metric(
+        "durable_limited_claims_total",
+        "counter",
+        "Claims of queues with limits, by how much of what was asked for they got.",
+        {"outcome": ("all", "some", "none")},
     ),
     Metric("durable_activity_seconds", "histogram", "Time of one activity attempt."),
     Metric("durable_activity_backoff_seconds", "histogram", "Wait before a next attempt."),
@@ -145,6 +152,19 @@ TABLE: tuple[Metric, ...] = (
         "durable_timer_lag_seconds",
         "gauge",
         "Age of the oldest timer that is due and still there.",
+        merge="max",
+    ),
+    Metric(
+        "durable_queue_depth",
+        "gauge",
+        "Activities that have a row, of all queues, by state (`durable queue show` has each).",
+        {"state": QUEUE_STATES},
+        merge="max",
+    ),
+    Metric(
+        "durable_queue_oldest_seconds",
+        "gauge",
+        "Age of the oldest activity that waits to be claimed.",
         merge="max",
     ),
     Metric(

@@ -31,6 +31,7 @@ from durable.events import (
     InboxItem,
     Message,
     NewRun,
+    QueueDepth,
     QueueLimits,
     Response,
     RunCommit,
@@ -168,6 +169,12 @@ class Store(Protocol):
 
     async def queue_limits(self) -> list[QueueLimits]:
         """Those of every queue that has any, by name."""
+
+    async def queue_depths(self) -> list[QueueDepth]:
+        """Every queue that has activities, by name. Reads all of them: not for a hot path.
+
+        Those that workers started straight from their workflows have no row and are not counted.
+        """
 
     # -- workers: runs -----------------------------------------------------------------------
 

@@ -30,6 +30,7 @@ from durable.events import (
     Message,
     MessageKind,
     NewRun,
+    QueueDepth,
     QueueLimits,
     Response,
     RunCommit,
@@ -315,6 +316,10 @@ class MemoryStore:
     async def queue_limits(self) -> list[QueueLimits]:
         """Those of every queue that has any, by name."""
         return self.tables.buckets.all()
+
+    async def queue_depths(self) -> list[QueueDepth]:
+        """Every queue that has activities with a row, by name."""
+        return self.tables.depths()
 
     # -- workers: runs -----------------------------------------------------------------------
 

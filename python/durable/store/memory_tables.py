@@ -24,6 +24,7 @@ from durable.events import (
     MessageKind,
     NewRun,
     QueuedActivity,
+    QueueDepth,
     Response,
     RunState,
     RunView,
@@ -472,6 +473,17 @@ class Tables:
             if len(found) < limit and rooms.admit(activity.fairness_key):
                 activity.state = QUEUED
                 found.append(activity)
+        return found
+
+    def depths(self) -> list[QueueDepth]:
+        """How many activities of each queue there are, by state."""
+        found = []
+        for queue in sorted({a.made.queue for a in self.activities.values()}):
+            there = [a for a in self.activities.values() if a.made.queue == queue]
+            count = Counter(a.state for a in there)
+            waiting = [a.scheduled_us for a in there if a.state in (QUEUED, HELD)]
+            states = (count[QUEUED], count[HELD], count[CLAIMED], count[WAITS])
+            found.append(QueueDepth(queue, *states, min(waiting, default=None)))
         return found
 
 

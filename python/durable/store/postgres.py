@@ -31,6 +31,7 @@ from durable.events import (
     Message,
     MessageKind,
     NewRun,
+    QueueDepth,
     QueueLimits,
     Response,
     RunCommit,
@@ -303,6 +304,10 @@ class PostgresStore:
     async def queue_limits(self) -> list[QueueLimits]:
         """Those of every queue that has any, by name."""
         return [QueueLimits(*row) for row in await self.fetch("queue_limits", ())]
+
+    async def queue_depths(self) -> list[QueueDepth]:
+        """Every queue that has activities with a row, by name. Reads all of them."""
+        return [QueueDepth(*row) for row in await self.fetch("queue_depths", ())]
 
     # -- workers: runs -----------------------------------------------------------------------
 

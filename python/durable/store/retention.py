@@ -14,6 +14,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from durable.errors import ConfigurationError
+from durable.events import QueueDepth
 from durable.store.postgres import PostgresStore
 
 LEASE = "maintenance"
@@ -26,6 +27,8 @@ MOVE_RUNS_MAX = 500
 """Runs moved in one transaction."""
 FIRST_ID = "00000000-0000-0000-0000-000000000000"
 UNREAD_US = 60_000_000
+SWEEP_KEYS_MAX = 10_000
+"""Fairness keys forgotten in one transaction."""
 
 
 @dataclass(frozen=True)
@@ -134,3 +137,8 @@ class Upkeep:
         open_runs, paused, parts, lag = (await self.store.fetch("gauges", ()))[0]
         dead = {name: int(count) for name, count in await self.store.fetch("dead_rows", ())}
         return Gauges(open_runs, paused, parts, lag or 0.0, dead)
+
+    async def tend_queues(self) -> list[QueueDepth]:
+        """Forget fairness keys that have nothing in line; return what each queue has."""
+        await self.store.fetch("fair_sweep", (SWEEP_KEYS_MAX,))
+        return await self.store.queue_depths()

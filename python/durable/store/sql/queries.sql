@@ -314,3 +314,12 @@ SELECT true FROM {s}.set_queue_limit($1, $2, $3, $4, $5)
 
 -- name: queue_limits
 SELECT queue, concurrency, rate, key_concurrency FROM {s}.queue_limit ORDER BY queue
+
+-- name: queue_depths
+SELECT queue, count(*) FILTER (WHERE state = 1), count(*) FILTER (WHERE state = 3),
+       count(*) FILTER (WHERE state = 2), count(*) FILTER (WHERE state = 0),
+       {s}.us(min(scheduled_at) FILTER (WHERE state IN (1, 3)))
+FROM {s}.activity GROUP BY queue ORDER BY queue
+
+-- name: fair_sweep
+SELECT {s}.fair_sweep($1)

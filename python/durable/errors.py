@@ -129,13 +129,26 @@ class WorkflowNotFoundError(RequestError):
 
 
 class WorkflowAlreadyStartedError(RequestError):
-    """The workflow id is taken; ``run_id`` names the run that has it."""
+    """The workflow id is taken; ``run_id`` names the run that has it.
 
-    def __init__(self, workflow_id: str, run_id: str, state: str) -> None:
-        super().__init__(
-            f"workflow id {workflow_id!r} is taken by run {run_id} ({state}); "
-            "pick another id, or pass id_reuse= to say when an id may be used again"
-        )
+    With a ``dedup_key`` it is that key which is taken, and ``workflow_id`` is the holder's.
+    """
+
+    def __init__(
+        self, workflow_id: str, run_id: str, state: str, *, dedup_key: str | None = None
+    ) -> None:
+        if dedup_key is None:
+            message = (
+                f"workflow id {workflow_id!r} is taken by run {run_id} ({state}); "
+                "pick another id, or pass id_reuse= to say when an id may be used again"
+            )
+        else:
+            message = (
+                f"dedup_key {dedup_key!r} is held by {workflow_id!r} (run {run_id}, {state}) "
+                "until it ends; leave out on_duplicate='error' to get its handle"
+            )
+        super().__init__(message)
+        self.dedup_key = dedup_key
         self.workflow_id = workflow_id
         self.run_id = run_id
         self.state = state

@@ -139,15 +139,23 @@ class NewRun:
     parent_ref: int | None = None
     search: bytes | None = None
     """Search attributes as a JSON object."""
+    dedup_key: str | None = None
+    """Held until the run or its chain ends: no other run of its type and queue can have it."""
+    debounce_key: str | None = None
+    """Held until the run begins. Only for a run that is delayed."""
 
 
 @dataclass(slots=True)
 class Started:
-    """What became of a start: ``accepted``, or the run that has the id."""
+    """What became of a start: ``accepted``, or the run that has the id or holds the key."""
 
     accepted: bool
     run_id: str
     state: RunState = RunState.RUNNING
+    holder_id: str | None = None
+    """The workflow id of the run, when it is in the way because it holds the key."""
+    holder_us: int | None = None
+    """When that run was made."""
 
 
 @dataclass(slots=True)

@@ -358,3 +358,27 @@ async def test_client_29(database: Any) -> None:
     async with serve(database):
         results = await asyncio.gather(*(handle.result(20) for handle in handles))
     assert results == [[0], [1], [2]]
+
+
+async def test_client_30(database: Any) -> None:
+    """client-30: While an open run holds a deduplication key, a second start gets that run."""
+    client = database.client
+    first = await client.start(takes, 1, id="run-1", dedup_key="one")
+    second = await client.start(takes, 1, id="run-2", dedup_key="one")
+    assert second.run_id == first.run_id
+    await first.signal("number", 5)
+    async with serve(database):
+        assert await second.result(20) == [5]
+    assert (await client.start(takes, 1, id="run-3", dedup_key="one")).run_id != first.run_id
+
+
+async def test_client_31(database: Any) -> None:
+    """client-31: Debounced starts are one run, with the last arguments, some time after them."""
+    options = {"debounce_key": "one", "debounce": 0.3}
+    handles = [
+        await database.client.start(doubled, number, id=f"run-{number}", **options)
+        for number in range(4)
+    ]
+    async with serve(database):
+        assert [await handle.result(20) for handle in handles] == [6, 6, 6, 6]
+    assert len(await database.client.list()) == 1

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
+from dataclasses import replace
 
 import psycopg
 import pytest
@@ -68,6 +69,16 @@ async def calls(rig: PostgresRig, turn: str) -> AsyncIterator[tuple[str, Call]]:
         "start_runs, taken",
         lambda: store.start_runs([new_run(f"{turn}1"), new_run("closed7" + turn)]),
     )
+    keyed = [new_run(f"{turn}keyed{n}", queue="keyed", dedup_key=f"{turn}{n}") for n in range(4)]
+    yield "start_runs, keyed", lambda: store.start_runs(keyed)
+    again = [replace(new_run(f"{turn}again"), queue="keyed", dedup_key=f"{turn}1")]
+    yield "start_runs, held", lambda: store.start_runs(again)
+    waits = new_run(f"{turn}waits", queue="keyed", debounce_key=turn, start_delay_us=HOUR_US)
+    yield "start_runs, debounced", lambda: store.start_runs([waits])
+    put_off = replace(waits, start_at_us=await store.now_us() + 9 * HOUR_US)
+    yield "replace_start", lambda: store.replace_start(put_off)
+    begun = replace(put_off, run_id=keyed[0].run_id)
+    yield "replace_start, begun", lambda: store.replace_start(begun)
     runs = await rig.claim(session, 4)
     yield "claim_runs", lambda: store.claim_runs(session, [QUEUE], [TYPE], 4)
     yield "look", lambda: store.look([session, worker], [QUEUE])
@@ -138,6 +149,7 @@ async def calls(rig: PostgresRig, turn: str) -> AsyncIterator[tuple[str, Call]]:
 
 BUDGETS = {
     "start_runs": 300,
+    "replace_start": 40,
     "claim_runs": 400,
     "look": 60,
     "send": 40,
@@ -210,6 +222,37 @@ async def test_no_statement_reads_the_crowd(dsn: str, shape: str, mode: str) -> 
         if count > BUDGETS[name] + walk * (name in WALKERS)
     }
     assert not over
+
+
+@pytest.mark.parametrize("mode", ["generic", "custom"])
+async def test_a_key_is_found_among_many(dsn: str, mode: str) -> None:
+    await plan_functions(dsn, f"force_{mode}_plan")
+    async with (
+        shaped(dsn, "sleeping"),
+        await psycopg.AsyncConnection.connect(dsn, autocommit=True) as conn,
+    ):
+        await conn.execute(
+            "UPDATE durable.run SET dedup_key = workflow_id, debounce_key = workflow_id, state = 2"
+        )
+        await conn.execute("VACUUM ANALYZE durable.run")
+        store = WatchedStore(dsn, f"force_{mode}_plan")
+        await store.open()
+        for turn in "ab":
+            store.take()
+            held = [
+                new_run(f"{turn}1", dedup_key="sleeping1"),
+                new_run(f"{turn}2", debounce_key="sleeping2", start_delay_us=HOUR_US),
+                new_run(f"{turn}3", dedup_key=f"{turn}3"),
+            ]
+            started = await store.start_runs(held)
+            assert [each.holder_id for each in started] == ["sleeping1", "sleeping2", None]
+            put_off = replace(held[1], run_id=started[1].run_id, start_at_us=1)
+            assert await store.replace_start(put_off)
+            plans, buffers = store.take()
+        await store.close()
+    for plan in plans:
+        check(plan, "a start with a key")
+    assert max(buffers.values()) < BUDGETS["start_runs"], buffers
 
 
 async def test_a_listing_is_seen_to_read_them_all(dsn: str) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from datetime import datetime, timedelta
-from typing import Any, TypeVar, TypeVarTuple, overload
+from typing import Any, Literal, TypeVar, TypeVarTuple, overload
 
 from durable.client.checks import check_id
 from durable.client.handle import WorkflowHandle
@@ -39,6 +39,11 @@ class JobClient(StartingClient):
         retry: RetryPolicy | None = ...,
         run_timeout: timedelta | float | None = ...,
         id_reuse: IdReuse = ...,
+        dedup_key: str | None = ...,
+        on_duplicate: Literal["existing", "error"] = ...,
+        debounce_key: str | None = ...,
+        debounce: timedelta | float | None = ...,
+        debounce_max: timedelta | float | None = ...,
         conn: Any = ...,
         **kwargs: Any,
     ) -> WorkflowHandle[R]: ...
@@ -55,6 +60,11 @@ class JobClient(StartingClient):
         retry: RetryPolicy | None = ...,
         run_timeout: timedelta | float | None = ...,
         id_reuse: IdReuse = ...,
+        dedup_key: str | None = ...,
+        on_duplicate: Literal["existing", "error"] = ...,
+        debounce_key: str | None = ...,
+        debounce: timedelta | float | None = ...,
+        debounce_max: timedelta | float | None = ...,
         conn: Any = ...,
         **kwargs: Any,
     ) -> WorkflowHandle[Any]: ...
@@ -71,6 +81,11 @@ class JobClient(StartingClient):
         retry: RetryPolicy | None = None,
         run_timeout: timedelta | float | None = None,
         id_reuse: IdReuse = IdReuse.REJECT,
+        dedup_key: str | None = None,
+        on_duplicate: Literal["existing", "error"] = "existing",
+        debounce_key: str | None = None,
+        debounce: timedelta | float | None = None,
+        debounce_max: timedelta | float | None = None,
         conn: Any = None,
         **kwargs: Any,
     ) -> WorkflowHandle[Any]:
@@ -83,7 +98,8 @@ class JobClient(StartingClient):
         ``activity.with_options(...)`` any of its options. It is ended after ``run_timeout``, its
         wait on the queue included. Without an ``id`` it gets one of its own; with one, a second
         job of that id is refused unless ``id_reuse`` allows it. With ``conn``, a psycopg async
-        connection, the job belongs to the caller's transaction.
+        connection, the job belongs to the caller's transaction. Deduplication and debouncing are as
+        for `start`.
 
         Raises InvalidArgumentError (id, names, arguments), EncodeError or PayloadTooLargeError,
         UnknownActivityError for a name that no worker ever registered, and
@@ -96,6 +112,11 @@ class JobClient(StartingClient):
             start_at=at,
             run_timeout=run_timeout,
             id_reuse=id_reuse,
+            dedup_key=dedup_key,
+            on_duplicate=on_duplicate,
+            debounce_key=debounce_key,
+            debounce=debounce,
+            debounce_max=debounce_max,
         )
         headers = headers_of(activity, retry, priority)
         job = await self._job(activity)

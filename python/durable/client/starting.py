@@ -11,11 +11,12 @@ import os
 import uuid
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from datetime import datetime, timedelta
-from typing import Any, TypedDict, TypeVar, TypeVarTuple, Unpack, cast, overload
+from typing import Any, Literal, TypedDict, TypeVar, TypeVarTuple, Unpack, cast, overload
 
 from durable.client.checks import check_id, micros
 from durable.client.connected import ConnectedClient
 from durable.client.handle import NEW_SECONDS, WorkflowHandle
+from durable.client.keys import keys_of
 from durable.codec import check_size
 from durable.engine.attributes import plain_memo, plain_search
 from durable.engine.definition import WorkflowDefinition
@@ -25,6 +26,7 @@ from durable.engine.start import StartMeta, new_run
 from durable.errors import (
     InvalidArgumentError,
     PayloadError,
+    StoreError,
     UnknownWorkflowError,
     WorkflowAlreadyStartedError,
 )
@@ -34,6 +36,7 @@ from durable.options import DEFAULT_QUEUE
 R = TypeVar("R")
 Ts = TypeVarTuple("Ts")
 
+DEBOUNCE_TRIES = 10
 CLOCK_SECONDS_MAX = 30.0
 """The store is asked for its time again after this long, so that drift of our clock is nothing."""
 
@@ -49,6 +52,11 @@ class StartOptions(TypedDict, total=False):
     run_timeout: timedelta | float | None
     execution_timeout: timedelta | float | None
     id_reuse: IdReuse
+    dedup_key: str | None
+    on_duplicate: Literal["existing", "error"]
+    debounce_key: str | None
+    debounce: timedelta | float | None
+    debounce_max: timedelta | float | None
     memo: Mapping[str, Any] | None
     search: Mapping[str, Any] | None
 
@@ -87,6 +95,11 @@ class StartingClient(ConnectedClient):
         run_timeout: timedelta | float | None = ...,
         execution_timeout: timedelta | float | None = ...,
         id_reuse: IdReuse = ...,
+        dedup_key: str | None = ...,
+        on_duplicate: Literal["existing", "error"] = ...,
+        debounce_key: str | None = ...,
+        debounce: timedelta | float | None = ...,
+        debounce_max: timedelta | float | None = ...,
         memo: Mapping[str, Any] | None = ...,
         search: Mapping[str, Any] | None = ...,
         conn: Any = ...,
@@ -106,6 +119,11 @@ class StartingClient(ConnectedClient):
         run_timeout: timedelta | float | None = ...,
         execution_timeout: timedelta | float | None = ...,
         id_reuse: IdReuse = ...,
+        dedup_key: str | None = ...,
+        on_duplicate: Literal["existing", "error"] = ...,
+        debounce_key: str | None = ...,
+        debounce: timedelta | float | None = ...,
+        debounce_max: timedelta | float | None = ...,
         memo: Mapping[str, Any] | None = ...,
         search: Mapping[str, Any] | None = ...,
         conn: Any = ...,
@@ -125,6 +143,11 @@ class StartingClient(ConnectedClient):
         run_timeout: timedelta | float | None = None,
         execution_timeout: timedelta | float | None = None,
         id_reuse: IdReuse = IdReuse.REJECT,
+        dedup_key: str | None = None,
+        on_duplicate: Literal["existing", "error"] = "existing",
+        debounce_key: str | None = None,
+        debounce: timedelta | float | None = None,
+        debounce_max: timedelta | float | None = None,
         memo: Mapping[str, Any] | None = None,
         search: Mapping[str, Any] | None = None,
         conn: Any = None,
@@ -142,6 +165,11 @@ class StartingClient(ConnectedClient):
         ``memo`` is for the code (``workflow.info().memo``) and for people;
         ``search`` has the attributes that the run is found by (`Client.list`, unencrypted), until
         ``workflow.upsert_search_attributes`` changes them.
+        While an open run of this workflow and queue holds ``dedup_key``, the handle is that of this
+        run, or with ``on_duplicate="error"`` it is a WorkflowAlreadyStartedError. With
+        ``debounce_key`` the run begins ``debounce`` later; each further start with the key before
+        that replaces its arguments and puts it off again, to at most ``debounce_max`` after the
+        first, and gets its handle.
         With ``conn``, a psycopg async connection, the start belongs to the caller's transaction.
 
         Raises InvalidArgumentError (id, names, arguments), EncodeError or PayloadTooLargeError,
@@ -157,6 +185,11 @@ class StartingClient(ConnectedClient):
             run_timeout=run_timeout,
             execution_timeout=execution_timeout,
             id_reuse=id_reuse,
+            dedup_key=dedup_key,
+            on_duplicate=on_duplicate,
+            debounce_key=debounce_key,
+            debounce=debounce,
+            debounce_max=debounce_max,
             memo=memo,
             search=search,
         )
@@ -175,15 +208,22 @@ class StartingClient(ConnectedClient):
         conn: Any = None,
     ) -> WorkflowHandle[R]:
         """What `start` does, also for runs that need no id. ``headers`` are the run's."""
-        run = await self.new_run(workflow, id, args, kwargs, options, headers)
-        if conn is None:
-            started = await self._starts.start(run)
-        else:
-            started = (await self.store.start_runs([run], conn))[0]
-        outcome = self._handle(workflow, run, started)
-        if isinstance(outcome, WorkflowAlreadyStartedError):
-            raise outcome
-        return outcome
+        for _ in range(DEBOUNCE_TRIES):
+            run = await self.new_run(workflow, id, args, kwargs, options, headers)
+            if conn is None:
+                started = await self._starts.start(run)
+            else:
+                started = (await self.store.start_runs([run], conn))[0]
+            if run.debounce_key is not None and not started.accepted and started.holder_id:
+                # It may begin before we have put it off; then its key is free again.
+                run = await self.new_run(workflow, id, args, kwargs, options, headers, started)
+                if not await self.store.replace_start(run, conn):
+                    continue
+            outcome = self._handle(workflow, run, started, options)
+            if isinstance(outcome, WorkflowAlreadyStartedError):
+                raise outcome
+            return outcome
+        raise StoreError("a debounce key changed hands too often to be had; try again")
 
     async def start_many(
         self,
@@ -202,15 +242,18 @@ class StartingClient(ConnectedClient):
         runs = []
         for workflow_id, args, *own in starts:
             chosen = checked_options({**options, **(own[0] if own else {})})
+            if chosen.get("debounce_key") is not None:
+                raise InvalidArgumentError("start_many has no debouncing; start them one by one")
             known_id = check_id(workflow_id, "a workflow id")
             runs.append(await self.new_run(workflow, known_id, tuple(args), {}, chosen))
-        return await self.begin_all(workflow, runs, conn)
+        return await self.begin_all(workflow, runs, conn, options)
 
     async def begin_all(
         self,
         workflow: WorkflowDefinition[Any, R] | str,
         runs: Sequence[NewRun],
         conn: Any,
+        options: StartOptions | None = None,
     ) -> list[WorkflowHandle[R] | WorkflowAlreadyStartedError]:
         """Store runs of one workflow in one transaction."""
         if not runs:
@@ -219,18 +262,27 @@ class StartingClient(ConnectedClient):
         if conn is None:
             self.hinter.work(runs_only=True)
         return [
-            self._handle(workflow, run, started)
+            self._handle(workflow, run, started, options if options is not None else StartOptions())
             for run, started in zip(runs, all_started, strict=True)
         ]
 
     def _handle(
-        self, workflow: WorkflowDefinition[Any, R] | str, run: NewRun, started: Started
+        self,
+        workflow: WorkflowDefinition[Any, R] | str,
+        run: NewRun,
+        started: Started,
+        options: StartOptions,
     ) -> WorkflowHandle[R] | WorkflowAlreadyStartedError:
-        if not started.accepted and started.run_id != run.run_id:
-            return WorkflowAlreadyStartedError(
-                run.workflow_id, started.run_id, started.state.name.lower()
-            )
         definition = None if isinstance(workflow, str) else workflow
+        if not started.accepted and started.run_id != run.run_id:
+            state = started.state.name.lower()
+            if started.holder_id is None:
+                return WorkflowAlreadyStartedError(run.workflow_id, started.run_id, state)
+            if options.get("on_duplicate") == "error":
+                return WorkflowAlreadyStartedError(
+                    started.holder_id, started.run_id, state, dedup_key=run.dedup_key
+                )
+            return WorkflowHandle(self, started.holder_id, started.run_id, definition)
         new_until = asyncio.get_running_loop().time() + NEW_SECONDS
         return WorkflowHandle(self, run.workflow_id, run.run_id, definition, new_until=new_until)
 
@@ -287,11 +339,14 @@ class StartingClient(ConnectedClient):
         kwargs: dict[str, Any],
         options: StartOptions,
         headers: Mapping[str, Any] | None = None,
+        instead_of: Started | None = None,
     ) -> NewRun:
         """A run that is ready to be stored. Raises what `start` says.
 
-        Without an id it has that of its run: no other will ever have it.
+        Without an id it has that of its run: no other will ever have it. ``instead_of`` is the
+        debounced run whose input and start time this one is to replace.
         """
+        keys = keys_of(options)
         payload = await self._payload(workflow, args, kwargs)
         if id is not None:
             check_id(id, "a workflow id")
@@ -314,6 +369,11 @@ class StartingClient(ConnectedClient):
         search = plain_search(options.get("search") or {}, self.codec)
         now_us = await self._now_us()
         run_id = new_run_id(now_us)
+        begin_us = None if start_at is None else to_us(start_at)
+        delay_us = micros(start_delay, "start_delay") or keys.debounce_us
+        if instead_of is not None:
+            run_id, id = instead_of.run_id, instead_of.holder_id
+            begin_us = keys.begin_us(now_us, instead_of)
         meta = StartMeta(
             workflow_id=run_id if id is None else id,
             version=version,
@@ -329,11 +389,13 @@ class StartingClient(ConnectedClient):
             run_id=run_id,
             now_us=now_us,
             priority=priority,
-            start_delay_us=micros(start_delay, "start_delay") or 0,
-            start_at_us=None if start_at is None else to_us(start_at),
+            start_delay_us=0 if begin_us is not None else delay_us,
+            start_at_us=begin_us,
             run_timeout_us=micros(options.get("run_timeout"), "run_timeout"),
             execution_timeout_us=micros(options.get("execution_timeout"), "execution_timeout"),
             id_reuse=options.get("id_reuse", IdReuse.REJECT),
+            dedup_key=keys.dedup_key,
+            debounce_key=keys.debounce_key,
         )
 
     async def _now_us(self) -> int:

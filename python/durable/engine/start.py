@@ -105,6 +105,8 @@ def new_run(
     run_timeout_us: int | None = None,
     execution_timeout_us: int | None = None,
     id_reuse: IdReuse = IdReuse.REJECT,
+    dedup_key: str | None = None,
+    debounce_key: str | None = None,
 ) -> NewRun:
     """Make a run that is ready to be stored.
 
@@ -132,6 +134,8 @@ def new_run(
         run_timeout_us=run_timeout_us,
         execution_timeout_us=execution_timeout_us,
         id_reuse=id_reuse,
+        dedup_key=dedup_key,
+        debounce_key=debounce_key,
         parent_run_id=meta.parent.run_id if meta.parent else None,
         parent_ref=meta.parent.ref if meta.parent else None,
         search=DEFAULT_CODEC.encode(dict(meta.search)) if meta.search else None,

@@ -107,8 +107,15 @@ class Store(Protocol):
     async def start_runs(self, runs: Sequence[NewRun], conn: Any = None) -> list[Started]:
         """Start runs; a taken id yields the run that has it and writes nothing for that one.
 
+        So does a key that an open run of that type and queue holds; the key is looked at first.
         ``conn`` is the caller's own connection (psycopg, sync-free): the starts then belong to
         its transaction. Only rows of the new runs are locked.
+        """
+
+    async def replace_start(self, run: NewRun, conn: Any = None) -> bool:
+        """Give the run of that run id, debounced and not begun, this input and start time.
+
+        False when it has begun or is about to end, and its key is free. ``start_at_us`` is set.
         """
 
     async def send(self, messages: Sequence[Message], conn: Any = None) -> list[str | None]:

@@ -235,6 +235,27 @@ def start_params(runs: Sequence[NewRun], parents: Sequence[str] | None = None) -
     )
 
 
+def keys(runs: Sequence[NewRun]) -> Params:
+    """The keys of new runs, for start_runs; most starts have none."""
+    dedup, debounce = [r.dedup_key for r in runs], [r.debounce_key for r in runs]
+    return (texts(dedup) if any(dedup) else None, texts(debounce) if any(debounce) else None)
+
+
+def replace_params(run: NewRun) -> Params:
+    """A new start of a debounced run, for replace_start."""
+    return (
+        run.run_id,
+        run.version,
+        run.priority,
+        run.batch,
+        run.head_hash,
+        run.start_at_us,
+        run.run_timeout_us,
+        run.execution_timeout_us,
+        None if run.search is None else run.search.decode(),
+    )
+
+
 def send_params(messages: Sequence[Message]) -> Params:
     """Messages, for send and what is built on it."""
     return (

@@ -11,6 +11,7 @@ import asyncio
 import time
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from typing import Any, Literal
 
 import orjson
@@ -176,6 +177,14 @@ class MemoryStore:
         self.fault("start_runs", "after")
         return started
 
+    async def replace_start(self, run: NewRun, conn: Any = None) -> bool:
+        """Give a debounced run another input and start time; False when it has begun."""
+        refuse_conn(conn)
+        self.fault("replace_start", "before")
+        replaced = self.tables.replace_start(run)
+        self.fault("replace_start", "after")
+        return replaced
+
     async def send(self, messages: Sequence[Message], conn: Any = None) -> list[str | None]:
         """Deliver messages; return the run id each went to, or None where no open run has it."""
         refuse_conn(conn)
@@ -230,6 +239,7 @@ class MemoryStore:
         """Make a parked or delayed run claimable."""
         run.state = RunState.RUNNING
         run.park = None
+        run.start = replace(run.start, debounce_key=None)
         self.tables.timers.pop((run.run_id, 0, TimerKind.UNPARK), None)
         self.tables.wake(run.run_id)
 

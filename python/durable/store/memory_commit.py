@@ -188,6 +188,8 @@ def succeed(tables: Tables, run: Run, change: RunCommit, unread: list[InboxItem]
     assert new is not None
     if new.run_id in tables.runs or new.run_id in tables.closed:
         raise StoreError("a run id was used before: every start needs a fresh one")
+    # On another queue, or as another type, the key may be somebody else's.
+    is_same = (new.queue, new.workflow_type) == (run.start.queue, run.start.workflow_type)
     inherited = replace(
         new,
         workflow_id=run.start.workflow_id,
@@ -195,6 +197,7 @@ def succeed(tables: Tables, run: Run, change: RunCommit, unread: list[InboxItem]
         parent_ref=new.parent_ref if new.parent_ref is not None else run.start.parent_ref,
         search=new.search if new.search is not None else run.search,
         execution_timeout_us=None,
+        dedup_key=run.start.dedup_key if is_same else None,
         id_reuse=type(new.id_reuse).AFTER_CLOSE,
     )
     tables.start(inherited)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import Counter, defaultdict
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import orjson
@@ -41,6 +41,8 @@ DELAYED = 2
 """An open run that must not start yet."""
 WAITS, QUEUED, CLAIMED, HELD = 0, 1, 2, 3
 """States of activities; held is queued, but for a place of its fairness key."""
+DOOMS = (EventKind.CANCEL_REQUESTED, EventKind.RUN_TERMINATED, EventKind.RUN_TIMED_OUT)
+"""Mail that a delayed run is claimed for: it ends without having begun."""
 ENDINGS = (EventKind.RUN_TERMINATED, EventKind.RUN_TIMED_OUT)
 MOVES_ON = (
     EventKind.SIGNAL_RECEIVED,
@@ -278,6 +280,16 @@ class Tables:
 
     def start(self, new: NewRun) -> Started:
         """Start one run, or say which run has the id."""
+        holder = self.holder(new)
+        if holder is not None:
+            held = holder.start
+            return Started(
+                held.run_id == new.run_id,
+                held.run_id,
+                holder.view().state,
+                held.workflow_id,
+                holder.created_us,
+            )
         known = self.by_workflow_id.get(new.workflow_id)
         if known is None:
             known = self.blocker(new)
@@ -301,6 +313,41 @@ class Tables:
             over = max(due, now) + new.execution_timeout_us
             self.timers[new.run_id, 0, TimerKind.EXECUTION_TIMEOUT] = over
         return Started(True, new.run_id)
+
+    def holder(self, new: NewRun) -> Run | None:
+        """The open run that holds the key of this start."""
+        for run in self.runs.values():
+            held = run.start
+            if (held.queue, held.workflow_type) == (new.queue, new.workflow_type) and (
+                (new.dedup_key is not None and held.dedup_key == new.dedup_key)
+                or (new.debounce_key is not None and held.debounce_key == new.debounce_key)
+            ):
+                return run
+        return None
+
+    def replace_start(self, new: NewRun) -> bool:
+        """Give a debounced run another input and start time, if it has not begun."""
+        run = self.runs.get(new.run_id) or self.closed[new.run_id]
+        ends = any(item.kind in DOOMS for item in self.inbox[new.run_id])
+        is_free = run.start.debounce_key is None
+        if is_free or run.state != DELAYED or run.session is not None or ends:
+            run.start = replace(run.start, debounce_key=None)
+            # Unless it is this very input: sent again, as the answer was lost.
+            return run.batches[0] == new.batch
+        assert new.start_at_us is not None
+        run.start = replace(
+            new, workflow_id=run.start.workflow_id, debounce_key=run.start.debounce_key
+        )
+        run.batches, run.head_hash, run.search = [new.batch], new.head_hash, new.search
+        for kind, us in (
+            (TimerKind.START, 0),
+            (TimerKind.RUN_TIMEOUT, new.run_timeout_us),
+            (TimerKind.EXECUTION_TIMEOUT, new.execution_timeout_us),
+        ):
+            self.timers.pop((new.run_id, 0, kind), None)
+            if us is not None:
+                self.timers[new.run_id, 0, kind] = new.start_at_us + us
+        return True
 
     def blocker(self, new: NewRun) -> Run | None:
         """The closed run that keeps this start from happening."""

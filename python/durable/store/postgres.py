@@ -44,7 +44,15 @@ from durable.events import (
 )
 from durable.store.arrays import blobs, literal, register, texts, uuids
 from durable.store.base import WORK, Hint
-from durable.store.commits import RUN_ID, Params, build, send_params, start_params
+from durable.store.commits import (
+    RUN_ID,
+    Params,
+    build,
+    keys,
+    replace_params,
+    send_params,
+    start_params,
+)
 from durable.store.connection import Conn, DataRejectedError, Lanes, Target, sever
 from durable.store.migrate import check_version
 from durable.store.notify import channel, hints, write
@@ -54,6 +62,8 @@ logger = logging.getLogger("durable.store")
 
 Rows = list[tuple[Any, ...]]
 LANES_MAX = 3
+KEY_TRIES = 10
+"""How often the holder of a key may be gone when it is looked at."""
 """Connections besides the one of the group commit and that of LISTEN."""
 MOVES_MAX = 3
 """How often a history is looked for: upkeep moves one once in a retention period."""
@@ -194,17 +204,28 @@ class PostgresStore:
         """Start runs; a taken id yields the run that has it and writes nothing for that one."""
         if not runs:
             return []
-        params = start_params(runs)
+        for _ in range(KEY_TRIES):
+            rows = await self._fetch_or_on(conn, "start_runs", (*start_params(runs), *keys(runs)))
+            if all(row[0] is not None for row in rows):
+                return [
+                    Started(found == run.run_id, found, view_state(state), *holder)
+                    for run, (found, state, *holder) in zip(runs, rows, strict=True)
+                ]
+            if all(run.dedup_key is run.debounce_key is None for run in runs):
+                raise StoreError("a run id was used before: every start needs a fresh one")
+            # Who held a key was gone when we looked who it is. What is started stays so.
+        raise StoreError("a key changed hands too often to be had; try again")
+
+    async def replace_start(self, run: NewRun, conn: Any = None) -> bool:
+        """Give a debounced run another input and start time; False when it has begun."""
+        rows = await self._fetch_or_on(conn, "replace_start", replace_params(run))
+        return bool(rows[0][0])
+
+    async def _fetch_or_on(self, conn: Any, name: str, params: Params) -> Rows:
+        """On the caller's own connection, if there is one."""
         if conn is None:
-            rows = await self.fetch("start_runs", params)
-        else:
-            rows = await self.fetch_on(conn, "start_runs", params)
-        if any(row[0] is None for row in rows):
-            raise StoreError("a run id was used before: every start needs a fresh one")
-        return [
-            Started(found == run.run_id, found, view_state(state))
-            for run, (found, state) in zip(runs, rows, strict=True)
-        ]
+            return await self.fetch(name, params)
+        return await self.fetch_on(conn, name, params)
 
     async def send(self, messages: Sequence[Message], conn: Any = None) -> list[str | None]:
         """Deliver messages; return the run id each went to, or None where no open run has it."""
@@ -217,10 +238,7 @@ class PostgresStore:
             else replace(m, request_id=secrets.token_hex(12))
             for m in messages
         ]
-        if conn is None:
-            rows = await self.fetch("send", send_params(named))
-        else:
-            rows = await self.fetch_on(conn, "send", send_params(named))
+        rows = await self._fetch_or_on(conn, "send", send_params(named))
         return [row[0] for row in rows]
 
     async def unpark(self, run_ids: Sequence[str]) -> int:

@@ -3,7 +3,8 @@
 Everything that users' values are in is sealed on its way into the store and opened on its way out:
 history batches (arguments, results, memo, headers), mail and its meta, activity inputs, failures
 and heartbeat details, results and failures of runs, answers, reasons of parked and paused runs.
-Names, ids, options and search attributes stay as they are, since the database works with them.
+Names, ids, keys, options and search attributes stay as they are, since the database works with
+them.
 
 A sealed blob begins with `MARK`, then says by `Scope` what it is bound to: its run and place, or
 the workflow id for mail that was addressed so. Encrypted data is refused anywhere else. The
@@ -177,6 +178,10 @@ class SealedStore:
             found = view.workflow_id if view is not None else ""
             self._know(run_id, found)
         return found
+
+    async def replace_start(self, run: NewRun, conn: Any = None) -> bool:
+        """See `Store.replace_start`."""
+        return await self.inner.replace_start(self._new_run(run), conn)
 
     async def start_runs(self, runs: Sequence[NewRun], conn: Any = None) -> list[Started]:
         """See `Store.start_runs`."""

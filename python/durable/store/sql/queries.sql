@@ -42,10 +42,14 @@ SET queue = excluded.queue, signature = excluded.signature, doc = excluded.doc,
 SELECT name, kind, queue, signature, doc FROM {s}.type_info ORDER BY kind DESC, name
 
 -- name: start_runs
-SELECT run_id::text, state FROM {s}.start_runs(
+SELECT run_id::text, state, holder_id, holder_us FROM {s}.start_runs(
     $1::uuid[], $2::text[], $3::text[], $4::text[], $5::smallint[], $6::text[], $7::bytea[],
     $8::bigint[], $9::bigint[], $10::bigint[], $11::bigint[], $12::bigint[], $13::smallint[],
-    $14::uuid[], $15::integer[], $16::text[])
+    $14::uuid[], $15::integer[], $16::text[], $17::text[], $18::text[])
+
+-- name: replace_start
+SELECT {s}.replace_start($1::uuid, $2::text, $3::smallint, $4::bytea, $5::bigint, $6::bigint,
+                         $7::bigint, $8::bigint, $9::text)
 
 -- name: send
 SELECT run_id::text FROM {s}.send(

@@ -49,6 +49,8 @@ CREATE TABLE {s}.run (
     search jsonb,
     park bytea,
     pause bytea,
+    dedup_key text,
+    debounce_key text,
     CONSTRAINT run_workflow_id_key UNIQUE (workflow_id)
 ) WITH (
     fillfactor = 60,
@@ -59,6 +61,12 @@ CREATE TABLE {s}.run (
 -- that changes them is the one update of a run that is not HOT.
 CREATE INDEX run_search_idx ON {s}.run USING gin (search jsonb_path_ops)
     WITH (gin_pending_list_limit = 512) WHERE search IS NOT NULL;
+-- A key is held by one open run of its type and queue: for deduplication until the run (or its chain)
+-- ends, for debouncing until it begins.
+CREATE UNIQUE INDEX run_dedup_key_idx ON {s}.run (dedup_key, queue, workflow_type)
+    WHERE dedup_key IS NOT NULL;
+CREATE UNIQUE INDEX run_debounce_key_idx ON {s}.run (debounce_key, queue, workflow_type)
+    WHERE debounce_key IS NOT NULL;
 CREATE INDEX run_session_idx ON {s}.run (session) WHERE session IS NOT NULL;
 CREATE INDEX run_paused_idx ON {s}.run (run_id) WHERE pause IS NOT NULL;
 COMMENT ON COLUMN {s}.run.pause IS
@@ -93,6 +101,7 @@ CREATE TABLE {s}.closed_run (
     created_at timestamptz NOT NULL,
     closed_at timestamptz NOT NULL DEFAULT clock_timestamp(),
     search jsonb,
+    dedup_key text,
     result bytea,
     failure bytea,
     PRIMARY KEY (run_id, part)

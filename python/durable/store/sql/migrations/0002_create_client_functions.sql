@@ -14,13 +14,16 @@ $$;
 
 -- Start runs. Insert first, look after: the unique workflow id makes a concurrent start or close of
 -- the same id wait, so what the later statements see is final. Locks in order of workflow id.
--- p_due_us: absolute start time, or NULL for p_delay_us from now. Returns the run that has the id.
+-- p_due_us: absolute start time, or NULL for p_delay_us from now. Returns the run that has the id, or
+-- the one that holds the key, then with its workflow id and the time it was made. No run at all: the
+-- one in the way was gone when we looked, so the start is to be sent again.
 CREATE FUNCTION {s}.start_runs(
     p_run_id uuid[], p_workflow_id text[], p_type text[], p_queue text[], p_priority smallint[],
     p_version text[], p_batch bytea[], p_head bigint[], p_delay_us bigint[], p_due_us bigint[],
     p_timeout_us bigint[], p_execution_us bigint[], p_reuse smallint[], p_parent uuid[],
-    p_parent_ref integer[], p_search text[]
-) RETURNS TABLE (run_id uuid, state smallint) LANGUAGE plpgsql
+    p_parent_ref integer[], p_search text[], p_dedup text[] DEFAULT NULL,
+    p_debounce text[] DEFAULT NULL
+) RETURNS TABLE (run_id uuid, state smallint, holder_id text, holder_us bigint) LANGUAGE plpgsql
 SET enable_seqscan = off SET enable_hashjoin = off SET enable_mergejoin = off SET jit = off
 SET plan_cache_mode = force_generic_plan
 AS $$
@@ -43,18 +46,19 @@ BEGIN
     WITH i AS (
         SELECT * FROM unnest(
             p_run_id, p_workflow_id, p_type, p_queue, p_priority, p_version, p_head, p_delay_us,
-            p_due_us, p_parent, p_parent_ref, p_search
+            p_due_us, p_parent, p_parent_ref, p_search, p_dedup, p_debounce
         ) AS i(run_id, workflow_id, type, queue, priority, version, head, delay_us, due_us, parent,
-               parent_ref, search)
+               parent_ref, search, dedup, debounce)
         ORDER BY workflow_id
     ), started AS (
         INSERT INTO {s}.run (run_id, workflow_id, workflow_type, queue, priority, version, head_hash,
-                             part, state, parent_run_id, parent_ref, search)
+                             part, state, parent_run_id, parent_ref, search, dedup_key,
+                             debounce_key)
         SELECT i.run_id, i.workflow_id, i.type, i.queue, i.priority, i.version, i.head, v_part,
                CASE WHEN coalesce({s}.ts(i.due_us), clock_timestamp()
                                   + i.delay_us * interval '1 microsecond') > clock_timestamp()
                     THEN 2 ELSE 0 END,
-               i.parent, i.parent_ref, i.search::jsonb
+               i.parent, i.parent_ref, i.search::jsonb, i.dedup, i.debounce
         FROM i
         ON CONFLICT DO NOTHING
         RETURNING run_id
@@ -86,7 +90,8 @@ BEGIN
             SELECT i.queue, i.priority, 1, i.type, i.run_id
             FROM unnest(p_run_id, p_queue, p_priority, p_type)
                  AS i(run_id, queue, priority, type);
-            RETURN QUERY SELECT i.run_id, 0::smallint FROM unnest(p_run_id) AS i(run_id);
+            RETURN QUERY SELECT i.run_id, 0::smallint, NULL::text, NULL::bigint
+            FROM unnest(p_run_id) AS i(run_id);
             RETURN;
         ELSIF v_all THEN
             INSERT INTO {s}.history (part, run_id, seq, batch)
@@ -132,29 +137,87 @@ BEGIN
     END IF;
 
     IF v_all THEN
-        RETURN QUERY SELECT i.run_id, 0::smallint FROM unnest(p_run_id) AS i(run_id);
+        RETURN QUERY SELECT i.run_id, 0::smallint, NULL::text, NULL::bigint
+        FROM unnest(p_run_id) AS i(run_id);
         RETURN;
     END IF;
     RETURN QUERY
-    SELECT coalesce(mine.run_id, opened.run_id, closed.run_id),
-           coalesce(mine.state, opened.state, closed.state)
-    FROM unnest(p_run_id, p_workflow_id) WITH ORDINALITY AS i(run_id, workflow_id, n)
+    SELECT coalesce(mine.run_id, keyed.run_id, opened.run_id, closed.run_id),
+           coalesce(mine.state, keyed.state, opened.state, closed.state),
+           keyed.workflow_id, {s}.us(keyed.created_at)
+    FROM unnest(p_run_id, p_workflow_id, p_type, p_queue, p_dedup, p_debounce) WITH ORDINALITY
+         AS i(run_id, workflow_id, type, queue, dedup, debounce, n)
     LEFT JOIN LATERAL (
         SELECT i.run_id, 0::smallint AS state
         WHERE i.run_id = ANY (v_new) AND i.run_id <> ALL (coalesce(v_taken, '{}'))
               AND (SELECT r.workflow_id = i.workflow_id FROM {s}.run r WHERE r.run_id = i.run_id)
     ) mine ON true
     LEFT JOIN LATERAL (
+        SELECT r.run_id, CASE WHEN r.pause IS NULL THEN r.state ELSE 3::smallint END AS state,
+               r.workflow_id, r.created_at
+        FROM {s}.run r
+        WHERE r.dedup_key = i.dedup AND r.queue = i.queue AND r.workflow_type = i.type
+          AND mine.run_id IS NULL
+        UNION ALL
+        SELECT r.run_id, CASE WHEN r.pause IS NULL THEN r.state ELSE 3::smallint END,
+               r.workflow_id, r.created_at
+        FROM {s}.run r
+        WHERE r.debounce_key = i.debounce AND r.queue = i.queue AND r.workflow_type = i.type
+          AND mine.run_id IS NULL
+        LIMIT 1
+    ) keyed ON true
+    LEFT JOIN LATERAL (
         SELECT r.run_id, CASE WHEN r.pause IS NULL THEN r.state ELSE 3::smallint END AS state
         FROM {s}.run r
-        WHERE r.workflow_id = i.workflow_id AND mine.run_id IS NULL
+        WHERE r.workflow_id = i.workflow_id AND mine.run_id IS NULL AND keyed.run_id IS NULL
     ) opened ON true
     LEFT JOIN LATERAL (
         SELECT c.run_id, c.state FROM {s}.closed_run c
-        WHERE c.workflow_id = i.workflow_id AND mine.run_id IS NULL AND opened.run_id IS NULL
+        WHERE c.workflow_id = i.workflow_id AND mine.run_id IS NULL AND keyed.run_id IS NULL
+          AND opened.run_id IS NULL
         ORDER BY c.run_id = i.run_id DESC, c.closed_at DESC LIMIT 1
     ) closed ON true
     ORDER BY i.n;
+END $$;
+
+-- Give a debounced run, which has not begun, another input and another time to begin. False when it
+-- has begun, or is about to end: then its key is free for the next start.
+CREATE FUNCTION {s}.replace_start(
+    p_run_id uuid, p_version text, p_priority smallint, p_batch bytea, p_head bigint,
+    p_due_us bigint, p_timeout_us bigint, p_execution_us bigint, p_search text
+) RETURNS boolean LANGUAGE plpgsql
+SET enable_seqscan = off SET enable_hashjoin = off SET enable_mergejoin = off SET jit = off
+SET plan_cache_mode = force_generic_plan
+AS $$
+#variable_conflict use_column
+DECLARE
+    v_part integer;
+BEGIN
+    SELECT part INTO v_part FROM {s}.run
+    WHERE run_id = p_run_id AND state = 2 AND session IS NULL AND debounce_key IS NOT NULL
+    FOR NO KEY UPDATE;
+    IF v_part IS NULL OR (SELECT true FROM {s}.inbox
+                          WHERE run_id = p_run_id AND kind IN (6, 13, 14) LIMIT 1) THEN
+        UPDATE {s}.run SET debounce_key = NULL
+        WHERE run_id = p_run_id AND debounce_key IS NOT NULL;
+        -- Unless it is this very input: sent again, as the answer was lost.
+        SELECT part INTO v_part FROM (
+            SELECT part FROM {s}.run WHERE run_id = p_run_id
+            UNION ALL SELECT part FROM {s}.closed_run WHERE run_id = p_run_id LIMIT 1) found;
+        RETURN coalesce((SELECT batch = p_batch FROM {s}.history
+                         WHERE part = v_part AND run_id = p_run_id AND seq = 0), false);
+    END IF;
+    UPDATE {s}.run SET version = p_version, priority = p_priority, head_hash = p_head,
+                       search = p_search::jsonb
+    WHERE run_id = p_run_id;
+    UPDATE {s}.history SET batch = p_batch WHERE part = v_part AND run_id = p_run_id AND seq = 0;
+    UPDATE {s}.timer SET due_at = {s}.ts(p_due_us)
+    WHERE run_id = p_run_id AND ref = 0 AND kind = 4;
+    DELETE FROM {s}.timer WHERE run_id = p_run_id AND ref = 0 AND kind IN (5, 7);
+    INSERT INTO {s}.timer (run_id, ref, kind, due_at)
+    SELECT p_run_id, 0, t.kind, {s}.ts(p_due_us) + t.us * interval '1 microsecond'
+    FROM (VALUES (5, p_timeout_us), (7, p_execution_us)) AS t(kind, us) WHERE t.us IS NOT NULL;
+    RETURN true;
 END $$;
 
 -- Send messages to open runs, by run id or else by workflow id. KEY SHARE holds off a close but not

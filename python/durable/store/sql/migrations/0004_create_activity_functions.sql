@@ -335,7 +335,8 @@ BEGIN
               AND r.run_id = ANY (v_held)
             ORDER BY r.run_id FOR NO KEY UPDATE OF r SKIP LOCKED
         ), ready AS (
-            UPDATE {s}.run r SET state = 0, park = NULL FROM locked l WHERE r.run_id = l.run_id
+            UPDATE {s}.run r SET state = 0, park = NULL, debounce_key = NULL
+            FROM locked l WHERE r.run_id = l.run_id
             RETURNING r.run_id
         ) SELECT coalesce(array_agg(run_id), '{}') INTO v_ready FROM ready;
 

@@ -223,7 +223,7 @@ BEGIN
             i.run_id, i.workflow_id, i.type, i.queue, i.priority, i.version, i.batch, i.head,
             i.delay_us, i.due_us, i.timeout_us, i.execution_us, i.reuse, i.parent, i.parent_ref,
             i.search)
-            WITH ORDINALITY AS s(run_id, state, n)
+            WITH ORDINALITY AS s(run_id, state, holder_id, holder_us, n)
     ), told AS (
         INSERT INTO {s}.inbox (run_id, kind, ref, payload)
         SELECT parent[n], CASE WHEN got = run_id[n] THEN 8 ELSE 10 END, coalesce(parent_ref[n], 0),
@@ -350,9 +350,9 @@ BEGIN
     ), kept AS (
         INSERT INTO {s}.closed_run (part, run_id, workflow_id, workflow_type, queue, version, state,
                                     next_seq, head_hash, parent_ref, parent_run_id, created_at,
-                                    search, result, failure)
+                                    search, dedup_key, result, failure)
         SELECT part, run_id, workflow_id, workflow_type, queue, version, ended, next_seq, head_hash,
-               parent_ref, parent_run_id, created_at, search, result, failure
+               parent_ref, parent_run_id, created_at, search, dedup_key, result, failure
         FROM gone
     ), parent AS MATERIALIZED (
         SELECT p.run_id, g.parent_ref, g.ended AS state, coalesce(g.result, g.failure) AS payload
@@ -410,7 +410,10 @@ AS $$
         array_agg(timeout_us ORDER BY n), NULL, array_agg(1::smallint),
         array_agg(coalesce(parent, c.parent_run_id) ORDER BY n),
         array_agg(coalesce(i.parent_ref, c.parent_ref) ORDER BY n),
-        array_agg(coalesce(i.search, c.search::text) ORDER BY n))
+        array_agg(coalesce(i.search, c.search::text) ORDER BY n),
+        -- On another queue, or as another type, the key may be somebody else's.
+        array_agg(CASE WHEN i.queue = c.queue AND i.type = c.workflow_type THEN c.dedup_key END
+                  ORDER BY n))
     FROM unnest(p_old, p_run_id, p_workflow_id, p_type, p_queue, p_priority, p_version, p_batch,
                 p_head, p_delay_us, p_due_us, p_timeout_us, p_parent, p_parent_ref, p_search)
          WITH ORDINALITY

@@ -1,5 +1,6 @@
 """The guides' code runs: all Python blocks of a page are one module, and do what the page says."""
 
+import asyncio
 import re
 import sys
 from collections.abc import AsyncIterator
@@ -193,3 +194,65 @@ async def test_from_dbos(env: WorkflowEnvironment, dsn: str) -> None:
     page = load("from-dbos")
     assert (await page.main(dsn)).startswith("paid 350 after ")
     assert await env.execute(page.order, 1) == "expired"
+
+
+async def test_what_activities_promise(dsn: str) -> None:
+    page = load("activities")
+    workflows = [page.deposit, page.remind, page.print_page]
+    activities = [page.book, page.send_letter, page.ask_printer]
+    async with (
+        await psycopg.AsyncConnection.connect(dsn, autocommit=True) as conn,
+        Worker(dsn, workflows=workflows, activities=activities),
+        Client.connect(dsn) as client,
+    ):
+        await conn.execute("CREATE TABLE account (name text PRIMARY KEY, cents integer NOT NULL)")
+        await conn.execute("INSERT INTO account VALUES ('ann', 1)")
+        handle = await client.start(page.deposit, "ann", 2, id="deposit")
+        assert await handle.result(30) == 3
+        handle = await client.start(page.remind, "Bob", id="remind")
+        assert await handle.result(30) == "sent to Bob"
+        handle = await client.start(page.print_page, "text", id="print")
+        async with asyncio.timeout(30):
+            while not page.tokens:
+                await asyncio.sleep(0.01)
+        await page.printer_is_done(client)
+        assert await handle.result(30) == "printed"
+
+
+async def test_schedules(env: WorkflowEnvironment) -> None:
+    page = load("schedules")
+    reports = env.mock(page.report, "done")
+    first = (env.now + timedelta(days=1)).date()
+    night = await env.start(page.every_night, first)
+    await env.advance(timedelta(days=40))
+    days = [args[0] for args, _ in reports.calls]
+    assert days[:35] == [first + timedelta(days=number) for number in range(35)]
+    await night.cancel()
+    begin = env.now
+    assert await env.execute(page.every_five_minutes, 3) == 3
+    assert env.now - begin == timedelta(minutes=15)
+
+
+async def test_a_schedule_is_installed_once(dsn: str) -> None:
+    page = load("schedules")
+    async with Client.connect(dsn) as client:
+        await page.install(client)
+        await page.install(client)
+        assert [view.workflow_id for view in await client.list()] == ["every-night"]
+
+
+def test_values() -> None:
+    assert load("values").codec is not None
+
+
+async def test_determinism(env: WorkflowEnvironment) -> None:
+    page = load("determinism")
+    assert await env.execute(page.order, "tea") == "tea reserved in stock"
+
+
+def test_every_guide_with_code_has_a_test() -> None:
+    tested = set(re.findall(r'load\("([\w-]+)"\)', Path(__file__).read_text()))
+    with_code = {page.stem for page in GUIDES.glob("*.md") if BLOCK.search(page.read_text())}
+    # The testing guide has a test of its own, tests/testing/test_guide.py; the code of queues.md
+    # needs the client and the activities of a reader.
+    assert with_code == tested | {"testing", "queues"}

@@ -13,7 +13,7 @@ from durable.options import WorkerOptions
 from durable.runtime import timers as timers_module
 from durable.runtime.metrics import Metrics
 from durable.runtime.timers import FIRE_MAX, HEAP_MIN, Promoter, TimerHeap
-from durable.runtime.wakeup import Backoff, Wakeup
+from durable.runtime.wakeup import SHORTEST_SECONDS, TOLD_SECONDS, Backoff, Wakeup
 from durable.runtime.warm import Cache, WarmRun
 from durable.store import clock as clock_module
 from durable.store.clock import WINDOW_US, StoreClock
@@ -210,6 +210,17 @@ async def test_what_cannot_be_promoted_now_is_not_tried_in_a_hot_loop(
         assert store.promotions == 1
     finally:
         await promoter.stop()
+
+
+async def test_who_is_told_of_work_looks_less_often_for_what_comes_next() -> None:
+    wakeup = Wakeup(5.0)
+    for told, pause in ((False, SHORTEST_SECONDS), (True, TOLD_SECONDS)):
+        wakeup.hint()
+        await wakeup.wait(found=True, told=told)
+        assert wakeup.pause_seconds == pause
+    wakeup.hint()
+    await wakeup.wait(found=False, told=True)
+    assert wakeup.pause_seconds == 2 * TOLD_SECONDS
 
 
 async def test_an_idle_poller_waits_longer_and_a_hint_ends_its_wait() -> None:

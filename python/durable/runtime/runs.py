@@ -91,12 +91,14 @@ class RunPoller(Service):
         self._suspects = Suspects(store, cache)
         self._must_recover = False
         self._is_hungry = False
+        self._told = False
 
     def wake(self) -> None:
         self._wakeup.hint()
 
-    def hint(self) -> None:
-        """There may be something to claim, or mail."""
+    def hint(self, *, told: bool = False) -> None:
+        """There may be something to claim, or mail; ``told`` by others, who do so each time."""
+        self._told = self._told or told
         self._wakeup.hint()
 
     def room_made(self) -> None:
@@ -141,6 +143,7 @@ class RunPoller(Service):
     async def run(self) -> None:
         self.ready()
         while not self.stopping:
+            told, self._told = self._told, False
             try:
                 found, is_full = await self._poll()
             except StoreError as error:
@@ -152,7 +155,7 @@ class RunPoller(Service):
             self._backoff.reset()
             if is_full:
                 continue
-            await self._wakeup.wait(found=found)
+            await self._wakeup.wait(found=found, told=told)
             self._metrics.set("durable_poll_interval_seconds", self._wakeup.pause_seconds)
 
     async def _poll(self) -> tuple[bool, bool]:

@@ -11,6 +11,8 @@ import asyncio
 import random
 
 SHORTEST_SECONDS = 0.01
+TOLD_SECONDS = 0.1
+"""The shortest pause of who is told of work, and so need not look for what comes next."""
 
 
 class Wakeup:
@@ -26,10 +28,13 @@ class Wakeup:
         """End the pause now (or the next one, when nobody waits)."""
         self._event.set()
 
-    async def wait(self, *, found: bool, at_most: float | None = None) -> None:
-        """Pause after a poll that ``found`` something or not, for ``at_most`` seconds."""
+    async def wait(self, *, found: bool, told: bool = False, at_most: float | None = None) -> None:
+        """Pause after a poll that ``found`` something or not, for ``at_most`` seconds.
+
+        ``told``: others said that there was something to find, and will say so again.
+        """
         if found:
-            self.pause_seconds = self._shortest
+            self.pause_seconds = min(TOLD_SECONDS, self._longest) if told else self._shortest
         else:
             self.pause_seconds = min(self.pause_seconds * 2, self._longest)
         pause = self.pause_seconds * random.uniform(0.5, 1.0)

@@ -193,7 +193,8 @@ class Worker:
 
     def hint(self, hint: Hint = WORK) -> None:
         """There may be something to do: look now."""
-        self._runs.hint()
+        # Only those who tell of each start and message tell of runs alone.
+        self._runs.hint(told=hint.runs_only)
         if not hint.runs_only:
             self._attempts.hint()
             self._promoter.hint()

@@ -20,6 +20,7 @@ from contextvars import Context
 from types import FunctionType
 from typing import Any
 
+from durable.codec import DEFAULT_CODEC
 from durable.engine.tasks import WorkflowLoop
 from durable.events import EventKind
 
@@ -103,6 +104,12 @@ def ready(workflow: Any, count: int, name: str, answer: Callable[[Any], Any]) ->
         return future
 
     return loop.run(with_activities(workflow, **{name: call})(count))
+
+
+def decoding(answer: Any) -> Callable[[Any], Any]:
+    """An activity that answers so, and costs what reading the answer costs."""
+    decode, payload = DEFAULT_CODEC.decoder(type(answer)), DEFAULT_CODEC.encode(answer)
+    return lambda argument: decode(payload)
 
 
 def itself(argument: Any) -> Any:

@@ -1,9 +1,11 @@
 """Fresh: what is measured in a process that did nothing else before.
 
-    python -m bench.replay.fresh cold_ms|cold_memory|idle_bytes|repeat FILE
+    python -m bench.replay.fresh cold_ms|cold_memory|idle_bytes FILE
+    python -m bench.replay.fresh repeat|repeat_bare|warm FILE TIMES
 
-FILE holds a history (`Recorded.save`). Prints ``{"value": ...}``. Memory is the process's resident
-set as Linux reports it, so allocator overhead and fragmentation count.
+FILE holds a history (`Recorded.save`). The latter are for instruction counts. Prints
+``{"value": ...}``. Memory is the process's resident set as Linux reports it, so allocator overhead
+and fragmentation count.
 """
 
 import ctypes
@@ -14,7 +16,9 @@ import time
 from pathlib import Path
 
 from bench import flows
+from bench.replay import bare
 from bench.replay.histories import Recorded, load_recorded, record
+from durable.events import EventKind
 
 IDLE_RUNS = 4000
 
@@ -72,20 +76,49 @@ def idle_bytes(run: Recorded) -> float:
     return (after - before) / IDLE_RUNS
 
 
-def repeat(run: Recorded) -> float:
-    """Replay five times; for instruction counts, which need no clock."""
-    for _ in range(5):
+def repeat(run: Recorded, times: int) -> float:
+    """Replay it; for instruction counts, which need no clock."""
+    for _ in range(times):
         assert run.replay().is_finished
-    return 5.0
+    return times
 
 
-VERBS = {
-    "cold_ms": cold_ms,
-    "cold_memory": cold_memory,
-    "idle_bytes": idle_bytes,
-    "repeat": repeat,
-}
+def repeat_bare(run: Recorded, times: int) -> float:
+    """Run the same program on bare asyncio, with a result to decode where it is a record."""
+    # A start, an end, and two events for each activity.
+    count = run.event_count // 2 - 1
+    charge = bare.decoding(flows.receipt_of(flows.order_of(0)))
+    for _ in range(times):
+        if run.workflow is flows.orders:
+            bare.suspending(run.workflow, count, "charge", charge)
+        else:
+            bare.suspending(run.workflow, count, "echo", bare.itself)
+    return times
+
+
+def warm(run: Recorded, times: int) -> float:
+    """Deliver results to a run of `flows.steps` that waits, and take its turns."""
+    execution = run.replay()
+    ref, now_us = execution.pending_activities()[0].ref, execution.now_us
+    for _ in range(times):
+        now_us += 1000
+        execution.deliver(int(EventKind.ACTIVITY_COMPLETED), ref, now_us, payload=b"7")
+        turn = execution.take()
+        assert turn is not None
+        ref = turn.scheduled[0].ref
+    execution.evict()
+    return times
+
+
+VERBS = {"cold_ms": cold_ms, "cold_memory": cold_memory, "idle_bytes": idle_bytes}
+REPEATING = {"repeat": repeat, "repeat_bare": repeat_bare, "warm": warm}
+
+
+def main(verb: str, path: str, times: str = "1") -> float:
+    """What the process was started for."""
+    run = load_recorded(Path(path))
+    return REPEATING[verb](run, int(times)) if verb in REPEATING else VERBS[verb](run)
+
 
 if __name__ == "__main__":
-    measured = VERBS[sys.argv[1]](load_recorded(Path(sys.argv[2])))
-    sys.stdout.write(json.dumps({"value": measured}))
+    sys.stdout.write(json.dumps({"value": main(*sys.argv[1:])}))

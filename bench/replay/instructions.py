@@ -1,6 +1,6 @@
 """Instructions: how many the processor executes per replayed activity. Stable where time is not.
 
-Two histories of different length are replayed under callgrind in processes of their own; the
+A shorter and a longer piece of work are done under callgrind in processes of their own; the
 difference leaves out the interpreter's start. Needs `valgrind`.
 """
 
@@ -9,22 +9,28 @@ import shutil
 import subprocess
 import sys
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 
 import click
 
 from bench import flows
-from bench.replay.histories import record
+from bench.replay.histories import Recorded, record
 from bench.report import Row, finish, progress
 
 SHORT, LONG = 200, 2200
+"""Activities of the histories whose difference is measured."""
+FEW, MANY = 50, 550
+"""How often a short history is replayed, or a warm run stepped."""
 REPEATS = 5
-"""How often `fresh repeat` replays."""
 SECONDS_MAX = 600.0
 
+History = tuple[Path, int]
+"""A recorded history, and how often to repeat what is done with it."""
 
-def executed(path: Path) -> int:
-    """Instructions of a process that replays the history in ``path``."""
+
+def executed(verb: str, history: History) -> int:
+    """Instructions of a process that does ``verb`` (`bench.replay.fresh`)."""
     command = [
         "valgrind",
         "--tool=callgrind",
@@ -32,8 +38,8 @@ def executed(path: Path) -> int:
         sys.executable,
         "-m",
         "bench.replay.fresh",
-        "repeat",
-        str(path),
+        verb,
+        *map(str, history),
     ]
     done = subprocess.run(command, capture_output=True, text=True, timeout=SECONDS_MAX, check=True)
     found = re.search(r"Collected : (\d+)", done.stderr)
@@ -41,19 +47,39 @@ def executed(path: Path) -> int:
     return int(found[1])
 
 
+def counted(
+    name: str, unit: str, verbs: Sequence[str], less: History, more: History, units: int
+) -> Row:
+    """The difference between less and more, per unit; the second verb is the yardstick's."""
+    found = []
+    for verb in verbs:
+        progress(f"{name}: {verb} under callgrind")
+        found.append((executed(verb, more) - executed(verb, less)) / units)
+    peers = {"bare-asyncio": found[1:]} if len(found) > 1 else {}
+    return Row(f"instructions-{name}", f"instructions/{unit}", found[:1], peers=peers)
+
+
 def count_instructions() -> None:
-    """Count for the sequential and the parallel program; print and save the rows."""
+    """Count for the programs that are timed; print and save the rows."""
     if shutil.which("valgrind") is None:
         raise click.ClickException("this needs valgrind")
     rows = []
+    beside = ("repeat", "repeat_bare")
     with tempfile.TemporaryDirectory() as folder:
+
+        def saved(run: Recorded) -> Path:
+            path = Path(folder) / f"{run.workflow.name}{run.event_count}"
+            run.save(path)
+            return path
+
         for name, workflow in (("seq", flows.steps), ("par", flows.fan_out)):
-            counts = []
-            for length in (SHORT, LONG):
-                progress(f"{name}: {length} activities under callgrind")
-                path = Path(folder) / f"{name}{length}"
-                record(workflow, length).save(path)
-                counts.append(executed(path))
-            per_activity = (counts[1] - counts[0]) / ((LONG - SHORT) * REPEATS)
-            rows.append(Row(f"instructions-{name}", "instructions/activity", [per_activity]))
+            short, long = (saved(record(workflow, length)) for length in (SHORT, LONG))
+            units = (LONG - SHORT) * REPEATS
+            rows.append(counted(name, "activity", beside, (short, REPEATS), (long, REPEATS), units))
+        orders = saved(record(flows.orders, 10))
+        rows.append(counted("many", "history", beside, (orders, FEW), (orders, MANY), MANY - FEW))
+        open_run = saved(record(flows.steps, 10**6, leave=10**6 - 3))
+        rows.append(
+            counted("warm", "step", ("warm",), (open_run, FEW), (open_run, MANY), MANY - FEW)
+        )
     finish("replay-instructions", rows, quick=False)

@@ -24,7 +24,6 @@ from bench.replay import bare
 from bench.replay.histories import START_US, Recorded, many, record
 from bench.report import Goal
 from durable._core import verify
-from durable.codec import DEFAULT_CODEC
 from durable.engine.execution import Execution
 from durable.events import EventKind
 
@@ -210,12 +209,7 @@ def many_small(setting: Setting) -> Workload:
         return lambda: [answer_of(each.replay()) for each in recorded]
 
     def bare_side() -> Callable[[], Any]:
-        decode = DEFAULT_CODEC.decoder(flows.Receipt)
-        payload = DEFAULT_CODEC.encode(flows.receipt_of(flows.order_of(0)))
-
-        def charge(order: flows.Order) -> Any:
-            return decode(payload)
-
+        charge = bare.decoding(flows.receipt_of(flows.order_of(0)))
         return lambda: [bare.suspending(flows.orders, count, "charge", charge) for _ in range(runs)]
 
     return Workload(

@@ -199,3 +199,15 @@ async def test_a_time_limit_of_a_detached_attempt_is_not_left_to_the_next_poll(
     await serve(waits_for_others, later, poll_max_seconds=3600.0)
     result = await (await client.start(waits_for_others, id="w")).result(SOON)
     assert "start-to-close" in result
+
+
+async def test_a_worker_expects_the_time_limits_of_what_it_claims_and_detaches(
+    client: Client, serve: Serve, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    worker = await serve(waits_for_others, later)
+    expected: list[int] = []
+    monkeypatch.setattr(worker._promoter, "expect", expected.append)
+    began_us = await client.store.now_us()
+    await (await client.start(waits_for_others, id="w")).result(SOON)
+    claimed_us, detached_us = expected
+    assert began_us + 200_000 <= detached_us < claimed_us

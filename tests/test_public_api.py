@@ -15,7 +15,7 @@ from durable import activity, errors, workflow
 
 PROMISED = """
     activity workflow ActivityOptions RetryPolicy
-    Client IdReuse RunState WorkflowHandle
+    Client IdReuse RunState SyncClient SyncWorkflowHandle WorkflowHandle
     Supervisor SupervisorOptions Worker WorkerOptions
     ApplicationError NonRetryable RetryAfter
     ActivityError ActivityProcessError AttemptLostError CompleteLater

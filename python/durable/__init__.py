@@ -55,7 +55,7 @@ from durable.events import IdReuse, RunState
 from durable.options import ActivityOptions, RetryPolicy, SupervisorOptions, WorkerOptions
 
 if TYPE_CHECKING:
-    from durable.client import Client, WorkflowHandle
+    from durable.client import Client, SyncClient, SyncWorkflowHandle, WorkflowHandle
     from durable.runtime.supervisor import Supervisor
     from durable.runtime.worker import Worker
 
@@ -69,6 +69,8 @@ __all__ = [
     "Client",
     "IdReuse",
     "RunState",
+    "SyncClient",
+    "SyncWorkflowHandle",
     "WorkflowHandle",
     # running
     "Supervisor",
@@ -124,6 +126,8 @@ __all__ = [
 # imported by every worker process, by tests and by tools that never connect.
 LATE = {
     "Client": "durable.client",
+    "SyncClient": "durable.client",
+    "SyncWorkflowHandle": "durable.client",
     "WorkflowHandle": "durable.client",
     "Supervisor": "durable.runtime.supervisor",
     "Worker": "durable.runtime.worker",

@@ -7,8 +7,7 @@ from typing import Any
 import psycopg
 import pytest
 
-import durable
-from durable import Client, IdReuse, RunState, Worker, activity, workflow
+from durable import Client, IdReuse, RunState, SyncClient, Worker, activity, workflow
 from durable.errors import (
     InvalidArgumentError,
     UnknownWorkflowError,
@@ -344,10 +343,15 @@ async def test_client_27(database: Any) -> None:
         assert await handle.result(20) == [1]
 
 
-@pytest.mark.xfail(reason="there is no client for code without asyncio")
-def test_client_28() -> None:
+async def test_client_28(database: Any) -> None:
     """client-28: Code without asyncio starts runs and waits for results too."""
-    assert hasattr(durable, "SyncClient")
+
+    def plain() -> int:
+        with SyncClient.connect(database.dsn) as client:
+            return client.start(doubled, 21, id="plain").result(20)
+
+    async with serve(database):
+        assert await asyncio.to_thread(plain) == 42
 
 
 async def test_client_29(database: Any) -> None:

@@ -2,7 +2,7 @@
 
 from datetime import timedelta
 
-from durable import Client, activity, workflow
+from durable import Client, SyncClient, SyncWorkflowHandle, activity, workflow
 from durable.testing import Mock, Replayer, TestHandle, WorkflowEnvironment
 
 
@@ -34,6 +34,18 @@ async def start(dsn: str) -> str:
         await handle.signal("go", 1)
         result: str = await handle.result(timeout=5)
         return result
+
+
+def start_and_wait(dsn: str) -> str:
+    with SyncClient.connect(dsn) as client:
+        handle = client.start(order, 5, id="order-7", start_delay=timedelta(hours=1))
+        handle.signal("go", 1)
+        again: SyncWorkflowHandle[str] = client.get_handle("order-7", workflow=order)
+        taken: list[bool] = client.signal_many("go", [("order-7", [1])])
+        assert taken == [True]
+        first: str = again.result(timeout=5)
+        result: str = handle.result(timeout=5)
+        return first + result
 
 
 async def test_order() -> None:

@@ -12,6 +12,8 @@ Inside:
     completing  the calls for activities that others complete
     connected   an open store, and what all calls share
     handle      `WorkflowHandle`: everything about one run
+    sync        `SyncClient`: the same for code without asyncio
+    portal      the thread and loop that it runs on
     replica     a run rebuilt by replay in this process, to look at
     grouping    starts that are asked for at the same time go together
     waiter      waiting for many results with one listener
@@ -21,5 +23,6 @@ Inside:
 from durable.client.client import Client
 from durable.client.handle import WorkflowHandle
 from durable.client.replica import HistoryEvent
+from durable.client.sync import SyncClient, SyncWorkflowHandle
 
-__all__ = ["Client", "HistoryEvent", "WorkflowHandle"]
+__all__ = ["Client", "HistoryEvent", "SyncClient", "SyncWorkflowHandle", "WorkflowHandle"]

@@ -74,6 +74,12 @@ class WorkflowHandle(Generic[R]):
     def __repr__(self) -> str:
         return f"<workflow handle {self.workflow_id!r} run {self.run_id or '(latest)'}>"
 
+    def of(self, client: ConnectedClient) -> WorkflowHandle[R]:
+        """The same handle, of that client."""
+        if self._client is client:
+            return self
+        return WorkflowHandle(client, self.workflow_id, self.run_id, self._definition)
+
     # -- its end -----------------------------------------------------------------------------
 
     async def result(self, timeout: timedelta | float | None = None) -> R:  # noqa: ASYNC109

@@ -9,8 +9,9 @@ from __future__ import annotations
 import base64
 import uuid
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, fields
 from typing import Any
+
+import msgspec
 
 from durable._core import start_batch
 from durable.codec import DEFAULT_CODEC
@@ -22,8 +23,7 @@ from durable.options import DEFAULT_QUEUE
 decode_json = DEFAULT_CODEC.decoder(Any)
 
 
-@dataclass(slots=True)
-class StartMeta:
+class StartMeta(msgspec.Struct):
     """The circumstances of a run, as recorded with its start."""
 
     workflow_id: str = ""
@@ -31,9 +31,9 @@ class StartMeta:
     queue: str = DEFAULT_QUEUE
     parent: ParentInfo | None = None
     attempt: int = 1
-    memo: Mapping[str, Any] = field(default_factory=dict)
-    headers: Mapping[str, Any] = field(default_factory=dict)
-    search: Mapping[str, Any] = field(default_factory=dict)
+    memo: Mapping[str, Any] = {}
+    headers: Mapping[str, Any] = {}
+    search: Mapping[str, Any] = {}
     run_timeout_us: int | None = None
     """The limit of one run: the next run of the chain has it too."""
     start_us: int | None = None
@@ -88,7 +88,7 @@ class StartMeta:
         )
 
 
-AS_RECORDED = frozenset({field.name for field in fields(StartMeta)} - {"parent", "signals"})
+AS_RECORDED = frozenset(StartMeta.__struct_fields__) - {"parent", "signals"}
 """Keys whose values are in JSON as they are in `StartMeta`."""
 
 

@@ -24,6 +24,7 @@ LEASE_US = 3_600_000_000
 FILL_CHUNK = 500_000
 BATCH = 100
 WARM_UP = 20
+TABLES = ("run", "task", "timer", "closed_run_p1")
 
 RUNS = """
 insert into durable.run (run_id, workflow_id, workflow_type, queue, head_hash, part)
@@ -93,6 +94,11 @@ class Crowd:
         self.connection = connection
         self.made = Fill(0, 0, 0)
         self.claimed = 0
+        for table in TABLES:
+            # We vacuum ourselves: in the middle of a measurement it would have all plans made anew.
+            self.connection.execute(
+                f"alter table durable.{table} set (autovacuum_enabled = off)".encode()
+            )
 
     def grow(self, wanted: Fill) -> None:
         """Have this many, ready ones beside those claimed, and tables as after a vacuum."""
@@ -101,7 +107,7 @@ class Crowd:
         self.add("00000002", self.made.ready, target.ready, (RUNS, TOKENS))
         self.add("00000003", self.made.closed, target.closed, (CLOSED,))
         self.made = target
-        for table in ("run", "task", "timer", "closed_run"):
+        for table in TABLES:
             self.connection.execute(f"vacuum (analyze) durable.{table}".encode())
 
     def add(self, prefix: str, made: int, wanted: int, texts: tuple[str, ...]) -> None:

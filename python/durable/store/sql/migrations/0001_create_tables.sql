@@ -132,7 +132,8 @@ END $$;
 -- A wake token of a run (kind 1, type is the workflow type) or a claimable attempt of an activity
 -- (kind 2, type is its name). Insert and delete only. A token outlives what it is about: whoever
 -- takes one looks again, so cancelling needs no index here. id is the place in the queue at its
--- priority, not a key: a fair queue gives places of its own (0007).
+-- priority, not a key: a fair queue gives places of its own (0007). Tokens are taken where the index
+-- begins, so a vacuum has to clean it however few they are: each claim walks over what is left there.
 CREATE TABLE {s}.task (
     id bigint GENERATED ALWAYS AS IDENTITY,
     queue text NOT NULL,
@@ -145,7 +146,7 @@ CREATE TABLE {s}.task (
 ) WITH (
     autovacuum_vacuum_scale_factor = 0, autovacuum_vacuum_threshold = 2000,
     autovacuum_vacuum_insert_scale_factor = 0.5,
-    autovacuum_vacuum_cost_delay = 0, vacuum_truncate = off
+    autovacuum_vacuum_cost_delay = 0, vacuum_truncate = off, vacuum_index_cleanup = on
 );
 CREATE INDEX task_shared_idx ON {s}.task (queue, kind, priority, id) WHERE session IS NULL;
 CREATE INDEX task_owned_idx ON {s}.task (session) WHERE session IS NOT NULL;
@@ -158,7 +159,7 @@ CREATE TABLE {s}.timer (
     PRIMARY KEY (run_id, ref, kind)
 ) WITH (
     autovacuum_vacuum_scale_factor = 0.01, autovacuum_vacuum_threshold = 2000,
-    autovacuum_vacuum_cost_delay = 0
+    autovacuum_vacuum_cost_delay = 0, vacuum_index_cleanup = on
 );
 CREATE INDEX timer_due_at_idx ON {s}.timer (due_at);
 

@@ -192,6 +192,12 @@ def test_an_id_that_is_taken_names_the_run_that_has_it(dsn: str) -> None:
     refused(durable(*start), 1, "sub-7", first.stdout.strip())
 
 
+def test_a_key_that_is_held_yields_the_run_that_holds_it(dsn: str) -> None:
+    start = ("start", "subscription", PLAN, "--app", SUBSCRIPTION, "--dsn", dsn)
+    first = durable(*start, "--id", "sub-7", "--dedup-key", "ann")
+    assert durable(*start, "--id", "sub-8", "--dedup-key", "ann").stdout == first.stdout
+
+
 def test_an_unknown_run_is_a_failure_of_every_command(dsn: str) -> None:
     for command in (["result"], ["history"], ["describe"], ["cancel"], ["terminate"], ["unpark"]):
         refused(durable(*command, "ghost", "--dsn", dsn), 1, "ghost")
@@ -244,6 +250,8 @@ def test_a_job_is_enqueued_and_listed(dsn: str) -> None:
     job = ("enqueue", "pay", "[5]", "--id", "pay-5", "--app", SUBSCRIPTION, "--dsn", dsn)
     assert durable(*job).stdout == "pay-5\n"
     refused(durable(*job), 1, "pay-5")
+    keyed = ("enqueue", "pay", "5", "--dedup-key", "k", "--app", SUBSCRIPTION, "--dsn", dsn)
+    assert durable(*keyed).stdout == durable(*keyed).stdout
     refused(durable("enqueue", "pay", "5", "--dsn", dsn), 2, "no activity is called 'pay'")
     listed = durable("list", "--type", "job:pay", "--dsn", dsn).stdout
     assert first.stdout.strip() in listed

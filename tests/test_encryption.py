@@ -185,6 +185,18 @@ async def test_the_canary_is_found_without_a_pipeline(dsn: str, serve: Serve) ->
     assert any(each.endswith(".batch") for each in await columns_with(dsn, CANARY))
 
 
+async def test_a_debounced_start_is_replaced_sealed(dsn: str, serve: Serve) -> None:
+    codec = secret()
+    async with Client.connect(dsn, codec=codec) as client:
+        for number in range(2):
+            text, wait = f"{CANARY} {number}", 3600.0 if number == 0 else 0.05
+            handle = await client.enqueue(shout, text, debounce_key="k", debounce=wait)
+            assert await columns_with(dsn, CANARY) == []
+        await serve(shout, codec=codec)
+        assert (await handle.result(SOON)).startswith(f"{CANARY} 1".upper())
+        assert await columns_with(dsn, CANARY) == []
+
+
 async def test_mail_waits_sealed_for_a_worker(dsn: str) -> None:
     async with Client.connect(dsn, codec=secret()) as client:
         handle = await client.start(Parent, CANARY, id="p")

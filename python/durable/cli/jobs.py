@@ -35,6 +35,7 @@ def call_of(target: Target, name: str, text: str | None) -> tuple[Any, list[Any]
 @click.option("--delay", type=Duration(), help="Start this much later.")
 @click.option("--at", type=Moment(), help="Start at this time.")
 @click.option("--priority", type=int, default=0, show_default=True, help="Smaller goes first.")
+@click.option("--dedup-key", help="While an open job of ACTIVITY has this key, take that job.")
 @click.option("--wait", is_flag=True, help="Wait for the result and print it.")
 @app_option
 @database_options
@@ -52,6 +53,8 @@ def enqueue(
 
     The arguments are JSON, as for `durable start`. A job is a run: `durable result`, `describe`,
     `history` and `cancel` take its id, and `durable list --type job:ACTIVITY` lists its like.
+
+    With --dedup-key the id may be that of a job there is already.
 
     \b
       durable enqueue resize '["cat.png", 300]' --queue images

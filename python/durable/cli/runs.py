@@ -97,6 +97,7 @@ def arguments_of(
 )
 @click.option("--memo", help="A JSON object for its code and for people.", metavar="JSON")
 @click.option("--search", "search", **SEARCH, help="A search attribute to find it by; repeatable.")
+@click.option("--dedup-key", help="While an open run of TYPE has this key, take that run.")
 @click.option("--wait", is_flag=True, help="Wait for the result and print it.")
 @app_option
 @database_options
@@ -135,6 +136,7 @@ def start(
             queue=options["queue"],
             version=options["version"],
             priority=options["priority"],
+            dedup_key=options["dedup_key"],
             start_delay=options["delay"],
             start_at=options["at"],
             run_timeout=options["run_timeout"],

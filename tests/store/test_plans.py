@@ -8,6 +8,7 @@ functions too (support/plans.py). DURABLE_PLAN_ROWS=1000000 does it at full size
 from __future__ import annotations
 
 import asyncio
+import math
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import replace
 
@@ -144,6 +145,7 @@ async def calls(rig: PostgresRig, turn: str) -> AsyncIterator[tuple[str, Call]]:
     )
     last = change(runs[3], b"e", seq=2, closing=Closing(RunState.TERMINATED))
     yield "close", lambda: store.commit([last])
+    store.purged_at = -math.inf
     yield "reap_sessions", store.reap_sessions
 
 

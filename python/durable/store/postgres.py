@@ -9,8 +9,10 @@ happened; a start is known by its run id, a message by its request id.
 from __future__ import annotations
 
 import logging
+import math
 import random
 import secrets
+import time
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import replace
@@ -65,6 +67,8 @@ LANES_MAX = 3
 KEY_TRIES = 10
 """How often the holder of a key may be gone when it is looked at."""
 """Connections besides the one of the group commit and that of LISTEN."""
+PURGE_SECONDS = 60.0
+"""Pause between two purges of answers that nobody fetched."""
 MOVES_MAX = 3
 """How often a history is looked for: upkeep moves one once in a retention period."""
 NO_SESSION = "DUR01"
@@ -97,6 +101,7 @@ class PostgresStore:
         self.listen_dsn = listen_dsn
         self.hot = Lanes(self.target, 1)
         self.rest = Lanes(self.target, LANES_MAX)
+        self.purged_at = -math.inf
 
     async def open(self) -> None:
         """Connect and check the schema; raise SchemaVersionError or StoreUnavailableError."""
@@ -172,6 +177,10 @@ class PostgresStore:
     async def reap_sessions(self) -> int:
         """End every session whose lease is over; forget old responses. Return how many ended."""
         rows = await self.fetch("end_sessions", ("{}", True, True))
+        now = time.monotonic()
+        if now - self.purged_at < PURGE_SECONDS:
+            return int(rows[0][0])
+        self.purged_at = now
         query = self.queries["purge_responses"]
 
         async def work(conn: Conn, unsure: bool) -> None:

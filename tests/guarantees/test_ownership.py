@@ -71,6 +71,12 @@ async def test_a_result_that_comes_back_to_a_dead_session_is_not_recorded(
     handle = await client.start(gate.workflow, ["a"], id="run")
     async with asyncio.timeout(SOON):
         await gate.entered.wait()
+
+    async def is_recorded() -> bool:
+        # An activity of the first turn begins before the commit of that turn.
+        return (await handle.describe()).event_batches == 2
+
+    await until(is_recorded)
     before = await handle.describe()
     dead = zombie.session_id
     # Nobody else is there: only the zombie could write.

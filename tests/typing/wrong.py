@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from right import Cart, Order, Payments, buy, child, price, ship
 
-from durable import Client, activity, workflow
+from durable import Client, SyncClient, activity, workflow
 
 
 @workflow.defn
@@ -48,3 +48,13 @@ async def use(client: Client) -> None:
     job = await client.enqueue(ship, Order("tea", 1))
     cents: int = await job.result()  # expect: assignment
     assert cents
+
+
+def use_without_asyncio(client: SyncClient) -> None:
+    handle = client.start(buy, Order("tea", 1), id="b-1")
+    number: int = handle.result()  # expect: assignment
+    assert number
+    client.start(buy, "tea", id="b-2")  # expect: arg-type
+    client.start(buy, Order("tea", 1))  # expect: call-overload
+    handle.signal()  # expect: call-arg
+    client.list(nothing=1)  # expect: call-arg

@@ -158,7 +158,7 @@ BUDGETS = {
     "inbox": 15,
     "load": 25,
     "waiting": 25,
-    "commit_runs": 100,
+    "commit_runs": 160,
     "commit_timers": 80,
     "commit_activities": 130,
     "commit_activities_done": 45,

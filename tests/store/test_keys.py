@@ -205,6 +205,10 @@ async def test_a_replacement_sent_twice_is_told_that_it_was_done(rig: Rig) -> No
     assert await rig.store.replace_start(again)
 
 
+async def test_a_run_that_is_not_there_is_not_replaced(rig: Rig) -> None:
+    assert not await rig.store.replace_start(new_run("a", start_at_us=1))
+
+
 async def test_the_id_of_a_debounced_run_is_used_again_as_asked(rig: Rig) -> None:
     await start(rig, debounced("a"))
     await rig.pass_time(2 * MINUTE_US)

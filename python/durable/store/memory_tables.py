@@ -327,7 +327,9 @@ class Tables:
 
     def replace_start(self, new: NewRun) -> bool:
         """Give a debounced run another input and start time, if it has not begun."""
-        run = self.runs.get(new.run_id) or self.closed[new.run_id]
+        run = self.runs.get(new.run_id) or self.closed.get(new.run_id)
+        if run is None:
+            return False
         ends = any(item.kind in DOOMS for item in self.inbox[new.run_id])
         is_free = run.start.debounce_key is None
         if is_free or run.state != DELAYED or run.session is not None or ends:

@@ -58,6 +58,20 @@ class RetryPolicy:
             )
 
 
+def check_fairness(key: str | None, weight: float) -> None:
+    """Raise ConfigurationError for what cannot be a fairness key and its weight."""
+    if key is not None and (not 0 < len(key) <= FAIRNESS_KEY_LENGTH_MAX or "\0" in key):
+        raise ConfigurationError(
+            f"a fairness_key has 1 to {FAIRNESS_KEY_LENGTH_MAX} characters and none of them "
+            f"is NUL, not {key!r}"
+        )
+    if not FAIRNESS_WEIGHT_MIN <= weight <= FAIRNESS_WEIGHT_MAX:
+        raise ConfigurationError(
+            f"a fairness_weight is {FAIRNESS_WEIGHT_MIN:g} to {FAIRNESS_WEIGHT_MAX:g}, "
+            f"not {weight!r}"
+        )
+
+
 @dataclass(frozen=True)
 class ActivityOptions:
     """How one activity runs. ``None`` means: no limit, or the worker's own default."""
@@ -80,17 +94,7 @@ class ActivityOptions:
     """Wait for the activity to acknowledge a cancellation before the workflow goes on."""
 
     def __post_init__(self) -> None:
-        key, weight = self.fairness_key, self.fairness_weight
-        if key is not None and (not 0 < len(key) <= FAIRNESS_KEY_LENGTH_MAX or "\0" in key):
-            raise ConfigurationError(
-                f"a fairness_key has 1 to {FAIRNESS_KEY_LENGTH_MAX} characters and none of them "
-                f"is NUL, not {key!r}"
-            )
-        if not FAIRNESS_WEIGHT_MIN <= weight <= FAIRNESS_WEIGHT_MAX:
-            raise ConfigurationError(
-                f"a fairness_weight is {FAIRNESS_WEIGHT_MIN:g} to {FAIRNESS_WEIGHT_MAX:g}, "
-                f"not {weight!r}"
-            )
+        check_fairness(self.fairness_key, self.fairness_weight)
 
     def replace(self, **changes: object) -> ActivityOptions:
         """A copy with some fields changed."""

@@ -4,13 +4,20 @@ from __future__ import annotations
 
 import asyncio
 import threading
+from collections import Counter
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
 
+import psycopg
 import pytest
 
 from durable import Client, RetryPolicy, activity, workflow
-from durable.errors import ActivityError, CompleteLater, ConfigurationError
+from durable.errors import (
+    ActivityError,
+    CompleteLater,
+    ConfigurationError,
+    InvalidArgumentError,
+)
 from durable.events import ActivityOutcome
 from durable.options import WorkerOptions
 from durable.runtime.slots import CLAIM_MAX, Offer, Slots
@@ -211,3 +218,42 @@ async def test_a_worker_expects_the_time_limits_of_what_it_claims_and_detaches(
     await (await client.start(waits_for_others, id="w")).result(SOON)
     claimed_us, detached_us = expected
     assert began_us + 200_000 <= detached_us < claimed_us
+
+
+# -- fairness keys of runs -------------------------------------------------------------------
+
+
+@workflow.defn
+async def family(count: int) -> int:
+    await workflow.execute_child(guests, "default", count)
+    return count
+
+
+async def queued_keys(client: Client) -> Counter[str]:
+    """The fairness keys of the activities that have a row."""
+    async with await psycopg.AsyncConnection.connect(client.store.target.dsn) as conn:  # type: ignore[attr-defined]
+        rows = await conn.execute("SELECT policy ->> 'fairness_key' FROM durable.activity")
+        return Counter([key async for (key,) in rows])
+
+
+async def test_activities_have_the_fairness_key_of_their_run_or_its_parent(
+    client: Client, serve: Serve, until: Any
+) -> None:
+    await client.set_queue_limits("default", concurrency=0)
+    await serve(guests, family, stay)
+    own = await client.start(guests, "default", 2, id="own", fairness_key="a")
+    child = await client.start(family, 3, id="child", fairness_key="b", fairness_weight=2.0)
+
+    async def all_wait() -> bool:
+        return await queued_keys(client) == {"a": 2, "b": 3}
+
+    await until(all_wait)
+    await client.set_queue_limits("default")
+    assert (await own.result(SOON), await child.result(SOON)) == (2, 3)
+
+
+async def test_a_fairness_key_of_a_start_is_checked(client: Client) -> None:
+    with pytest.raises(InvalidArgumentError, match="fairness_key"):
+        await client.start(guests, "default", 1, id="g", fairness_key="")
+    with pytest.raises(InvalidArgumentError, match="fairness_weight"):
+        await client.start(guests, "default", 1, id="g", fairness_weight=0.0)

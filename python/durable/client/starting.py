@@ -24,6 +24,7 @@ from durable.engine.info import to_us
 from durable.engine.jobs import JOB_PREFIX
 from durable.engine.start import StartMeta, new_run
 from durable.errors import (
+    ConfigurationError,
     InvalidArgumentError,
     PayloadError,
     StoreError,
@@ -31,7 +32,7 @@ from durable.errors import (
     WorkflowAlreadyStartedError,
 )
 from durable.events import IdReuse, NewRun, Started
-from durable.options import DEFAULT_QUEUE
+from durable.options import DEFAULT_QUEUE, check_fairness
 
 R = TypeVar("R")
 Ts = TypeVarTuple("Ts")
@@ -47,6 +48,8 @@ class StartOptions(TypedDict, total=False):
     queue: str | None
     version: str | None
     priority: int
+    fairness_key: str | None
+    fairness_weight: float
     start_delay: timedelta | float | None
     start_at: datetime | None
     run_timeout: timedelta | float | None
@@ -70,6 +73,16 @@ def checked_options(options: Mapping[str, Any]) -> StartOptions:
     return cast("StartOptions", options)
 
 
+def fairness_of(options: StartOptions) -> tuple[str, float] | None:
+    """The fairness key and weight of a start; raise InvalidArgumentError for bad ones."""
+    key, weight = options.get("fairness_key"), options.get("fairness_weight", 1.0)
+    try:
+        check_fairness(key, weight)
+    except ConfigurationError as error:
+        raise InvalidArgumentError(str(error)) from None
+    return None if key is None else (key, weight)
+
+
 def new_run_id(now_us: int) -> str:
     """A UUIDv7: runs started about the same time lie together in the database."""
     value = (now_us // 1000 & (1 << 48) - 1) << 80 | int.from_bytes(os.urandom(10), "big")
@@ -90,6 +103,8 @@ class StartingClient(ConnectedClient):
         queue: str | None = ...,
         version: str | None = ...,
         priority: int = ...,
+        fairness_key: str | None = ...,
+        fairness_weight: float = ...,
         start_delay: timedelta | float | None = ...,
         start_at: datetime | None = ...,
         run_timeout: timedelta | float | None = ...,
@@ -114,6 +129,8 @@ class StartingClient(ConnectedClient):
         queue: str | None = ...,
         version: str | None = ...,
         priority: int = ...,
+        fairness_key: str | None = ...,
+        fairness_weight: float = ...,
         start_delay: timedelta | float | None = ...,
         start_at: datetime | None = ...,
         run_timeout: timedelta | float | None = ...,
@@ -138,6 +155,8 @@ class StartingClient(ConnectedClient):
         queue: str | None = None,
         version: str | None = None,
         priority: int = 0,
+        fairness_key: str | None = None,
+        fairness_weight: float = 1.0,
         start_delay: timedelta | float | None = None,
         start_at: datetime | None = None,
         run_timeout: timedelta | float | None = None,
@@ -162,6 +181,8 @@ class StartingClient(ConnectedClient):
         ``run_timeout`` limits each run, from when it begins; ``execution_timeout`` limits the whole
         chain of runs that continue as new or are tried again, from when the first one begins. What
         is over its time ends at once, as timed out.
+        ``fairness_key`` says whose work it is: activities of the run and of its children have it
+        where they have no other, and take turns by it where they have to wait in a queue.
         ``memo`` is for the code (``workflow.info().memo``) and for people;
         ``search`` has the attributes that the run is found by (`Client.list`, unencrypted), until
         ``workflow.upsert_search_attributes`` changes them.
@@ -180,6 +201,8 @@ class StartingClient(ConnectedClient):
             queue=queue,
             version=version,
             priority=priority,
+            fairness_key=fairness_key,
+            fairness_weight=fairness_weight,
             start_delay=start_delay,
             start_at=start_at,
             run_timeout=run_timeout,
@@ -363,6 +386,7 @@ class StartingClient(ConnectedClient):
         priority = options.get("priority", 0)
         if not -32768 <= priority <= 32767:
             raise InvalidArgumentError(f"a priority is -32768 to 32767, not {priority!r}")
+        fairness = fairness_of(options)
         start_delay, start_at = options.get("start_delay"), options.get("start_at")
         if start_delay is not None and start_at is not None:
             raise InvalidArgumentError("give start_delay or start_at, not both")
@@ -381,6 +405,7 @@ class StartingClient(ConnectedClient):
             memo=plain_memo(options.get("memo") or {}, self.codec),
             search={k: v for k, v in search.items() if v is not None},
             headers=headers or {},
+            fairness=fairness,
         )
         return new_run(
             workflow,

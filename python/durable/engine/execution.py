@@ -277,6 +277,11 @@ class Execution:
         return len(self._loop.pending())
 
     @property
+    def fairness(self) -> Sequence[Any] | None:
+        """The fairness key and weight that the run was started with."""
+        return self._context.meta.fairness
+
+    @property
     def now_us(self) -> int:
         """The run's own time: that of its last fact."""
         return self._loop.now_us

@@ -39,13 +39,15 @@ class StartMeta(msgspec.Struct):
     start_us: int | None = None
     """When the run was meant to begin; None is when it was recorded."""
     continued_from: str | None = None
+    fairness: Sequence[Any] | None = None
+    """Fairness key and weight of its activities, children and successors."""
     signals: Sequence[tuple[str, bytes | None]] = ()
     """Signals that the run before this one in a chain got and did not take."""
 
     def to_json(self) -> bytes:
         """Compact JSON without what is at its default."""
         meta: dict[str, Any] = {"workflow_id": self.workflow_id, "queue": self.queue}
-        for name in ("version", "run_timeout_us", "start_us", "continued_from"):
+        for name in ("version", "run_timeout_us", "start_us", "continued_from", "fairness"):
             if getattr(self, name) is not None:
                 meta[name] = getattr(self, name)
         for name in ("memo", "headers", "search"):
@@ -81,6 +83,7 @@ class StartMeta(msgspec.Struct):
             run_timeout_us=meta.get("run_timeout_us"),
             start_us=meta.get("start_us"),
             continued_from=meta.get("continued_from"),
+            fairness=meta.get("fairness"),
             signals=[
                 (name, None if payload is None else base64.b64decode(payload))
                 for name, payload in meta.get("signals", ())

@@ -189,6 +189,7 @@ class TurnBuilder:
             parent=ParentInfo(info.run_id, info.workflow_id, event[0]),
             memo=options.get("memo", {}),
             headers=info.headers,
+            fairness=self.meta.fairness,
         )
         return new_run(
             event[4] or "",
@@ -255,6 +256,7 @@ class TurnBuilder:
             headers=info.headers,
             search=self.context.search,
             continued_from=info.run_id,
+            fairness=self.meta.fairness,
             signals=self.context.unread_signals(),
         )
         return new_run(

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import orjson
+
 from durable.engine.execution import ScheduledActivity, Turn
 from durable.events import Closing, QueuedActivity, RunCommit, RunState
 from durable.runtime.pausing import kept
@@ -78,7 +80,7 @@ def divide(
         if starts_here(each, reserve):
             starts.append(each)
         else:
-            commit.activities.append(queued(each))
+            commit.activities.append(queued(each, run))
 
 
 def starts_here(each: ScheduledActivity, reserve: Reserve) -> bool:
@@ -122,7 +124,18 @@ def build_last(run: WarmRun) -> RunCommit:
     return commit
 
 
-def queued(each: ScheduledActivity) -> QueuedActivity:
+def shared_options(run: WarmRun, options: bytes) -> bytes:
+    """Options of an activity for the queue: with its run's fairness key, if it has no other."""
+    fairness = run.execution.fairness if run.execution is not None else None
+    if fairness is None or b'"fairness_key":' in options:
+        return options or b"{}"
+    key, weight = fairness
+    return orjson.dumps(
+        {**orjson.loads(options or b"{}"), "fairness_key": key, "fairness_weight": weight}
+    )
+
+
+def queued(each: ScheduledActivity, run: WarmRun) -> QueuedActivity:
     """The queue row of an activity that does not start here."""
     return QueuedActivity(
         ref=each.ref,
@@ -131,6 +144,6 @@ def queued(each: ScheduledActivity) -> QueuedActivity:
         priority=each.priority,
         attempt=1,
         input=each.input,
-        options=each.options_json.encode() or b"{}",
+        options=shared_options(run, each.options_json.encode()),
         scheduled_us=each.scheduled_us,
     )

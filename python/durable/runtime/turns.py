@@ -27,7 +27,7 @@ from durable.events import (
     TimerKind,
 )
 from durable.runtime.attempt import Attempt, Ending, waiting_seconds
-from durable.runtime.building import build, queued, starts_here
+from durable.runtime.building import build, queued, shared_options, starts_here
 from durable.runtime.committer import Committer
 from durable.runtime.executor import Executor
 from durable.runtime.failures import cancelled_payload
@@ -161,7 +161,7 @@ class Turns:
             if starts_here(each, self._executor.slots.reserve):
                 self._start(run, each)
             else:
-                run.activities.append(queued(each))
+                run.activities.append(queued(each, run))
         self._settle(run)
 
     def _settle(self, run: WarmRun) -> None:
@@ -500,7 +500,7 @@ class Turns:
                 priority=attempt.options.priority,
                 attempt=attempt.number + (1 if ending.count_attempt else 0),
                 input=attempt.input,
-                options=attempt.options_json,
+                options=shared_options(run, attempt.options_json),
                 delay_us=ending.delay_us,
                 last_failure=ending.payload,
                 details=attempt.details,

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from durable import Worker, activity, workflow
+from durable import RetryPolicy, Worker, activity, workflow
 from durable.errors import DecodeError, WorkflowFailedError, WorkflowNotFoundError
 from durable.testing import WorkflowEnvironment
 
@@ -413,7 +413,6 @@ async def test_signal_26(env: WorkflowEnvironment) -> None:
     assert await handle.result() == list(range(200))
 
 
-@pytest.mark.xfail(reason="signal-with-start: Client.signal_with_start is missing")
 async def test_signal_27(database: Any) -> None:
     """signal-27: One call signals a run, and starts it when it is not there."""
     async with Worker(database.dsn, workflows=[takes]):
@@ -422,3 +421,60 @@ async def test_signal_27(database: Any) -> None:
                 takes, 2, id="entity-1", signal="number", signal_args=[number]
             )
         assert await handle.result(30) == [1, 2]
+
+
+@workflow.defn
+async def takes_first() -> int:
+    return await workflow.wait_signal("number", int)
+
+
+async def test_signal_28(env: WorkflowEnvironment) -> None:
+    """signal-28: Signals that a run does not take do not keep it from ending."""
+    handle = await env.start(takes_first, start_delay=0.3)
+    for number in (1, 2, 3):
+        await handle.signal("number", number)
+    assert await handle.result() == 1
+
+
+@workflow.defn
+async def takes_one_and_goes_on(found: list[int]) -> list[int]:
+    found.append(await workflow.wait_signal("number", int))
+    if len(found) < 3:
+        workflow.continue_as_new(found)
+    return found
+
+
+async def test_signal_29(env: WorkflowEnvironment) -> None:
+    """signal-29: What a run did not take before it goes on as new is taken by the next."""
+    handle = await env.start(takes_one_and_goes_on, [], start_delay=0.3)
+    for number in (1, 2, 3):
+        await handle.signal("number", number)
+    assert await handle.result() == [1, 2, 3]
+
+
+@workflow.defn(retry=RetryPolicy(initial_interval=0.01, max_attempts=3))
+async def fails_on_small_numbers() -> int:
+    number = await workflow.wait_signal("number", int)
+    if number < 3:
+        raise RuntimeError("too small")
+    return number
+
+
+async def test_signal_30(env: WorkflowEnvironment) -> None:
+    """signal-30: A run that is tried again gets the signals that the failed one did not take."""
+    handle = await env.start(fails_on_small_numbers, start_delay=0.3)
+    for number in (1, 2, 3):
+        await handle.signal("number", number)
+    assert await handle.result() == 3
+
+
+@workflow.defn
+async def waits_for_nothing() -> str:
+    return "done"
+
+
+async def test_signal_31(env: WorkflowEnvironment) -> None:
+    """signal-31: A run that waits for nothing ends although it was signalled before it began."""
+    handle = await env.start(waits_for_nothing, start_delay=0.3)
+    await handle.signal("number", 1)
+    assert await handle.result() == "done"

@@ -118,6 +118,8 @@ class Execution:
         self._main: asyncio.Task[Any] | None = None
         self._handler_error: BaseException | None = None
         self._ended: Closing | None = None
+        self.goes_on = False
+        """Its code has ended, and another run follows: continued as new, or tried again."""
         self._responses: list[Response] = []
         self._open = 0
         """About how many commands wait for their outcome; counting them exactly takes longer."""
@@ -429,6 +431,7 @@ class Execution:
         if isinstance(error, SystemExit | KeyboardInterrupt | NonDeterminismError):
             raise error
         if isinstance(error, ContinueAsNew):
+            self.goes_on = True
             options = {key: value for key, value in error.options.items() if value is not None}
             self._loop.emit(
                 EventKind.RUN_CONTINUED_AS_NEW,
@@ -448,6 +451,7 @@ class Execution:
                 is_final=is_final(error),
             )
             if delay is not None:
+                self.goes_on = True
                 options = {"delay_us": round(delay * 1e6)}
                 options_text = self._codec.encode(options).decode()
         payload = failure_to_payload(error)

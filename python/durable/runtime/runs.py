@@ -303,11 +303,11 @@ class RunPoller(Service):
                 if claimed.next_seq == 1 and not any(item.kind in ENDS for item in items):
                     # Its start is all it knows, and is durable: what it asks for can begin.
                     turns.begin(run)
-                    turns.deliver_mail(run, items)
+                    turns.deliver_mail(run, items, is_rebuilt=True)
                 else:
                     # What the mail causes begins when the commit that has the mail is durable.
                     owed = turns.owed(run) if claimed.next_seq > 1 else []
-                    turns.deliver_mail(run, items)
+                    turns.deliver_mail(run, items, is_rebuilt=True)
                     turns.resume(run, owed, waiting)
                 return
         for item in items:

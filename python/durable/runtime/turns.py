@@ -171,14 +171,22 @@ class Turns:
 
     # -- facts -------------------------------------------------------------------------------
 
-    def deliver_mail(self, run: WarmRun, items: list[InboxItem]) -> None:
-        """Deliver inbox rows that were not delivered yet, in their order."""
+    def deliver_mail(
+        self, run: WarmRun, items: list[InboxItem], *, is_rebuilt: bool = False
+    ) -> None:
+        """Deliver inbox rows that were not delivered yet, in their order.
+
+        ``is_rebuilt``: the run was just built from its history and has heard of nothing since.
+        What then follows on a row that ends the run changes nothing any more, and is read with
+        it; but when a successor follows, it stays in the inbox for that.
+        """
         self._heed(run, items)
+        ended = run.execution is not None and run.execution.is_finished and not is_rebuilt
         for item in items:
             if item.id in run.seen:
                 continue
             execution = run.execution
-            if run.frozen or execution is None or execution.is_finished:
+            if run.frozen or execution is None or ended or execution.goes_on:
                 # It stays in the inbox; a closing commit that misses it comes back UNREAD.
                 return
             if run.held is not None and item.kind not in ENDINGS:
@@ -234,7 +242,7 @@ class Turns:
             return
         run.facts.append(fact)
         execution = run.execution
-        if run.frozen or execution is None or execution.is_finished:
+        if run.frozen or execution is None or (execution.is_finished and not fact.item_id):
             # Kept: should the commit that ends the run be refused, this is delivered then.
             return
         try:
@@ -263,12 +271,18 @@ class Turns:
 
     def redo(self, run: WarmRun, batches: list[bytes], mail: list[InboxItem]) -> None:
         """Build the run again after UNREAD: its unread mail first, then what was not committed."""
-        facts, run.facts = run.facts, []
+        # What was read before and not committed is in the mail again, in its place.
+        unread = {item.id for item in mail}
+        again = {fact.item_id for fact in run.facts}
+        run.seen -= again
+        run.consumed = [each for each in run.consumed if each not in again]
+        facts = [fact for fact in run.facts if fact.item_id not in unread]
+        run.facts = []
         run.timers_done.clear()
         run.timers.clear()
         if not self.replay(run, batches):
             return
-        self.deliver_mail(run, mail)
+        self.deliver_mail(run, mail, is_rebuilt=True)
         for fact in facts:
             if fact.kind == TIMER_FIRED and not fact.item_id and run.held is None:
                 run.timers.pop(fact.ref, None)

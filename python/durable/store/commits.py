@@ -25,7 +25,7 @@ HOW_TO_CLOSE = {
     RunState.TIMED_OUT: CLOSE_ANYHOW,
     RunState.CONTINUED_AS_NEW: CLOSE_UNLESS_PAUSED,
 }
-"""Of all other ends: if all is read."""
+"""Of all other ends: if all is read, or else the successor is to have it."""
 
 
 def build(ordered: Sequence[RunCommit], flush: int) -> list[Call]:
@@ -99,7 +99,11 @@ def runs_params(ordered: Sequence[RunCommit], runs: list[str], flush: int) -> Pa
     close: str | None = None
     if any(c.closing for c in ordered):
         close = literal(
-            0 if c.closing is None else HOW_TO_CLOSE.get(c.closing.state, CLOSE_IF_READ)
+            0
+            if c.closing is None
+            else CLOSE_UNLESS_PAUSED
+            if c.successor is not None
+            else HOW_TO_CLOSE.get(c.closing.state, CLOSE_IF_READ)
             for c in ordered
         )
     read_runs: str | None = None
@@ -254,6 +258,12 @@ def replace_params(run: NewRun) -> Params:
         run.execution_timeout_us,
         None if run.search is None else run.search.decode(),
     )
+
+
+def start_and_send_params(runs: Sequence[NewRun], messages: Sequence[Message]) -> Params:
+    """New runs, and the message for each of them."""
+    kind, _, _, name, meta, payload, _, request_id = send_params(messages)
+    return (*start_params(runs), kind, name, meta, payload, request_id)
 
 
 def send_params(messages: Sequence[Message]) -> Params:

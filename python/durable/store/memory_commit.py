@@ -69,7 +69,8 @@ def must_be_read(change: RunCommit) -> tuple[int, ...]:
     state = None if change.closing is None else change.closing.state
     if state in (None, RunState.TERMINATED, RunState.TIMED_OUT):
         return ()
-    return (MessageKind.PAUSE,) if state == RunState.CONTINUED_AS_NEW else MUST_BE_READ
+    goes_on = change.successor is not None or state == RunState.CONTINUED_AS_NEW
+    return (MessageKind.PAUSE,) if goes_on else MUST_BE_READ
 
 
 def is_storable(change: RunCommit) -> bool:

@@ -50,6 +50,13 @@ from durable.testing.lookup import find_definition
 from durable.testing.mocks import Mock
 
 FAILED_STATES = (RunState.FAILED, RunState.CANCELLED, RunState.TERMINATED, RunState.TIMED_OUT)
+MOVES_ON = (
+    EventKind.SIGNAL_RECEIVED,
+    EventKind.CANCEL_REQUESTED,
+    EventKind.RUN_TERMINATED,
+    MessageKind.UPDATE_REQUESTED,
+)
+"""What the next run of a chain takes over when the one before did not read it."""
 
 
 class Fact(NamedTuple):
@@ -217,6 +224,8 @@ class World:
         try:
             while self._facts:
                 run, fact = self._facts.popleft()
+                while run.successor is not None and fact.kind in MOVES_ON:
+                    run = run.successor
                 if not run.is_open:
                     self._answer_closed(fact)
                     continue

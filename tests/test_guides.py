@@ -94,6 +94,18 @@ async def test_signals(env: WorkflowEnvironment) -> None:
     assert await page.shop(await env.start(page.Basket)) == {"tea": 300}
 
 
+async def test_signals_with_a_start(dsn: str) -> None:
+    page = load("signals")
+    async with (
+        Client.connect(dsn) as client,
+        Worker(dsn, workflows=[page.add_up, page.Basket], activities=[page.price_of]),
+    ):
+        assert await page.tell(client) == 7
+        assert await page.put_into(client, "12") == 300
+        assert await page.put_into(client, "12") == 300
+        assert len(await client.list(search={"customer": "12"})) == 1
+
+
 async def test_children(env: WorkflowEnvironment) -> None:
     page = load("children")
     assert await env.execute(page.party, ["nut", "stone"]) == ["nut cake", "no cake"]

@@ -145,6 +145,16 @@ def test_many_start_at_once_and_each_is_told(dsn: str, client: SyncClient) -> No
         assert second.result(SOON) == 2
 
 
+def test_a_run_that_is_not_there_is_started_and_told(dsn: str, client: SyncClient) -> None:
+    call: Any = {"id": "t", "signal": Tally.add, "signal_args": (1,)}
+    handle = client.signal_with_start(Tally.run, 4, **call)
+    assert client.signal_with_start(Tally.run, 4, **call).run_id == handle.run_id
+    with served(dsn):
+        put: Any = {"id": "t", "update": Tally.put, "update_args": (2,)}
+        assert client.update_with_start(Tally.run, 4, **put) == 4
+        assert handle.result(SOON) == 4
+
+
 def test_jobs_are_enqueued(dsn: str, client: SyncClient) -> None:
     one = client.enqueue(double, 4)
     (two,) = client.enqueue_many(double, [[5]])

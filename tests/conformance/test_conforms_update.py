@@ -265,7 +265,6 @@ async def test_update_15(env: WorkflowEnvironment) -> None:
     assert log in (["a in", "a out", "b in", "b out"], ["b in", "b out", "a in", "a out"])
 
 
-@pytest.mark.xfail(reason="update-with-start: Client.update_with_start is missing")
 async def test_update_16(database: Any) -> None:
     """update-16: One call updates a run, and starts it when it is not there."""
     async with Worker(database.dsn, workflows=[Basket], activities=[price]):

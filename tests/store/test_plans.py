@@ -85,6 +85,12 @@ async def calls(rig: PostgresRig, turn: str) -> AsyncIterator[tuple[str, Call]]:
     yield "look", lambda: store.look([session, worker], [QUEUE])
     yield "claim_runs, idle", lambda: store.claim_runs(session, [QUEUE], [TYPE], 10)
     yield "send", lambda: store.send([Message(5, workflow_id=f"{turn}1", request_id="r")])
+    pairs = [
+        (new_run(w, queue="keyed"), Message(5, workflow_id=w, request_id="q"))
+        for w in (f"{turn}3", f"{turn}fresh")
+    ]
+    first, mail = [run for run, _ in pairs], [message for _, message in pairs]
+    yield "start_and_send", lambda: store.start_and_send(first, mail)
     yield "inbox", lambda: store.inbox([run.run_id for run in runs])
     yield "load", lambda: store.load({run.run_id: run.part for run in runs})
     yield "waiting", lambda: store.waiting([run.run_id for run in runs])
@@ -152,6 +158,7 @@ async def calls(rig: PostgresRig, turn: str) -> AsyncIterator[tuple[str, Call]]:
 BUDGETS = {
     "start_runs": 300,
     "replace_start": 40,
+    "start_and_send": 400,
     "claim_runs": 400,
     "look": 60,
     "send": 40,

@@ -60,6 +60,9 @@ class Basket:
     async def fill(self) -> None:
         await self.put(3)  # expect: arg-type
 
+    @workflow.signal
+    def add(self, item: str) -> None: ...
+
 
 @workflow.defn
 async def wrong_argument_to_a_started_child() -> None:
@@ -75,6 +78,33 @@ async def wrong_start(client: Client) -> None:
     await client.start(child, 1, id=3)  # expect: call-overload
     result: int = await (await client.start(child, 1, id="one")).result()  # expect: assignment
     assert result
+
+
+async def wrong_start_with_a_signal(client: Client) -> None:
+    start = client.signal_with_start
+    await start(child, "one", id="a", signal="go")  # expect: arg-type
+    await start(child, 1, id="a")  # expect: call-overload
+    await start(child, 1, id="a", signal=Basket.add, signal_args=(3,))  # expect: arg-type
+    await start(child, 1, id="a", signal=Basket.add)  # expect: arg-type
+    await start(child, 1, id="a", signal=Basket.add, signal_args=("a", 2))  # expect: arg-type
+    await start(child, 1, id="a", signal="go", priorite=3)  # expect: call-overload
+    await start(child, 1, id="a", signal="go", memo=["a"])  # expect: call-overload
+
+
+async def wrong_start_with_an_update(client: Client) -> None:
+    start = client.update_with_start
+    await start(child, "one", id="a", update="go")  # expect: arg-type
+    await start(child, 1, id="a", update=Basket.put)  # expect: arg-type
+    await start(child, 1, id="a", update=Basket.put, update_args=(1,))  # expect: arg-type
+    put = await start(child, 1, id="a", update=Basket.put, update_args=("a",))
+    text: str = put  # expect: assignment
+    assert text
+
+
+async def wrong_options_of_starts(client: Client) -> None:
+    await client.start(child, 1, id="a", memo=["a"])  # expect: call-overload
+    await client.start_many(child, [], serch={"customer": "Ann"})  # expect: call-arg
+    await client.start_many(child, [("a", [1], {"memos": {}})])  # expect: typeddict-unknown-key
 
 
 async def wrong_test() -> None:

@@ -25,6 +25,17 @@ class Basket:
     @workflow.signal
     def add(self, item: str) -> None: ...
 
+    @workflow.signal
+    def clear(self) -> None: ...
+
+    @workflow.update
+    async def put(self, item: str, count: int) -> int:
+        return count
+
+    @workflow.update
+    def close(self) -> str:
+        return ""
+
 
 async def start(dsn: str) -> str:
     async with Client.connect(dsn) as client:
@@ -46,6 +57,30 @@ def start_and_wait(dsn: str) -> str:
         first: str = again.result(timeout=5)
         result: str = handle.result(timeout=5)
         return first + result
+
+
+async def start_and_talk(client: Client) -> int:
+    run = Basket.run
+    handle = await client.signal_with_start(
+        run, "ann", id="b", signal=Basket.add, signal_args=("tea",), queue="slow", memo={"a": 1}
+    )
+    total: int = await handle.result()
+    await client.signal_with_start(run, "ann", id="b", signal=Basket.clear, request_id="r")
+    await client.signal_with_start(run, "ann", id="b", signal="add", signal_args=["tea"])
+    await client.signal_with_start(Basket, "ann", id="b", signal=Basket.add, signal_args=["tea"])
+    await client.signal_with_start("Basket", "ann", id="b", signal="clear")
+    await client.signal_with_start(order, 5, id="o", signal="go", search={"customer": "Ann"})
+    count: int = await client.update_with_start(
+        run, "ann", id="b", update=Basket.put, update_args=("tea", 2), timeout=timedelta(seconds=5)
+    )
+    text: str = await client.update_with_start(run, "ann", id="b", update=Basket.close)
+    named: int = await client.update_with_start(
+        "Basket", id="b", update="put", update_args=["tea", 2], result_type=int
+    )
+    many = await client.start_many(
+        order, [("a", [1]), ("b", [2], {"memo": {"n": 2}})], search={"customer": "Ann"}
+    )
+    return total + count + len(text) + named + len(many)
 
 
 async def test_order() -> None:

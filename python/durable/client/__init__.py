@@ -9,6 +9,7 @@ Inside:
 
     client      `Client`: find, list; and from its bases
     starting    the calls that begin runs
+    with_start  the calls that talk to a run, and start it when it is not there
     completing  the calls for activities that others complete
     connected   an open store, and what all calls share
     handle      `WorkflowHandle`: everything about one run

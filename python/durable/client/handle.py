@@ -274,7 +274,7 @@ class WorkflowHandle(Generic[R]):
         name, payload = handler_name(query), encode_call(self._client.codec, query, args)
         view = await self.describe()
         if view.state >= RunState.COMPLETED:
-            return await self._query_closed(view, name, payload, result_type)
+            return await self._query_closed(view, query, payload, result_type)
         try:
             limit = seconds(timeout, "timeout")
             response = await self._ask(MessageKind.QUERY, name, payload, limit)
@@ -283,18 +283,18 @@ class WorkflowHandle(Generic[R]):
             if view.state < RunState.COMPLETED:
                 raise
             # It ended before it came to the question.
-            return await self._query_closed(view, name, payload, result_type)
-        return self._read(response, result_type)
+            return await self._query_closed(view, query, payload, result_type)
+        return read_answer(self._client.codec, response, query, result_type)
 
     async def _query_closed(
-        self, view: RunView, name: str, payload: bytes, result_type: Any
+        self, view: RunView, query: str | Callable[..., Any], payload: bytes, result_type: Any
     ) -> Any:
         execution = await self._replay(view)
         try:
-            answer = execution.query(name, payload)
+            answer = execution.query(handler_name(query), payload)
         finally:
             execution.evict()
-        return self._client.codec.decode(answer, result_type)
+        return decode_answer(self._client.codec, answer, query, result_type)
 
     async def update(
         self,
@@ -313,7 +313,7 @@ class WorkflowHandle(Generic[R]):
         name, payload = handler_name(update), encode_call(self._client.codec, update, args)
         limit = seconds(timeout, "timeout")
         response = await self._ask(MessageKind.UPDATE_REQUESTED, name, payload, limit, request_id)
-        return self._read(response, result_type)
+        return read_answer(self._client.codec, response, update, result_type)
 
     async def _ask(
         self,
@@ -327,25 +327,14 @@ class WorkflowHandle(Generic[R]):
         meta = self._client.codec.encode({"request_id": request_id})
         await self._send(kind, name=name, payload=payload, meta=meta, request_id=request_id)
         try:
-            async with asyncio.timeout(limit):
-                return await self._client.waiter.answer(request_id)
+            return await wait_for_answer(self._client, self.workflow_id, name, request_id, limit)
         except TimeoutError:
             view = await self.describe()
             if view.state == RunState.PAUSED:
                 raise TimeoutError(
                     f"{self._is_paused(view)}; it answers {name!r} when it is resumed"
                 ) from None
-            raise TimeoutError(
-                f"workflow {self.workflow_id} did not answer {name!r} in {limit:g} s; "
-                "is a worker with its code running?"
-            ) from None
-
-    def _read(self, response: Response, result_type: Any) -> Any:
-        if response.failure is not None:
-            raise failure_from_payload(response.failure)
-        if response.payload is None:
-            return None
-        return self._client.codec.decode(response.payload, result_type)
+            raise
 
     async def _send(
         self,
@@ -450,6 +439,44 @@ def encode_call(codec: Codec, handler: str | Callable[..., Any], args: Sequence[
     except PayloadError as error:
         raise InvalidArgumentError(str(error)) from error
     return payload
+
+
+async def wait_for_answer(
+    client: ConnectedClient, workflow_id: str, name: str, request_id: str, limit: float
+) -> Response:
+    """Wait ``limit`` seconds for the answer to a query or update; raise TimeoutError."""
+    try:
+        async with asyncio.timeout(limit):
+            return await client.waiter.answer(request_id)
+    except TimeoutError:
+        raise TimeoutError(
+            f"workflow {workflow_id} did not answer {name!r} in {limit:g} s; "
+            "is a worker with its code running?"
+        ) from None
+
+
+def read_answer(
+    codec: Codec, response: Response, handler: str | Callable[..., Any], result_type: Any
+) -> Any:
+    """The answer of a handler, read as ``result_type`` or, by default, as its annotation says.
+
+    Raise what the handler raised.
+    """
+    if response.failure is not None:
+        raise failure_from_payload(response.failure)
+    if response.payload is None:
+        return None
+    return decode_answer(codec, response.payload, handler, result_type)
+
+
+def decode_answer(
+    codec: Codec, payload: bytes, handler: str | Callable[..., Any], result_type: Any
+) -> Any:
+    """As `read_answer`, for an answer that came as bytes."""
+    if result_type is Any and not isinstance(handler, str):
+        fn = getattr(handler, "fn", handler)
+        return Signature.of(fn, codec, skip_first=True).decode_result(payload)
+    return codec.decode(payload, result_type)
 
 
 def plain_failure(payload: bytes | None) -> dict[str, Any]:

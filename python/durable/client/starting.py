@@ -42,7 +42,7 @@ CLOCK_SECONDS_MAX = 30.0
 """The store is asked for its time again after this long, so that drift of our clock is nothing."""
 
 
-class StartOptions(TypedDict, total=False):
+class RunOptions(TypedDict, total=False):
     """How a run is started; every start takes these. `StartingClient.start` explains them."""
 
     queue: str | None
@@ -55,21 +55,28 @@ class StartOptions(TypedDict, total=False):
     run_timeout: timedelta | float | None
     execution_timeout: timedelta | float | None
     id_reuse: IdReuse
+    memo: Mapping[str, Any] | None
+    search: Mapping[str, Any] | None
+
+
+class StartOptions(RunOptions, total=False):
+    """Those, and the keys by which starts are one."""
+
     dedup_key: str | None
     on_duplicate: Literal["existing", "error"]
     debounce_key: str | None
     debounce: timedelta | float | None
     debounce_max: timedelta | float | None
-    memo: Mapping[str, Any] | None
-    search: Mapping[str, Any] | None
 
 
-def checked_options(options: Mapping[str, Any]) -> StartOptions:
-    """Options of a start, none of them unknown; raise InvalidArgumentError."""
-    known = StartOptions.__annotations__
+def checked_options(options: Mapping[str, Any], kind: type = StartOptions) -> StartOptions:
+    """Options of a start, none of them unknown to ``kind``; raise InvalidArgumentError."""
+    known = kind.__annotations__
     for name in options:
         if name not in known:
-            raise InvalidArgumentError(f"a start has no option {name!r}; it has {', '.join(known)}")
+            raise InvalidArgumentError(
+                f"this start has no option {name!r}; it has {', '.join(known)}"
+            )
     return cast("StartOptions", options)
 
 
@@ -363,6 +370,7 @@ class StartingClient(ConnectedClient):
         options: StartOptions,
         headers: Mapping[str, Any] | None = None,
         instead_of: Started | None = None,
+        run_id: str | None = None,
     ) -> NewRun:
         """A run that is ready to be stored. Raises what `start` says.
 
@@ -392,7 +400,7 @@ class StartingClient(ConnectedClient):
             raise InvalidArgumentError("give start_delay or start_at, not both")
         search = plain_search(options.get("search") or {}, self.codec)
         now_us = await self._now_us()
-        run_id = new_run_id(now_us)
+        run_id = run_id or new_run_id(now_us)
         begin_us = None if start_at is None else to_us(start_at)
         delay_us = micros(start_delay, "start_delay") or keys.debounce_us
         if instead_of is not None:

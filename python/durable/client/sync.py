@@ -192,6 +192,32 @@ class SyncClient:
     _begin_many = verb(Client.start_many)
 
     @overload
+    def signal_with_start(
+        self, workflow: Callable[[*Ts], Awaitable[R]], *args: *Ts, id: str, **options: Any
+    ) -> SyncWorkflowHandle[R]: ...
+    @overload
+    def signal_with_start(
+        self, workflow: str | type, *args: Any, id: str, **options: Any
+    ) -> SyncWorkflowHandle[Any]: ...
+
+    def signal_with_start(  # type: ignore[misc]  # mypy: as in `start`
+        self, workflow: Any, *args: Any, id: str, **options: Any
+    ) -> SyncWorkflowHandle[Any]:
+        """Signal a run, and start it when it is not there; see `Client.signal_with_start`."""
+        refuse_conn(options)
+        _, client = self._reach()
+        call: Any = client.signal_with_start
+        handle: WorkflowHandle[Any] = self._wait(call(workflow, *args, id=id, **options))
+        return SyncWorkflowHandle(self, handle)
+
+    def update_with_start(self, workflow: Any, *args: Any, id: str, **options: Any) -> Any:
+        """Update a run, and start it when it is not there; see `Client.update_with_start`."""
+        _, client = self._reach()
+        call: Any = client.update_with_start
+        more = seconds(options.get("timeout", ANSWER_SECONDS), "timeout")
+        return self._wait(call(workflow, *args, id=id, **options), more)
+
+    @overload
     def enqueue(
         self, activity: Callable[[*Ts], Awaitable[R]], *args: *Ts, **options: Any
     ) -> SyncWorkflowHandle[R]: ...

@@ -274,7 +274,7 @@ class Turns:
         # What was read before and not committed is in the mail again, in its place.
         unread = {item.id for item in mail}
         again = {fact.item_id for fact in run.facts}
-        run.seen -= again
+        run.seen -= again & unread
         run.consumed = [each for each in run.consumed if each not in again]
         facts = [fact for fact in run.facts if fact.item_id not in unread]
         run.facts = []

@@ -121,6 +121,17 @@ class Store(Protocol):
     async def send(self, messages: Sequence[Message], conn: Any = None) -> list[str | None]:
         """Deliver messages; return the run id each went to, or None where no open run has it."""
 
+    async def start_and_send(
+        self, runs: Sequence[NewRun], messages: Sequence[Message], conn: Any = None
+    ) -> list[Started]:
+        """Deliver each message to the open run of its workflow id, or start the run with it.
+
+        ``messages`` are one for each run, with its workflow id and a request id. A run that is
+        started has its message from the beginning. Returns the run that took the message, which
+        is open, or that was started for this request and has ended since; else the closed run
+        that forbids the start, and nothing is written.
+        """
+
     async def unpark(self, run_ids: Sequence[str]) -> int:
         """Make parked runs claimable again; return how many were parked."""
 

@@ -193,6 +193,16 @@ class MemoryStore:
         self.fault("send", "after")
         return sent
 
+    async def start_and_send(
+        self, runs: Sequence[NewRun], messages: Sequence[Message], conn: Any = None
+    ) -> list[Started]:
+        """Deliver each message to the open run of its workflow id, or start the run with it."""
+        refuse_conn(conn)
+        self.fault("start_and_send", "before")
+        started = [self.tables.start_and_send(*each) for each in zip(runs, messages, strict=True)]
+        self.fault("start_and_send", "after")
+        return started
+
     async def unpark(self, run_ids: Sequence[str]) -> int:
         """Make parked runs claimable again; return how many were parked."""
         self.fault("unpark", "before")

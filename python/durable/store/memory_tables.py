@@ -351,6 +351,16 @@ class Tables:
                 self.timers[new.run_id, 0, kind] = new.start_at_us + us
         return True
 
+    def start_and_send(self, new: NewRun, message: Message) -> Started:
+        """Send to the open run of the id, or start one with the message."""
+        done = self.closed.get(new.run_id)
+        if done is not None:
+            return Started(True, done.run_id, done.view().state)
+        started = self.start(new)
+        if started.state < RunState.COMPLETED:
+            self.send(replace(message, run_id=started.run_id))
+        return started
+
     def blocker(self, new: NewRun) -> Run | None:
         """The closed run that keeps this start from happening."""
         if new.run_id in self.closed:

@@ -53,6 +53,7 @@ from durable.store.commits import (
     keys,
     replace_params,
     send_params,
+    start_and_send_params,
     start_params,
 )
 from durable.store.connection import Conn, DataRejectedError, Lanes, Target, sever
@@ -235,6 +236,21 @@ class PostgresStore:
         if conn is None:
             return await self.fetch(name, params)
         return await self.fetch_on(conn, name, params)
+
+    async def start_and_send(
+        self, runs: Sequence[NewRun], messages: Sequence[Message], conn: Any = None
+    ) -> list[Started]:
+        """Deliver each message to the open run of its workflow id, or start the run with it."""
+        if not runs:
+            return []
+        params = start_and_send_params(runs, messages)
+        rows = await self._fetch_or_on(conn, "start_and_send", params)
+        if any(row[0] is None for row in rows):
+            raise StoreError("a run id was used before: every start needs a fresh one")
+        return [
+            Started(found == run.run_id, found, view_state(state))
+            for run, (found, state) in zip(runs, rows, strict=True)
+        ]
 
     async def send(self, messages: Sequence[Message], conn: Any = None) -> list[str | None]:
         """Deliver messages; return the run id each went to, or None where no open run has it."""

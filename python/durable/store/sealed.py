@@ -187,6 +187,13 @@ class SealedStore:
         """See `Store.start_runs`."""
         return await self.inner.start_runs([self._new_run(run) for run in runs], conn)
 
+    async def start_and_send(
+        self, runs: Sequence[NewRun], messages: Sequence[Message], conn: Any = None
+    ) -> list[Started]:
+        """See `Store.start_and_send`."""
+        sealed = [self._new_run(run) for run in runs]
+        return await self.inner.start_and_send(sealed, [self._message(m) for m in messages], conn)
+
     async def pause(self, reasons: Mapping[str, bytes]) -> int:
         """See `Store.pause`."""
         return await self.inner.pause(

@@ -51,6 +51,13 @@ SELECT run_id::text, state, holder_id, holder_us FROM {s}.start_runs(
 SELECT {s}.replace_start($1::uuid, $2::text, $3::smallint, $4::bytea, $5::bigint, $6::bigint,
                          $7::bigint, $8::bigint, $9::text)
 
+-- name: start_and_send
+SELECT run_id::text, state FROM {s}.start_and_send(
+    $1::uuid[], $2::text[], $3::text[], $4::text[], $5::smallint[], $6::text[], $7::bytea[],
+    $8::bigint[], $9::bigint[], $10::bigint[], $11::bigint[], $12::bigint[], $13::smallint[],
+    $14::uuid[], $15::integer[], $16::text[], $17::smallint[], $18::text[], $19::bytea[],
+    $20::bytea[], $21::text[])
+
 -- name: send
 SELECT run_id::text FROM {s}.send(
     $1::smallint[], $2::text[], $3::uuid[], $4::text[], $5::bytea[], $6::bytea[], $7::integer[],

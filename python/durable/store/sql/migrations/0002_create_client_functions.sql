@@ -278,3 +278,53 @@ BEGIN
     PERFORM {s}.wake(array_remove(v_target, NULL));
     RETURN QUERY SELECT t.run_id FROM unnest(v_target) WITH ORDINALITY AS t(run_id, n) ORDER BY n;
 END $$;
+
+-- Send each message to the open run that has the workflow id, or else start the run and send it
+-- there: when that commits, the run has its message. A repeated call names the same run and request
+-- ids: whatever became of the run that it started, the message is not sent again.
+-- Returns the run that took the message, or the closed one that forbids a start.
+CREATE FUNCTION {s}.start_and_send(
+    p_run_id uuid[], p_workflow_id text[], p_type text[], p_queue text[], p_priority smallint[],
+    p_version text[], p_batch bytea[], p_head bigint[], p_delay_us bigint[], p_due_us bigint[],
+    p_timeout_us bigint[], p_execution_us bigint[], p_reuse smallint[], p_parent uuid[],
+    p_parent_ref integer[], p_search text[],
+    p_kind smallint[], p_name text[], p_meta bytea[], p_payload bytea[], p_request_id text[]
+) RETURNS TABLE (run_id uuid, state smallint) LANGUAGE plpgsql
+SET enable_seqscan = off SET enable_hashjoin = off SET enable_mergejoin = off SET jit = off
+SET plan_cache_mode = force_generic_plan
+AS $$
+#variable_conflict use_column
+DECLARE
+    v_run uuid[];
+    v_state smallint[];
+    v_target uuid[];
+    v_sent uuid[];
+BEGIN
+    -- A run that closes after it was found to be open is looked for again: another may have the id.
+    FOR attempt IN 1..5 LOOP
+        SELECT array_agg(s.run_id ORDER BY n), array_agg(s.state ORDER BY n) INTO v_run, v_state
+        FROM {s}.start_runs(
+            p_run_id, p_workflow_id, p_type, p_queue, p_priority, p_version, p_batch, p_head,
+            p_delay_us, p_due_us, p_timeout_us, p_execution_us, p_reuse, p_parent, p_parent_ref,
+            p_search) WITH ORDINALITY AS s(run_id, state, holder_id, holder_us, n);
+        SELECT array_agg(coalesce(done.run_id, i.run_id) ORDER BY n),
+               array_agg(coalesce(done.state, i.state) ORDER BY n),
+               array_agg(CASE WHEN done.run_id IS NULL AND i.state < 10 THEN i.run_id END ORDER BY n)
+        INTO v_run, v_state, v_target
+        FROM unnest(v_run, v_state, p_run_id) WITH ORDINALITY AS i(run_id, state, mine, n)
+        LEFT JOIN LATERAL (
+            SELECT c.run_id, c.state FROM {s}.closed_run c WHERE c.run_id = i.mine LIMIT 1
+        ) done ON true;
+        SELECT array_agg(s.run_id ORDER BY n) INTO v_sent
+        FROM {s}.send(
+            p_kind, array_fill(NULL::text, ARRAY[cardinality(p_kind)]), v_target, p_name, p_meta,
+            p_payload, array_fill(0, ARRAY[cardinality(p_kind)]), p_request_id
+        ) WITH ORDINALITY AS s(run_id, n);
+        EXIT WHEN v_sent IS NOT DISTINCT FROM v_target;
+    END LOOP;
+    IF v_sent IS DISTINCT FROM v_target THEN
+        RAISE EXCEPTION 'the runs closed as often as they were found' USING ERRCODE = '40001';
+    END IF;
+    RETURN QUERY SELECT t.run_id, t.state
+    FROM unnest(v_run, v_state) WITH ORDINALITY AS t(run_id, state, n) ORDER BY n;
+END $$;

@@ -240,6 +240,33 @@ async def test_a_storm_of_signals_is_read_in_parts_and_in_order() -> None:
     assert len([each for each in store.read_counts if each]) >= 4
 
 
+@pytest.mark.parametrize("count", [3, 3 * MAIL_MAX])
+@pytest.mark.parametrize("is_warm", [True, False])
+async def test_a_run_that_ends_at_the_first_of_many_signals_ends(count: int, is_warm: bool) -> None:
+    store = CountingStore()
+    options = WorkerOptions(poll_max_seconds=600.0)
+    worker = Worker(store, workflows=[collect], options=options)
+    async with Client(store) as client:
+        handle = await client.start(collect, 2, id="first")
+        messages = [
+            Message(
+                EventKind.SIGNAL_RECEIVED, workflow_id="first", name="number", payload=b"[%d]" % n
+            )
+            for n in range(count)
+        ]
+        if not is_warm:
+            await store.send(messages)
+        async with worker:
+            if is_warm:
+                await handle.signal("number", -1)
+                async with asyncio.timeout(SOON):
+                    while 1 not in store.read_counts:
+                        await asyncio.sleep(0)
+                await store.send(messages)
+                worker.hint()
+            assert await handle.result(SOON) == ([-1, 0] if is_warm else [0, 1])
+
+
 async def test_a_failure_keeps_its_type_and_cause(client: Client, serve: Any) -> None:
     await serve(fails)
     handle = await client.start(fails, id="fails")

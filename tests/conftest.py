@@ -85,7 +85,7 @@ def server_dsn(request: pytest.FixtureRequest) -> Iterator[str]:
 
 
 @pytest.fixture(scope="session")
-def way(
+def entrance(
     request: pytest.FixtureRequest, server_dsn: str, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[str]:
     """How tests reach their databases on the server."""
@@ -123,10 +123,10 @@ def template(server_dsn: str) -> Iterator[str]:
 
 
 @pytest.fixture
-def dsn(server_dsn: str, way: str, template: str) -> Iterator[str]:
+def dsn(server_dsn: str, entrance: str, template: str) -> Iterator[str]:
     """The DSN of a fresh, migrated database."""
     name = create_database(server_dsn, template)
-    yield make_conninfo(way, dbname=name)
+    yield make_conninfo(entrance, dbname=name)
     drop_database(server_dsn, name)
 
 

@@ -24,12 +24,12 @@ PATIENCE_SECONDS = 0.5
 
 
 @pytest.fixture(scope="session")
-def shared_dsn(server_dsn: str, way: str) -> Iterator[str]:
+def shared_dsn(server_dsn: str, entrance: str) -> Iterator[str]:
     """One database for all requirements; each test has a schema of its own in it."""
     name = f"durable_conformance_{secrets.token_hex(6)}"
     with psycopg.connect(server_dsn, autocommit=True) as conn:
         conn.execute(sql.SQL("CREATE DATABASE {}").format(sql.Identifier(name)))
-    yield make_conninfo(way, dbname=name)
+    yield make_conninfo(entrance, dbname=name)
     with psycopg.connect(server_dsn, autocommit=True) as conn:
         conn.execute(sql.SQL("DROP DATABASE {} WITH (FORCE)").format(sql.Identifier(name)))
 

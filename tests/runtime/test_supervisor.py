@@ -174,6 +174,35 @@ async def test_a_handover_the_database_missed_is_made_later(notes: NotingStore) 
         assert len(notes.ended) == 1
 
 
+async def test_leases_are_kept_after_an_error_nobody_thought_of(
+    notes: NotingStore, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    heartbeat, errors = notes.heartbeat, iter([ValueError("what is this?")])
+
+    async def fails_once(sessions: Sequence[int], lease_us: int) -> set[int]:
+        for error in errors:
+            raise error
+        return await heartbeat(sessions, lease_us)
+
+    monkeypatch.setattr(notes, "heartbeat", fails_once)
+    async with make(notes):
+        await until(lambda: notes.beaten)
+    assert "what is this?" in caplog.text
+
+
+async def test_a_supervisor_that_lost_a_part_of_itself_ends(
+    notes: NotingStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def fails(_: Supervisor) -> None:
+        raise ValueError("what is this?")
+
+    supervisor = make(notes)
+    monkeypatch.setattr(Supervisor, "_tick", fails)
+    async with asyncio.timeout(30):
+        with pytest.raises(ValueError, match="what is this"):
+            await supervisor.run()
+
+
 async def test_both_workers_may_be_killed_at_once(notes: NotingStore) -> None:
     async with make(notes) as supervisor:
         before = supervisor.pids

@@ -28,7 +28,7 @@ import sys
 import time
 from collections.abc import Awaitable, Callable, Iterator
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
 from durable.errors import ConfigurationError, StoreError
 from durable.options import SupervisorOptions, WorkerOptions
@@ -210,7 +210,9 @@ class Supervisor:
         if self._maintenance is not None:
             self._maintenance.start()
         try:
-            done, _ = await asyncio.wait(slots, return_when=asyncio.FIRST_EXCEPTION)
+            # The others never end: should one fail, better no supervisor than half a one.
+            everything: set[asyncio.Future[Any]] = {asyncio.gather(*slots), *background}
+            done, _ = await asyncio.wait(everything, return_when=asyncio.FIRST_COMPLETED)
             for task in done:
                 task.result()
         finally:
@@ -227,7 +229,8 @@ class Supervisor:
                 await self._maintenance.stop()
 
     async def _every(self, seconds: float, action: Callable[[], Awaitable[None]]) -> None:
-        """Call ``action`` every so often (give or take a tenth), whatever the database does."""
+        """Call ``action`` every so often (give or take a tenth), whatever happens in it: a lease
+        that is not renewed because of some other error would cost all workers their runs."""
         while True:
             await asyncio.sleep(seconds * random.uniform(0.9, 1.1))
             try:
@@ -235,6 +238,8 @@ class Supervisor:
             except StoreError as error:
                 self._metrics.inc("durable_store_errors_total")
                 log.warning("the database did not answer: %s", error)
+            except Exception:
+                log.exception("an error of the supervisor itself; it goes on")
 
     async def _tick(self) -> None:
         """Twice a second: show that the loop turns, kill what hangs, hand over what is orphaned."""

@@ -54,6 +54,10 @@ async def test_workflows(env: WorkflowEnvironment) -> None:
     await counter.signal("add", 1)
     assert await counter.result() == 3
 
+    countdown = await env.start(page.Countdown.run, 3)
+    await countdown.signal("take", 3)
+    assert await countdown.result() == 3
+
     room = await env.start(page.rent, "12")
     labels = env.mock(page.print_label, "cleaned")
     await room.cancel()

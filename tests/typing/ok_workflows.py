@@ -112,3 +112,22 @@ class Basket:
     @workflow.query
     def size(self) -> int:
         return len(self.items)
+
+
+@workflow.defn
+class Till:
+    @workflow.init
+    def __init__(self, order: Order, *, limit: int = 3) -> None:
+        self.orders: list[Order] = [order]
+        self.limit = limit
+
+    @workflow.run
+    async def run(self, order: Order, *, limit: int = 3) -> int:
+        await workflow.wait_condition(lambda: len(self.orders) >= self.limit)
+        return len(self.orders)
+
+
+@workflow.defn
+async def shop(order: Order) -> int:
+    total: int = await workflow.execute_child(Till.run, order)
+    return total

@@ -370,6 +370,16 @@ class Signature:
 
     # -- for people --------------------------------------------------------------------------
 
+    def parameters(self) -> list[tuple[str, Any, Any, str]]:
+        """Name, kind, default and annotation text of each: what two functions can be compared by.
+
+        An annotation is the same whether its module has annotations as text or as objects.
+        """
+        return [
+            (p.name, p.kind, p.default, annotation_text(p.annotation))
+            for p in self._shape.parameters.values()
+        ]
+
     def describe(self) -> str:
         """The signature on one line: ``subscription(plan: Plan) -> Receipt``."""
         parts: list[str] = []

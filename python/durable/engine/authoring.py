@@ -149,6 +149,18 @@ def run(fn: Callable[Concatenate[Any, P], Awaitable[R]]) -> RunMethod[P, R]:
     return cast("RunMethod[P, R]", mark(fn, "run", None))
 
 
+def init(fn: Callable[Concatenate[S, P], None]) -> Callable[Concatenate[S, P], None]:
+    """Mark the ``__init__`` of a workflow class to be called with the run's arguments.
+
+    It must have the parameters of the ``@workflow.run`` method (name, kind, type, default; else
+    `durable.workflow.defn` raises DefinitionError), which gets the same values after it. It runs in
+    the run, before any signal, query or update; it cannot await. What it raises fails the run.
+    """
+    if fn.__name__ != "__init__":
+        raise DefinitionError(f"@workflow.init goes on __init__, not on {fn.__name__}()")
+    return mark(fn, "init", None)
+
+
 @overload
 def signal(fn: F, /) -> F: ...
 @overload

@@ -11,7 +11,7 @@ import asyncio
 import dataclasses
 import inspect
 import re
-from collections.abc import Callable, Coroutine, Mapping
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Concatenate, Generic, ParamSpec, Self, TypeVar
 
 from durable._core import ActivityBase, current
@@ -25,6 +25,7 @@ Q = ParamSpec("Q")
 R = TypeVar("R")
 
 HANDLER_MARK = "__durable_handler__"
+NO_KEYWORDS: Mapping[str, Any] = {}
 UNPRINTABLE = re.compile(r"[\x00-\x1f\x7f]")
 
 
@@ -215,7 +216,7 @@ class ActivityDefinition(ActivityBase, Generic[P, R]):
 
 @dataclasses.dataclass(frozen=True)
 class HandlerMark:
-    """What `@workflow.signal`, ``query`` and ``update`` leave on a method."""
+    """What `@workflow.run`, ``init``, ``signal``, ``query`` and ``update`` leave on a method."""
 
     kind: str
     name: str
@@ -264,6 +265,7 @@ class WorkflowDefinition(Generic[P, R]):
             raise DefinitionError(f"workflow {name} must be an async function: write async def")
         self.signature = signature or Signature.of(fn, codec, skip_first=cls is not None)
         self.handlers = handlers_of(cls)
+        self.takes_arguments = cls is not None and check_init(name, cls, self.signature, codec)
         self.__doc__ = (cls or fn).__doc__
         self.__wrapped__ = fn
 
@@ -297,15 +299,52 @@ class WorkflowDefinition(Generic[P, R]):
         plain: Coroutine[Any, Any, R] = (self.cls or self.fn)(*args, **kwargs)
         return plain
 
-    def instantiate(self) -> tuple[Callable[..., Any], object | None]:
-        """The coroutine function of one run, and the object its handlers are bound to."""
+    def instantiate(
+        self, args: Sequence[Any] = (), kwargs: Mapping[str, Any] = NO_KEYWORDS
+    ) -> tuple[Callable[..., Any], object | None]:
+        """The coroutine function of one run, and the object its handlers are bound to.
+
+        The run's arguments go to an ``__init__`` with ``@workflow.init``.
+        """
         if self.cls is None:
             return self.fn, None
-        instance = self.cls()
+        instance = self.cls(*args, **kwargs) if self.takes_arguments else self.cls()
         return self.fn.__get__(instance), instance
 
     def __repr__(self) -> str:
         return f"<workflow {self.signature.describe()}>"
+
+
+def check_init(name: str, cls: type, run: Signature, codec: Codec) -> bool:
+    """Whether the class's ``__init__`` gets the run's arguments: it has ``@workflow.init``.
+
+    Raise DefinitionError where it has the mark and other parameters than the ``@workflow.run``
+    method, or needs arguments without the mark.
+    """
+    init: Any = inspect.getattr_static(cls, "__init__")
+    if not inspect.isfunction(init):
+        return False
+    mark: HandlerMark | None = getattr(init, HANDLER_MARK, None)
+    if mark is None:
+        needed = list(inspect.signature(init).parameters.values())[1:]
+        missing = [
+            p.name
+            for p in needed
+            if p.default is p.empty and p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)
+        ]
+        if missing:
+            raise DefinitionError(
+                f"__init__ of workflow class {name} needs {', '.join(missing)}: put @workflow.init "
+                "on it to have it called with the run's arguments, or give them defaults"
+            )
+        return False
+    made = Signature.of(init, codec, skip_first=True)
+    if made.parameters() != run.parameters():
+        raise DefinitionError(
+            f"@workflow.init of workflow class {name} must have the parameters of its "
+            f"@workflow.run method: {made.describe()} is not like {run.describe()}"
+        )
+    return True
 
 
 def handlers_of(cls: type | None) -> tuple[HandlerSpec, ...]:

@@ -19,7 +19,7 @@ import asyncio
 from collections.abc import Sequence
 from contextvars import Context
 from types import CoroutineType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from durable.codec import (
     DEFAULT_CODEC,
@@ -398,9 +398,22 @@ class Execution:
         context = self._context
         context.begin(StartMeta.from_json(meta), payload)
         args, kwargs = self.definition.signature.decode_args(payload or b"[]")
-        fn, instance = self.definition.instantiate()
+        try:
+            fn, instance = self.definition.instantiate(args, kwargs)
+        except Exception as error:
+            # As if the code had raised it first thing: it fails the run, and may be retried.
+            main = raising(error)
+        else:
+            self._bind_handlers(instance)
+            main = fn(*args, **kwargs)
+        for name, signal in context.meta.signals:
+            context.mailbox(name).put(signal)
+        self._main = self._loop.create_task(main, name="main")
+        self._loop.set_main(self._main)
+
+    def _bind_handlers(self, instance: object | None) -> None:
+        requests = self._context.requests
         for handler in self.definition.handlers:
-            requests = context.requests
             bound = handler.fn.__get__(instance)
             validator = handler.validator.__get__(instance) if handler.validator else None
             if handler.kind == "signal":
@@ -409,10 +422,6 @@ class Execution:
                 requests.add(requests.queries, handler.name, bound)
             elif handler.kind == "update":
                 requests.add(requests.updates, handler.name, bound, validator)
-        for name, signal in context.meta.signals:
-            context.mailbox(name).put(signal)
-        self._main = self._loop.create_task(fn(*args, **kwargs), name="main")
-        self._loop.set_main(self._main)
 
     def _cancel(self, payload: bytes | None) -> None:
         context = self._context
@@ -549,3 +558,8 @@ class Execution:
 async def as_coroutine(awaitable: Any) -> Any:
     """``create_task`` wants a coroutine; an activity call is a future."""
     return await awaitable
+
+
+async def raising(error: Exception) -> NoReturn:
+    """The code of a run whose object could not be made."""
+    raise error

@@ -53,7 +53,7 @@ class RecordedRun:
     @property
     def run_id_bytes(self) -> bytes:
         """The run id as the core wants it."""
-        return uuid.UUID(self.run_id).bytes
+        return bytes.fromhex(self.run_id.replace("-", ""))
 
     def to_json(self) -> bytes:
         """The export form of the module's docstring."""

@@ -416,8 +416,9 @@ class PostgresStore:
             if not wanted:
                 break
             params = (literal(wanted.values()), uuids(list(wanted)))
-            for run_id, batch in await self.fetch("load", params):
-                loaded[run_id].append(batch)
+            found = [loaded[run_id] for run_id in wanted]
+            for place, batch in await self.fetch("load", params):
+                found[place - 1].append(batch)
             # Every run has a history. One without was moved to another part since it was read.
             lost = [run_id for run_id in wanted if not loaded[run_id]]
             wanted = dict(await self.fetch("relocate", (uuids(lost),))) if lost else {}

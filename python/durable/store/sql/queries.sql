@@ -149,7 +149,8 @@ SELECT ARRAY(SELECT s FROM unnest($1::bigint[]) s
 
 -- name: load
 -- One look per run: with two arrays compared as sets the planner may read whole partitions.
-SELECT i.run_id::text, h.batch
+-- A run is told by its place in the arrays (from 1), which is shorter than its id in every row.
+SELECT i.n, h.batch
 FROM unnest($1::integer[], $2::uuid[]) WITH ORDINALITY AS i(part, run_id, n)
 CROSS JOIN LATERAL (
     SELECT h.seq, h.batch FROM {s}.history h

@@ -130,11 +130,14 @@ async def test_attributes_of_the_start_are_merged_with_those_of_the_code(
         ({"search": "customer"}, InvalidArgumentError, "search is a dict"),
         ({"search": {"a": object()}}, EncodeError, "object"),
         ({"search": {"a": "x" * 40_000}}, PayloadTooLargeError, "search attributes"),
+        ({"headers": {"": 1}}, InvalidArgumentError, "a name in headers"),
+        ({"headers": {"durable.job": 1}}, InvalidArgumentError, "the library's own"),
+        ({"headers": {"a": "x" * 17_000}}, PayloadTooLargeError, "the headers"),
         ({"memo": {3: 1}}, InvalidArgumentError, "a name in memo"),
         ({"memo": {"a": "x" * (PAYLOAD_BYTES_MAX + 1)}}, PayloadTooLargeError, "the memo"),
     ],
 )
-async def test_a_memo_or_attribute_that_cannot_be_kept_starts_nothing(
+async def test_a_memo_header_or_attribute_that_cannot_be_kept_starts_nothing(
     client: Client, options: Any, error: type[Exception], says: str
 ) -> None:
     with pytest.raises(error, match=says):

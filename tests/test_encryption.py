@@ -152,7 +152,12 @@ async def test_no_column_holds_a_value_in_the_clear(dsn: str, serve: Serve) -> N
     await serve(Parent, child, shout, break_down, codec=codec, queues=("default", "slow"))
     async with Client.connect(dsn, codec=codec, workflows=[Parent]) as client:
         handle = await client.start(
-            Parent, CANARY, id="p", memo={"note": CANARY}, search={"customer": "Ann"}
+            Parent,
+            CANARY,
+            id="p",
+            memo={"note": CANARY},
+            headers={"trace": CANARY},
+            search={"customer": "Ann"},
         )
         assert await handle.memo() == {"note": CANARY}
         await handle.signal(Parent.hear, f"{CANARY} one")

@@ -24,7 +24,7 @@ from durable import (
     activity,
     workflow,
 )
-from durable.engine.jobs import changes_of, header_of, job_of
+from durable.engine.jobs import JOB_HEADER, changes_of, header_of, job_of
 from durable.engine.registry import Registry
 from durable.testing import Replayer
 
@@ -285,6 +285,6 @@ def test_the_job_of_an_activity_is_always_the_same() -> None:
 def test_changed_options_survive_their_header() -> None:
     retry = RetryPolicy(max_attempts=3, non_retryable=("ValueError",))
     changes = {"retry": retry, "start_to_close_timeout": None, "priority": 0}
-    assert changes_of(header_of(changes)["job"]) == changes
+    assert changes_of(header_of(changes)[JOB_HEADER]) == changes
     assert changes_of({"changes": ["colour"], "options": ""}) == {}
     assert header_of({}) == {}

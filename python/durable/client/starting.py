@@ -18,7 +18,7 @@ from durable.client.connected import ConnectedClient
 from durable.client.handle import NEW_SECONDS, WorkflowHandle
 from durable.client.keys import keys_of
 from durable.codec import check_size
-from durable.engine.attributes import plain_memo, plain_search
+from durable.engine.attributes import plain_headers, plain_memo, plain_search
 from durable.engine.definition import WorkflowDefinition
 from durable.engine.info import to_us
 from durable.engine.jobs import JOB_PREFIX
@@ -57,6 +57,7 @@ class RunOptions(TypedDict, total=False):
     id_reuse: IdReuse
     memo: Mapping[str, Any] | None
     search: Mapping[str, Any] | None
+    headers: Mapping[str, Any] | None
 
 
 class StartOptions(RunOptions, total=False):
@@ -124,6 +125,7 @@ class StartingClient(ConnectedClient):
         debounce_max: timedelta | float | None = ...,
         memo: Mapping[str, Any] | None = ...,
         search: Mapping[str, Any] | None = ...,
+        headers: Mapping[str, Any] | None = ...,
         conn: Any = ...,
         **kwargs: Any,
     ) -> WorkflowHandle[R]: ...
@@ -150,6 +152,7 @@ class StartingClient(ConnectedClient):
         debounce_max: timedelta | float | None = ...,
         memo: Mapping[str, Any] | None = ...,
         search: Mapping[str, Any] | None = ...,
+        headers: Mapping[str, Any] | None = ...,
         conn: Any = ...,
         **kwargs: Any,
     ) -> WorkflowHandle[Any]: ...
@@ -176,6 +179,7 @@ class StartingClient(ConnectedClient):
         debounce_max: timedelta | float | None = None,
         memo: Mapping[str, Any] | None = None,
         search: Mapping[str, Any] | None = None,
+        headers: Mapping[str, Any] | None = None,
         conn: Any = None,
         **kwargs: Any,
     ) -> WorkflowHandle[Any]:
@@ -193,6 +197,8 @@ class StartingClient(ConnectedClient):
         ``memo`` is for the code (``workflow.info().memo``) and for people;
         ``search`` has the attributes that the run is found by (`Client.list`, unencrypted), until
         ``workflow.upsert_search_attributes`` changes them.
+        ``headers`` (``workflow.info().headers``) are for what goes along with the work, such as a
+        trace id: the runs that continue, retry or are children of this one have them too.
         While an open run of this workflow and queue holds ``dedup_key``, the handle is that of this
         run, or with ``on_duplicate="error"`` it is a WorkflowAlreadyStartedError. With
         ``debounce_key`` the run begins ``debounce`` later; each further start with the key before
@@ -222,6 +228,7 @@ class StartingClient(ConnectedClient):
             debounce_max=debounce_max,
             memo=memo,
             search=search,
+            headers=headers,
         )
         return await self.begin(
             workflow, check_id(id, "a workflow id"), args, kwargs, options, {}, conn
@@ -237,7 +244,7 @@ class StartingClient(ConnectedClient):
         headers: Mapping[str, Any],
         conn: Any = None,
     ) -> WorkflowHandle[R]:
-        """What `start` does, also for runs that need no id. ``headers`` are the run's."""
+        """What `start` does, also for runs that need no id. ``headers`` are the library's own."""
         for _ in range(DEBOUNCE_TRIES):
             run = await self.new_run(workflow, id, args, kwargs, options, headers)
             if conn is None:
@@ -412,7 +419,7 @@ class StartingClient(ConnectedClient):
             queue=queue,
             memo=plain_memo(options.get("memo") or {}, self.codec),
             search={k: v for k, v in search.items() if v is not None},
-            headers=headers or {},
+            headers={**plain_headers(options.get("headers") or {}, self.codec), **(headers or {})},
             fairness=fairness,
         )
         return new_run(

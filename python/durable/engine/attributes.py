@@ -1,8 +1,9 @@
-"""Search attributes and memos: what a run carries for people and for lists.
+"""Search attributes, memos and headers: what a run carries beside its arguments.
 
-Both are plain JSON by the time they are recorded, so code sees the same values in its first run
+All are plain JSON by the time they are recorded, so code sees the same values in its first run
 and in every replay. Search attributes are stored as they are (`jsonb`, never sealed), because the
-database has to look into them; a memo lies in the run's history and is sealed with it.
+database has to look into them; memo and headers lie in the run's history and are sealed with it.
+Headers go on to children and to the next runs of the chain.
 """
 
 from __future__ import annotations
@@ -16,6 +17,32 @@ from durable.options import ID_LENGTH_MAX
 
 SEARCH_BYTES_MAX = 32 * 1024
 """The attributes of one run, as JSON: they are part of a row that each step of the run touches."""
+
+HEADERS_BYTES_MAX = 16 * 1024
+"""The headers of one run, as JSON: each run that comes of it has a copy."""
+RESERVED_HEADERS = "durable."
+"""Headers whose names begin so are the library's own."""
+
+
+def plain_headers(values: Mapping[str, Any], codec: Codec) -> dict[str, Any]:
+    """Headers as JSON values; raise InvalidArgumentError, EncodeError or PayloadTooLargeError."""
+    check_names(values, "headers")
+    for name in values:
+        if name.startswith(RESERVED_HEADERS):
+            raise InvalidArgumentError(
+                f"headers whose names begin with {RESERVED_HEADERS!r} are the library's own; "
+                f"give {name!r} another name"
+            )
+    payload = codec.encode(dict(values))
+    if len(payload) > HEADERS_BYTES_MAX:
+        raise PayloadTooLargeError(
+            f"the headers are {len(payload):,} bytes, over the limit of {HEADERS_BYTES_MAX:,}; "
+            "put what only this run needs in its arguments",
+            len(payload),
+            HEADERS_BYTES_MAX,
+        )
+    plain: dict[str, Any] = codec.decode(payload)
+    return plain
 
 
 def plain_memo(values: Mapping[str, Any], codec: Codec) -> dict[str, Any]:

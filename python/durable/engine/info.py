@@ -75,6 +75,7 @@ class WorkflowInfo:
     """Run id of the run before this one, in a continue-as-new or retry chain."""
     memo: Mapping[str, Any] = field(default_factory=dict)
     headers: Mapping[str, Any] = field(default_factory=dict)
+    """What its start, or that of the run it came from, sent along with the work."""
 
 
 @dataclass(frozen=True)

@@ -24,7 +24,7 @@ R = TypeVar("R")
 
 JOB_PREFIX = "job:"
 """Before the name of an activity: the workflow type of its jobs."""
-JOB_HEADER = "job"
+JOB_HEADER = "durable.job"
 
 
 def job_of(activity: ActivityDefinition[P, R]) -> WorkflowDefinition[P, R]:

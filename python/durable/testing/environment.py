@@ -19,7 +19,7 @@ from functools import partial
 from typing import Any, ParamSpec, TypeVar, TypeVarTuple, overload
 
 from durable.codec import DEFAULT_CODEC
-from durable.engine.attributes import plain_memo, plain_search
+from durable.engine.attributes import plain_headers, plain_memo, plain_search
 from durable.engine.definition import ActivityDefinition, WorkflowDefinition
 from durable.engine.info import ACTIVITY_CONTEXT, duration_us, to_datetime, to_us
 from durable.engine.jobs import headers_of, job_of
@@ -216,6 +216,7 @@ class WorkflowEnvironment:
         id_reuse: IdReuse = ...,
         memo: Mapping[str, Any] | None = ...,
         search: Mapping[str, Any] | None = ...,
+        headers: Mapping[str, Any] | None = ...,
         **kwargs: Any,
     ) -> TestHandle[R]: ...
     @overload
@@ -234,6 +235,7 @@ class WorkflowEnvironment:
         id_reuse: IdReuse = ...,
         memo: Mapping[str, Any] | None = ...,
         search: Mapping[str, Any] | None = ...,
+        headers: Mapping[str, Any] | None = ...,
         **kwargs: Any,
     ) -> TestHandle[Any]: ...
 
@@ -252,6 +254,7 @@ class WorkflowEnvironment:
         id_reuse: IdReuse = IdReuse.REJECT,
         memo: Mapping[str, Any] | None = None,
         search: Mapping[str, Any] | None = None,
+        headers: Mapping[str, Any] | None = None,
         **kwargs: Any,
     ) -> TestHandle[Any]:
         """Start a workflow and return its handle; its first steps have been taken.
@@ -274,6 +277,7 @@ class WorkflowEnvironment:
             id_reuse=id_reuse,
             memo=memo,
             search=search,
+            headers=headers and plain_headers(headers, definition.codec),
         )
 
     async def enqueue(

@@ -11,7 +11,7 @@ from types import ModuleType
 import psycopg
 import pytest
 
-from durable import Client, NonDeterminismError, Worker, workflow
+from durable import Client, NonDeterminismError, Worker, WorkflowHandle, activity, workflow
 from durable.errors import WorkflowCancelledError, WorkflowFailedError
 from durable.options import WorkerOptions
 from durable.testing import Replayer, WorkflowEnvironment
@@ -287,3 +287,27 @@ async def test_sync(dsn: str, monkeypatch: pytest.MonkeyPatch) -> None:
             assert answer == {"order": "8", "state": "accepted"}
         finally:
             client.close()
+
+
+@pytest.mark.parametrize("page", ["from-temporal", "from-dbos"])
+def test_names_for_newcomers_exist(page: str) -> None:
+    text = (GUIDES / f"{page}.md").read_text()
+    # Of a table the last column is ours, and so are the words of the sections about us.
+    rows = re.findall(r"^\| .* \| (.*) \|$", text, re.MULTILINE)
+    besides = re.findall(r"^## What is here besides$(.*?)^## ", text, re.MULTILINE | re.DOTALL)
+    owners = {
+        "workflow": workflow,
+        "activity": activity,
+        "client": Client,
+        "handle": WorkflowHandle,
+    }
+    checked = 0
+    for part in re.findall(r"`([^`]+)`", "\n".join([*rows, *besides])):
+        for owner, name in re.findall(r"\b(workflow|activity|client|handle)\.([a-z_0-9]+)", part):
+            assert hasattr(owners[owner], name), f"{page}: {owner}.{name}"
+            checked += 1
+        for options in re.findall(r"WorkerOptions\((.*?)\)", part):
+            for name in re.findall(r"(\w+)=", options):
+                assert name in WorkerOptions.__dataclass_fields__, f"{page}: {name}="
+                checked += 1
+    assert checked > 20

@@ -384,6 +384,44 @@ async def test_a_workflow_can_wait_for_the_acknowledgement(client: Client, serve
     assert steps == ["tidied", "went on"]
 
 
+async def test_a_cancelled_activity_does_not_run_again_when_its_worker_dies(
+    client: Client, serve: Any
+) -> None:
+    cleaning = asyncio.Event()
+    steps: list[str] = []
+
+    @activity.defn(wait_cancel=True)
+    async def hold(what: str) -> str:
+        steps.append(f"{what} began")
+        if what == "sound":
+            return what
+        try:
+            await asyncio.Event().wait()
+        finally:
+            cleaning.set()
+            await asyncio.Event().wait()
+        return what
+
+    @workflow.defn
+    async def orderly() -> str:
+        running = asyncio.create_task(hold("broken"))
+        await workflow.wait_signal("stop")
+        running.cancel()
+        try:
+            return await running
+        except asyncio.CancelledError:
+            return f"cancelled, {await hold('sound')}"
+
+    worker: Worker = await serve(orderly, hold)
+    handle = await client.start(orderly, id="c")
+    await handle.signal("stop")
+    await wait(cleaning)
+    await client.store.end_sessions([worker.session_id])
+    await serve(orderly, hold)
+    assert await handle.result(SOON) == "cancelled, sound"
+    assert steps == ["broken began", "sound began"]
+
+
 # -- the next attempt ------------------------------------------------------------------------
 
 

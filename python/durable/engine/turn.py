@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
+from durable._core import decode
 from durable.codec import DEFAULT_CODEC
 from durable.engine.context import WorkflowContext, child_run_id, child_workflow_id
 from durable.engine.info import ParentInfo
@@ -29,6 +30,7 @@ PARENT_CLOSE_POLICIES = ("terminate", "cancel", "abandon")
 
 # Plain numbers: an enum's members are looked up more slowly, and this runs for every step.
 ACTIVITY_SCHEDULED = int(EventKind.ACTIVITY_SCHEDULED)
+ACTIVITY_CANCEL_REQUESTED = int(EventKind.ACTIVITY_CANCEL_REQUESTED)
 TIMER_STARTED = int(EventKind.TIMER_STARTED)
 RUN_COMPLETED = int(EventKind.RUN_COMPLETED)
 
@@ -93,6 +95,15 @@ def scheduled_activity(event: Event, queue: str, now_us: int) -> ScheduledActivi
     )
 
 
+def cancelled_refs(run_id: str, batches: Sequence[bytes]) -> set[int]:
+    """The activities that a recorded history asks to stop.
+
+    One with `wait_cancel` is pending all the same. Reads the whole history once more.
+    """
+    events = decode(bytes.fromhex(run_id.replace("-", "")), batches)
+    return {event[2] for event in events if event[1] == ACTIVITY_CANCEL_REQUESTED}
+
+
 def recorded_options(event: Event) -> Mapping[str, Any]:
     """The options of a command as a dict."""
     found: Mapping[str, Any] = decode_json(event[5].encode()) if event[5] else {}
@@ -150,7 +161,7 @@ class TurnBuilder:
     def add_other(self, event: Event, turn: Turn) -> None:
         """A command that is neither an activity, nor a timer, nor the end."""
         kind, ref = event[1], event[2]
-        if kind == EventKind.ACTIVITY_CANCEL_REQUESTED:
+        if kind == ACTIVITY_CANCEL_REQUESTED:
             # Started and cancelled in one turn: nobody else needs to know of it.
             if self.activities.pop(ref, None) is None:
                 turn.cancelled_activities.append(ref)

@@ -308,7 +308,7 @@ class RunPoller(Service):
                     # What the mail causes begins when the commit that has the mail is durable.
                     owed = turns.owed(run) if claimed.next_seq > 1 else []
                     turns.deliver_mail(run, items, is_rebuilt=True)
-                    turns.resume(run, owed, waiting)
+                    turns.resume(run, owed, waiting, history or [])
                 return
         for item in items:
             if item.kind == EventKind.RUN_TERMINATED:

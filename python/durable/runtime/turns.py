@@ -16,6 +16,7 @@ from durable.engine.execution import Execution, ScheduledActivity
 from durable.engine.info import ActivityContext
 from durable.engine.registry import Registry
 from durable.engine.retry import options_from_json
+from durable.engine.turn import cancelled_refs
 from durable.errors import StoreError, UnreadablePayloadError
 from durable.events import (
     ClaimedRun,
@@ -144,18 +145,33 @@ class Turns:
         """The activities that the run waits for now."""
         return run.execution.pending_activities() if run.execution is not None else []
 
-    def resume(self, run: WarmRun, owed: list[ScheduledActivity], waiting: set[int]) -> None:
+    def resume(
+        self,
+        run: WarmRun,
+        owed: list[ScheduledActivity],
+        waiting: set[int],
+        batches: list[bytes],
+    ) -> None:
         """Start again what was running when the run lost its last owner.
 
-        ``owed`` are the activities that its recorded history waits for; those that its mail
-        answered since, and those in ``waiting``, which have a row, are not to be started.
+        ``owed`` are the activities that its recorded history, ``batches``, waits for; those that
+        its mail answered since, and those in ``waiting``, which have a row, are not to be started.
+        Those that the history asks to stop are answered as cancelled.
         """
+        owed = [each for each in owed if each.ref not in waiting]
+        if any(each.options.wait_cancel for each in owed):
+            stopped = cancelled_refs(run.run_id, batches)
+            for each in owed:
+                if each.ref in stopped:
+                    payload = cancelled_payload(each.name, 0)
+                    self._deliver(run, Fact(ACTIVITY_FAILED, each.ref, None, None, payload, 0))
+            owed = [each for each in owed if each.ref not in stopped]
         execution = run.execution
         if execution is None:
             return
         pending = {each.ref for each in execution.pending_activities()} if owed else set()
         for each in owed:
-            if each.ref not in pending or each.ref in waiting:
+            if each.ref not in pending:
                 continue
             run.early.add(each.ref)
             if starts_here(each, self._executor.slots.reserve):

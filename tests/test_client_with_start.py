@@ -257,13 +257,15 @@ async def test_an_update_that_is_asked_again_is_done_once(client: Client, dsn: s
 async def test_what_an_update_raises_is_raised_here(client: Client, dsn: str) -> None:
     async with Worker(dsn, workflows=[Basket]):
         for item, error in (
-            (Item("tea", 0), ValueError),
+            (Item("tea", 0), UpdateRejectedError),
             (Item("x", 10), ApplicationError),
         ):
-            with pytest.raises(error):
+            with pytest.raises(error) as caught:
                 await client.update_with_start(
                     Basket.run, "Ann", id="b", update=Basket.put, update_args=(item,)
                 )
+            if error is UpdateRejectedError:
+                assert isinstance(caught.value.__cause__, ValueError)
     assert await ids(client) == ["b"]
 
 

@@ -13,7 +13,7 @@ import psycopg
 import pytest
 
 from durable import Client, NonDeterminismError, NonRetryable, Worker
-from durable.errors import ApplicationError, WorkflowCancelledError, WorkflowNotFoundError
+from durable.errors import UpdateRejectedError, WorkflowCancelledError, WorkflowNotFoundError
 from durable.options import WorkerOptions
 from durable.testing import Replayer, WorkflowEnvironment
 
@@ -113,7 +113,7 @@ async def test_account_lives_on_in_new_runs(env: WorkflowEnvironment) -> None:
         await handle.signal("deposit", 100)
     assert await handle.query("balance") == 15_000
     assert await handle.update("withdraw", 5_000) == 10_000
-    with pytest.raises(ApplicationError, match="not enough money"):
+    with pytest.raises(UpdateRejectedError, match="not enough money"):
         await handle.update("withdraw", 10_001)
     await handle.signal("close")
     assert await handle.result() == 10_000
@@ -140,7 +140,7 @@ async def test_review_goes_on_until_approved(env: WorkflowEnvironment) -> None:
     assert await handle.query("current") == example.Draft("About tea", 1)
     draft = await handle.update("remark", 1, "mention milk")
     assert draft == example.Draft("About tea; mention milk", 2)
-    with pytest.raises(ValueError, match="you read version 1"):
+    with pytest.raises(UpdateRejectedError, match="you read version 1"):
         await handle.update("approve", 1)
     await handle.update("approve", 2)
     assert await handle.result() == "published: About tea; mention milk"

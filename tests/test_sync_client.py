@@ -27,6 +27,7 @@ from durable.errors import (
     ConfigurationError,
     ContextError,
     StoreUnavailableError,
+    UpdateRejectedError,
     WorkflowAlreadyStartedError,
     WorkflowFailedError,
     WorkflowNotFoundError,
@@ -71,6 +72,11 @@ class Tally:
     async def put(self, number: int) -> int:
         self.total += number
         return self.total
+
+    @put.validator
+    def may_put(self, number: int) -> None:
+        if number < 0:
+            raise ValueError("only up")
 
 
 @workflow.defn
@@ -151,6 +157,9 @@ def test_a_run_that_is_not_there_is_started_and_told(dsn: str, client: SyncClien
     assert client.signal_with_start(Tally.run, 4, **call).run_id == handle.run_id
     with served(dsn):
         put: Any = {"id": "t", "update": Tally.put, "update_args": (2,)}
+        with pytest.raises(UpdateRejectedError, match="only up") as refused:
+            client.update_with_start(Tally.run, 4, **put | {"update_args": (-1,)})
+        assert isinstance(refused.value.__cause__, ValueError)
         assert client.update_with_start(Tally.run, 4, **put) == 4
         assert handle.result(SOON) == 4
 

@@ -564,7 +564,11 @@ def test_a_validator_refuses_without_a_trace() -> None:
     answer = run.update("put", Order("tea", 3))
     assert answer is not None
     assert answer.failure is not None
-    assert str(failure_from_payload(answer.failure)) == "too many"
+    refused = failure_from_payload(answer.failure)
+    assert isinstance(refused, UpdateRejectedError)
+    assert str(refused) == "update 'put' was refused: ValueError: too many"
+    assert isinstance(refused.__cause__, ValueError)
+    assert str(refused.__cause__) == "too many"
     assert len(run.batches) == before
 
 

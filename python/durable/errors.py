@@ -155,7 +155,12 @@ class WorkflowAlreadyStartedError(RequestError):
 
 
 class UpdateRejectedError(RequestError):
-    """The update's validator refused it; nothing was recorded."""
+    """The run did not take the update, and nothing was recorded.
+
+    Its validator refused (``__cause__`` is what that raised), the arguments do not fit its handler,
+    there is no such handler, or the run has ended. A query that the run does not have is told so in
+    the same way.
+    """
 
 
 class WorkflowError(DurableError):

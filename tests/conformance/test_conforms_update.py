@@ -82,8 +82,10 @@ async def test_update_02(env: WorkflowEnvironment) -> None:
     handle = await env.start(Basket)
     await handle.update("put", "tea")
     before = list((await handle.history()).kinds)
-    with pytest.raises(ValueError, match="an item has a name"):
+    with pytest.raises(UpdateRejectedError, match="an item has a name") as refused:
         await handle.update("put", "")
+    assert isinstance(refused.value.__cause__, ValueError)
+    assert str(refused.value.__cause__) == "an item has a name"
     assert (await handle.history()).kinds == before
     assert await handle.query("content") == ["tea"]
 
@@ -137,7 +139,7 @@ async def test_update_09(env: WorkflowEnvironment) -> None:
     """update-9: Arguments that do not fit are refused without a trace."""
     handle = await env.start(Basket)
     before = list((await handle.history()).kinds)
-    with pytest.raises(Exception, match="limit"):
+    with pytest.raises(UpdateRejectedError, match="limit"):
         await handle.update("set.limit", "many")
     assert (await handle.history()).kinds == before
 
@@ -172,7 +174,7 @@ async def test_update_11(env: WorkflowEnvironment) -> None:
 
     handle = await env.start(flow)
     assert await handle.update("add", 4) == 4
-    with pytest.raises(ValueError, match="more than zero"):
+    with pytest.raises(UpdateRejectedError, match="more than zero"):
         await handle.update("add", -1)
     assert await handle.update("add", 6) == 10
     assert await handle.result() == 10

@@ -232,7 +232,7 @@ async def test_a_class_is_changed_by_updates_and_asked_by_queries(client: Client
     handle = await client.start(Account.run, 100, id="account")
     assert await handle.update(Account.deposit, 5) == 110
     assert await handle.query(Account.balance) == 110
-    with pytest.raises(ValueError, match="nothing to deposit"):
+    with pytest.raises(UpdateRejectedError, match="nothing to deposit"):
         await handle.update(Account.deposit, 0)
     with pytest.raises(UpdateRejectedError, match="deposit"):
         await handle.update("withdraw", 1)

@@ -14,6 +14,7 @@ from durable.client import Client
 from durable.errors import (
     ConfigurationError,
     NonDeterminismError,
+    UpdateRejectedError,
     WorkflowCancelledError,
     WorkflowFailedError,
     WorkflowParkedError,
@@ -310,7 +311,7 @@ async def test_queries_and_updates_are_answered(client: Client, serve: Any) -> N
     await handle.signal(Tally.bump, 2)
     assert await handle.query(Tally.so_far) == 2
     assert await handle.update(Tally.bump_and_get, 3, timeout=SOON) == 5
-    with pytest.raises(ValueError, match="only up"):
+    with pytest.raises(UpdateRejectedError, match="only up"):
         await handle.update("bump_and_get", -1, timeout=SOON)
     await handle.signal("bump", 5)
     assert await handle.result(SOON) == 10

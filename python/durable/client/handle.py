@@ -306,9 +306,10 @@ class WorkflowHandle(Generic[R]):
     ) -> Any:
         """Change the run and wait for the answer of its update handler.
 
-        Raises UpdateRejectedError when its validator refused (nothing is recorded then), what the
-        handler raised, and TimeoutError when there is no answer in time: it may still be done, and
-        asking again with the same ``request_id`` does it no second time.
+        Raises UpdateRejectedError when the run did not take it (nothing is recorded then): its
+        ``__cause__`` is what the validator raised, or what is wrong with the arguments. Raises what
+        the handler raised, and TimeoutError when there is no answer in time: it may still be done,
+        and asking again with the same ``request_id`` does it no second time.
         """
         name, payload = handler_name(update), encode_call(self._client.codec, update, args)
         limit = seconds(timeout, "timeout")

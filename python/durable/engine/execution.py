@@ -37,7 +37,7 @@ from durable.engine.definition import WorkflowDefinition
 from durable.engine.info import WorkflowInfo
 from durable.engine.registry import Registry
 from durable.engine.remote import activity_error, child_error, unreachable
-from durable.engine.requests import QUERY_VARS, QUERY_WHERE, request_id_of
+from durable.engine.requests import QUERY_VARS, QUERY_WHERE, refusal, request_id_of
 from durable.engine.retry import next_delay_seconds
 from durable.engine.start import StartMeta, decode_json
 from durable.engine.turn import ScheduledActivity, Turn, TurnBuilder, put_plain, scheduled_activity
@@ -550,7 +550,7 @@ class Execution:
         except Exception as error:
             if self.is_dead and not self._context.is_spoilt:
                 raise
-            return Response(request_id, failure=failure_to_payload(error))
+            return Response(request_id, failure=failure_to_payload(refusal(name, error)))
         self._deliver(EventKind.UPDATE_ACCEPTED, 0, time_us, name, meta, payload)
         return None
 

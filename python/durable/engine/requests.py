@@ -43,6 +43,20 @@ def known_names(table: dict[str, Handler]) -> str:
     return ", ".join(sorted(table)) or "none"
 
 
+def refusal(name: str, error: Exception) -> Exception:
+    """What the asker gets for an update that was not accepted, because of ``error``."""
+    if isinstance(error, UpdateRejectedError | GuardError):
+        # A validator that did more than look refused nothing: its code is wrong.
+        return error
+    try:
+        why = f"{type(error).__name__}: {error}"
+    except Exception:
+        why = type(error).__name__
+    rejected = UpdateRejectedError(f"update {name!r} was refused: {why}")
+    rejected.__cause__ = error
+    return rejected
+
+
 class Requests:
     """The handlers of one run, and the updates that wait for an answer."""
 

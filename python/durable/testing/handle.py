@@ -105,7 +105,8 @@ class TestHandle(Generic[R]):
     async def update(self, name: str | Callable[..., Any], *args: Any) -> Any:
         """Have the run change something and return its answer, letting time pass until it is there.
 
-        Raises UpdateRejectedError when the run refused it, else what the handler raised.
+        Raises UpdateRejectedError when the run refused it, with what its validator raised as the
+        ``__cause__``, else what the handler raised.
         """
         label = handler_name(name)
         request_id = f"update {next(self._world.request_numbers)}"

@@ -115,6 +115,29 @@ def test_what_init_raises_fails_the_run() -> None:
     run.check_replays()
 
 
+def test_init_may_schedule_and_may_continue_as_new() -> None:
+    @workflow.defn
+    class Eager:
+        @workflow.init
+        def __init__(self, number: int) -> None:
+            if number > 9:
+                workflow.continue_as_new(0)
+            self.doubled = double.start(number)
+
+        @workflow.run
+        async def run(self, number: int) -> int:
+            return await self.doubled
+
+    run = MemoryRun(Eager, 4)
+    run.complete("double", 8)
+    assert run.result == 8
+    run.check_replays()
+    over = MemoryRun(Eager, 10)
+    (turn,) = over.turns
+    assert turn.successor is not None
+    over.check_replays()
+
+
 def test_init_is_guarded_as_the_rest_of_the_code() -> None:
     @workflow.defn
     class Sleepy:

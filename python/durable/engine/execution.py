@@ -400,8 +400,8 @@ class Execution:
         args, kwargs = self.definition.signature.decode_args(payload or b"[]")
         try:
             fn, instance = self.definition.instantiate(args, kwargs)
-        except Exception as error:
-            # As if the code had raised it first thing: it fails the run, and may be retried.
+        except (Exception, ContinueAsNew) as error:
+            # As if the code had raised it first thing: it ends the run, which may be retried.
             main = raising(error)
         else:
             self._bind_handlers(instance)
@@ -560,6 +560,6 @@ async def as_coroutine(awaitable: Any) -> Any:
     return await awaitable
 
 
-async def raising(error: Exception) -> NoReturn:
+async def raising(error: BaseException) -> NoReturn:
     """The code of a run whose object could not be made."""
     raise error

@@ -52,9 +52,9 @@ PROGRESS_SECONDS = 0.25
 STUCK_SECONDS = 0.1
 """Slots that were full this long without one becoming free are held by long activities."""
 ROOM_MIN = 20
+"""Room for runs that is worth a claim while more of them wait than there is room for."""
 SUPERVISED_PAUSES = 12
 """How much longer a worker pauses whose supervisor looks for all of them."""
-"""Room for runs that is worth a claim while more of them wait than there is room for."""
 LAST_WRITES_SECONDS = 10.0
 """How long a drain may take to write what is known, after the activities ended."""
 

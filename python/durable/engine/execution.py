@@ -191,8 +191,10 @@ class Execution:
         batch, head_hash, first_event_id, event_count, events = taken
         turn = Turn(batch, head_hash, first_event_id, event_count)
         is_plain = self._ended is None and not responses
-        if not is_plain or not put_plain(events, turn, self._context.meta.queue, self._loop.now_us):
-            self._sort_out(events, turn, responses)
+        if is_plain and put_plain(events, turn, self._context.meta.queue, self._loop.now_us):
+            self._open += len(events)
+            return turn
+        self._sort_out(events, turn, responses)
         self._open += len(turn.scheduled) + len(turn.timers) + len(turn.children)
         return turn
 

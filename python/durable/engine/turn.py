@@ -75,13 +75,21 @@ class Turn(msgspec.Struct):
 @lru_cache(maxsize=4096)
 def activity_options(text: str) -> ActivityOptions:
     """Recorded options, parsed once per distinct text."""
-    return options_from_json(text) if text else ActivityOptions()
+    return options_from_json(text)
+
+
+NO_OPTIONS = ActivityOptions()
+PRIORITY = NO_OPTIONS.priority
 
 
 def scheduled_activity(event: Event, queue: str, now_us: int) -> ScheduledActivity:
     """An ACTIVITY_SCHEDULED event as something to be done."""
     ref, _, _, _, name, text, _, payload = event
-    options = activity_options(text or "")
+    if not text:
+        return ScheduledActivity(
+            ref, name or "", queue, PRIORITY, NO_OPTIONS, "", payload or b"[]", now_us
+        )
+    options = activity_options(text)
     # By position: this runs for every step of every run.
     return ScheduledActivity(
         ref,
@@ -89,7 +97,7 @@ def scheduled_activity(event: Event, queue: str, now_us: int) -> ScheduledActivi
         options.queue or queue,
         options.priority,
         options,
-        text or "",
+        text,
         payload or b"[]",
         now_us,
     )
@@ -115,16 +123,15 @@ def put_plain(events: Sequence[Event], turn: Turn, queue: str, now_us: int) -> b
 
     False when there is something else: then it is for a `TurnBuilder`, and nothing is filled in.
     """
-    scheduled, timers = [], []
     for event in events:
         kind = event[1]
         if kind == ACTIVITY_SCHEDULED:
-            scheduled.append(scheduled_activity(event, queue, now_us))
+            turn.scheduled.append(scheduled_activity(event, queue, now_us))
         elif kind == TIMER_STARTED:
-            timers.append(NewTimer(event[0], event[3]))
+            turn.timers.append(NewTimer(event[0], event[3]))
         else:
+            turn.scheduled, turn.timers = [], []
             return False
-    turn.scheduled, turn.timers = scheduled, timers
     return True
 
 

@@ -35,7 +35,7 @@ CHUNK_BATCHES = 5_000
 CHUNK_SECONDS_MAX = 300
 """A chunk takes a fraction of a second; one that takes this long never ends."""
 GARBAGE_MAX = 50_000
-"""Objects made before garbage is looked for. An evicted run leaves cycles of about a hundred."""
+"""Objects made before garbage is looked for within a chunk."""
 OPEN_RUNS_MAX = 1_000_000
 OPEN_STATES = (RunState.RUNNING, RunState.PARKED, RunState.PAUSED)
 CLOSED_STATES = tuple(state for state in RunState if state >= RunState.COMPLETED)
@@ -234,8 +234,7 @@ class Station:
         self.store = seal_store(PostgresStore(source.dsn, schema=source.schema), app.codec)
         self.runner.run(self.store.open())
         # What is here now stays: the collector need not walk through it again and again. And by
-        # its own measure it would start once every few runs.
-        gc.collect()
+        # its own measure it would start once every few runs; see `replay_chunk`.
         gc.freeze()
         gc.set_threshold(GARBAGE_MAX)
 
@@ -260,6 +259,9 @@ def replay_chunk(source: Source, runs: list[Listed]) -> Tally:
     for run in runs:
         # The run may have moved on: the first batches are what was listed.
         check_run(station.registry, run, histories[run.run_id][: run.batch_count], tally)
+    # Evicted runs are cycles that hold their histories: no more than a chunk of them is kept.
+    histories.clear()
+    gc.collect()
     return tally
 
 

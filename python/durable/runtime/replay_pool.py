@@ -233,6 +233,8 @@ class Station:
         # Behind the app's codec: what the workers sealed is opened as they would.
         self.store = seal_store(PostgresStore(source.dsn, schema=source.schema), app.codec)
         self.runner.run(self.store.open())
+        # Without the runner's own handling of signals, set up anew for every call.
+        self.wait = self.runner.get_loop().run_until_complete
         # What is here now stays: the collector need not walk through it again and again. And by
         # its own measure it would start once every few runs; see `replay_chunk`.
         gc.freeze()
@@ -250,7 +252,7 @@ def replay_chunk(source: Source, runs: list[Listed]) -> Tally:
             stations.append(Station(source))
         station = stations[0]
         parts = {run.run_id: run.part for run in runs}
-        histories = station.runner.run(station.store.load(parts))
+        histories = station.wait(station.store.load(parts))
     except DurableError as error:
         # Errors with arguments of their own do not survive the way between processes.
         kind = StoreError if isinstance(error, StoreError) else ConfigurationError

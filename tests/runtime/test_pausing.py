@@ -16,6 +16,7 @@ from durable.errors import (
     WorkflowTimedOutError,
 )
 from durable.events import MessageKind, RunState
+from durable.store.postgres import PostgresStore
 
 SOON = 20.0
 
@@ -318,3 +319,49 @@ async def test_a_pause_survives_the_end_of_its_worker(
         await handle.result(0.3)
     await handle.resume()
     assert await handle.result(SOON) == [1, 2]
+
+
+class LateMail(PostgresStore):
+    """A store that lets somebody in between a claim and the look at the mail."""
+
+    before_mail: Any = None
+
+    async def claim_runs(self, *args: Any) -> Any:
+        found = await super().claim_runs(*args)
+        if found[0] and self.before_mail is not None:
+            act, self.before_mail = self.before_mail, None
+            await act()
+            for each in found[0]:
+                each.has_mail = True
+        return found
+
+
+@pytest.mark.parametrize("ending", ["resume", "terminate", "timeout"])
+async def test_a_run_paused_in_its_first_turn_which_ends_it_waits_quietly(
+    client: Client, serve: Any, until: Any, dsn: str, ending: str
+) -> None:
+    """The word is there before the first commit, which it refuses."""
+
+    @workflow.defn
+    async def hop(left: int) -> str:
+        if left:
+            workflow.continue_as_new(left - 1)
+        return "done"
+
+    options = {"run_timeout": 1.5} if ending == "timeout" else {}
+    handle = await client.start(hop, 1, id="hop", **options)
+    store = LateMail(dsn)
+    store.before_mail = handle.pause
+    worker = await serve(hop, store=store)
+    await until(lambda: is_released(handle))
+    assert [event.kind for event in await handle.history()] == ["RUN_STARTED"]
+    assert worker.metrics.value("durable_workflow_tasks_total", outcome="unread") <= 1
+    if ending == "resume":
+        await handle.resume()
+        assert await handle.result(SOON) == "done"
+        return
+    if ending == "terminate":
+        await handle.terminate("not needed")
+    over = WorkflowTerminatedError if ending == "terminate" else WorkflowTimedOutError
+    with pytest.raises(over):
+        await handle.result(SOON)

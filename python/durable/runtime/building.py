@@ -11,7 +11,7 @@ from collections.abc import Callable
 import orjson
 
 from durable.engine.execution import ScheduledActivity, Turn
-from durable.events import Closing, QueuedActivity, RunCommit, RunState
+from durable.events import QueuedActivity, RunCommit
 from durable.runtime.pausing import kept
 from durable.runtime.warm import Flight, WarmRun
 
@@ -110,7 +110,7 @@ def build_last(run: WarmRun) -> RunCommit:
     """The commit by which a run leaves this worker without its code having ended."""
     commit = RunCommit(run.run_id, run.fence, run.part, run.next_seq, None, run.head_hash)
     if run.terminate is not None:
-        commit.closing = Closing(RunState.TERMINATED, failure=run.terminate)
+        commit.closing = run.terminate
         commit.parent_run_id, commit.parent_ref = run.parent_run_id, run.parent_ref
     elif run.park is not None:
         commit.park = run.park

@@ -10,7 +10,15 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from durable.events import PAUSED_WORD, EventKind, InboxItem, KeptFact, MessageKind
+from durable.events import (
+    PAUSED_WORD,
+    Closing,
+    EventKind,
+    InboxItem,
+    KeptFact,
+    MessageKind,
+    RunState,
+)
 from durable.runtime.warm import WarmRun
 
 TIMER_FIRED = int(EventKind.TIMER_FIRED)
@@ -26,6 +34,16 @@ def words_of(items: Iterable[InboxItem]) -> list[InboxItem]:
 def says_paused(word: InboxItem) -> bool:
     """Whether that item says that the run is paused."""
     return word.name == PAUSED_WORD
+
+
+def ending_of(items: Iterable[InboxItem]) -> Closing | None:
+    """How the first item that ends a run from outside ends it; None when there is none."""
+    for item in items:
+        if item.kind == EventKind.RUN_TERMINATED:
+            return Closing(RunState.TERMINATED, failure=item.payload or b"{}")
+        if item.kind == EventKind.RUN_TIMED_OUT:
+            return Closing(RunState.TIMED_OUT, failure=item.payload or b"{}")
+    return None
 
 
 def may_leave(run: WarmRun) -> bool:

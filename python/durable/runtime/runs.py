@@ -20,7 +20,7 @@ from durable.events import ClaimedRun, EventKind, InboxItem
 from durable.runtime.committer import Committer
 from durable.runtime.metrics import Metrics
 from durable.runtime.parking import CRASHES_MAX, PoisonError
-from durable.runtime.pausing import ENDINGS
+from durable.runtime.pausing import ENDINGS, ending_of
 from durable.runtime.service import Service
 from durable.runtime.sessions import Session
 from durable.runtime.suspects import Suspects
@@ -310,9 +310,9 @@ class RunPoller(Service):
                     turns.deliver_mail(run, items, is_rebuilt=True)
                     turns.resume(run, owed, waiting, history or [])
                 return
-        for item in items:
-            if item.kind == EventKind.RUN_TERMINATED:
-                turns.terminate(run, item.payload)
+        ending = ending_of(item for item in items if item.kind == EventKind.RUN_TERMINATED)
+        if ending is not None:
+            turns.terminate(run, ending)
 
     # -- warm runs ---------------------------------------------------------------------------
 

@@ -20,6 +20,7 @@ from durable.engine.turn import cancelled_refs
 from durable.errors import StoreError, UnreadablePayloadError
 from durable.events import (
     ClaimedRun,
+    Closing,
     EventKind,
     InboxItem,
     MessageKind,
@@ -35,7 +36,7 @@ from durable.runtime.failures import cancelled_payload
 from durable.runtime.metrics import Metrics
 from durable.runtime.news import News
 from durable.runtime.parking import ParkingLot
-from durable.runtime.pausing import ENDINGS, may_leave, says_paused, words_of
+from durable.runtime.pausing import ENDINGS, ending_of, may_leave, says_paused, words_of
 from durable.runtime.timers import TimerHeap
 from durable.runtime.warm import Cache, Fact, WarmRun
 from durable.store.clock import StoreClock
@@ -196,7 +197,7 @@ class Turns:
         What then follows on a row that ends the run changes nothing any more, and is read with
         it; but when a successor follows, it stays in the inbox for that.
         """
-        self._heed(run, items)
+        self._heed(run, items, is_rebuilt)
         ended = run.execution is not None and run.execution.is_finished and not is_rebuilt
         for item in items:
             if item.id in run.seen:
@@ -224,7 +225,7 @@ class Turns:
     def _is_busy(self) -> bool:
         return self.committer.waiting >= WAITING_MAX
 
-    def _heed(self, run: WarmRun, items: list[InboxItem]) -> None:
+    def _heed(self, run: WarmRun, items: list[InboxItem], is_rebuilt: bool) -> None:
         """Act on the word, if there is one, that the run was paused or resumed.
 
         Before all other mail, wherever it stands: that may end the run, whose commit is refused
@@ -232,7 +233,18 @@ class Turns:
         """
         words = [each for each in words_of(items) if each.id not in run.seen]
         execution = run.execution
-        if not words or run.frozen or execution is None or execution.is_finished:
+        if not words or run.frozen or execution is None:
+            return
+        if execution.is_finished and not is_rebuilt:
+            return
+        if execution.is_finished and says_paused(words[0]):
+            # Its history leads to its end by itself. The word stays where it is: it keeps the run
+            # from closing, now and when it is built again.
+            ending = ending_of(items)
+            if ending is None:
+                self.release(run)
+            else:
+                self.terminate(run, ending)
             return
         run.seen.update(each.id for each in words)
         run.consumed += [each.id for each in words]
@@ -449,9 +461,9 @@ class Turns:
         self._freeze(run)
         self.committer.mark(run)
 
-    def terminate(self, run: WarmRun, payload: bytes | None) -> None:
-        """End a run that cannot run, with the next flush."""
-        run.terminate = payload or b"{}"
+    def terminate(self, run: WarmRun, closing: Closing) -> None:
+        """End a run whose code is not to run, with the next flush."""
+        run.terminate = closing
         self.committer.mark(run)
 
     def _freeze(self, run: WarmRun) -> None:

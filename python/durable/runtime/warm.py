@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, NamedTuple
 
 from durable.engine.execution import Execution, ScheduledActivity
-from durable.events import ClaimedRun, QueuedActivity, Response, RunCommit
+from durable.events import ClaimedRun, Closing, QueuedActivity, Response, RunCommit
 
 if TYPE_CHECKING:
     from durable.runtime.attempt import Attempt
@@ -135,8 +135,8 @@ class WarmRun:
         self.park: bytes | None = None
         self.unpark_at_us: int | None = None
         self.release = False
-        self.terminate: bytes | None = None
-        """The failure to close with, without running code, when a run that cannot run is ended."""
+        self.terminate: Closing | None = None
+        """How to close it without running its code, when a run that must not run is ended."""
 
     @property
     def is_idle(self) -> bool:

@@ -5,6 +5,7 @@ import subprocess
 import sys
 from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -12,9 +13,13 @@ from durable import activity, workflow
 from durable.errors import (
     NonRetryable,
     UpdateRejectedError,
+    WorkflowAlreadyStartedError,
     WorkflowCancelledError,
     WorkflowFailedError,
+    WorkflowNotFoundError,
+    WorkflowTerminatedError,
 )
+from durable.events import RunState
 from durable.testing import WorkflowEnvironment
 from durable.testing.postgres import PostgresEnvironment
 
@@ -142,6 +147,43 @@ async def test_requests_are_answered(env: WorkflowEnvironment) -> None:
     await handle.signal("add", 5)
 
     assert await handle.result() == 10
+
+
+async def test_a_run_is_started_by_its_first_signal(env: WorkflowEnvironment) -> None:
+    call: Any = {"id": "counter", "signal": "add"}
+    handle = await env.signal_with_start(Counter, 10, signal_args=(3,), **call)
+    await env.signal_with_start(Counter, 99, signal_args=[7], **call)
+
+    assert await handle.result() == 10
+    assert (await handle.history()).kinds.count("SIGNAL_RECEIVED") == 2
+    with pytest.raises(WorkflowAlreadyStartedError):
+        await env.signal_with_start(Counter, 10, signal_args=(3,), **call)
+
+
+async def test_a_paused_run_waits_until_it_is_resumed(env: WorkflowEnvironment) -> None:
+    handle = await env.start(Counter, 10)
+    await handle.signal("add", 4)
+    assert await handle.query("left", 10) == 6
+    await handle.pause("the bank looks into it")
+    await handle.signal("add", 6)
+    await env.settle()
+
+    assert await handle.state() == RunState.PAUSED
+    assert (await handle.history()).kinds.count("SIGNAL_RECEIVED") == 1
+    assert await handle.resume() is True
+    assert await handle.result() == 10
+    assert await handle.resume() is False
+    with pytest.raises(WorkflowNotFoundError):
+        await handle.pause()
+
+
+async def test_a_paused_run_can_be_terminated(env: WorkflowEnvironment) -> None:
+    handle = await env.start(Counter, 10)
+    await handle.pause()
+    await handle.terminate("enough")
+
+    with pytest.raises(WorkflowTerminatedError, match="enough"):
+        await handle.result()
 
 
 async def test_cancelled_run_says_so(env: WorkflowEnvironment) -> None:

@@ -310,7 +310,7 @@ async def test_handlers_of_a_class(env: WorkflowEnvironment) -> None:
     assert await handle.update("put", "milk") == 2
     with pytest.raises(UpdateRejectedError):
         await handle.update("nothing")
-    with pytest.raises(ValueError, match="an item has a name"):
+    with pytest.raises(UpdateRejectedError, match="an item has a name"):
         await handle.update("put", "")
     await handle.signal("close")
 

@@ -12,7 +12,7 @@ nothing else is left to do; then it jumps to what is due next, so a year takes n
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AsyncExitStack, contextmanager
 from datetime import UTC, datetime, timedelta
 from functools import partial
@@ -20,7 +20,7 @@ from typing import Any, ParamSpec, TypeVar, TypeVarTuple, overload
 
 from durable.codec import DEFAULT_CODEC
 from durable.engine.attributes import plain_headers, plain_memo, plain_search
-from durable.engine.definition import ActivityDefinition, WorkflowDefinition
+from durable.engine.definition import ActivityDefinition, WorkflowDefinition, handler_name
 from durable.engine.info import ACTIVITY_CONTEXT, duration_us, to_datetime, to_us
 from durable.engine.jobs import headers_of, job_of
 from durable.engine.registry import Registry
@@ -32,13 +32,13 @@ from durable.errors import (
     PayloadError,
     WorkflowNotFoundError,
 )
-from durable.events import IdReuse
+from durable.events import EventKind, IdReuse
 from durable.options import DEFAULT_QUEUE, RetryPolicy
 from durable.testing.clock import Clock
-from durable.testing.handle import TestHandle
+from durable.testing.handle import TestHandle, encode_call
 from durable.testing.mocks import Mock, make_mock
 from durable.testing.waiting import settle
-from durable.testing.world import World, new_run_id
+from durable.testing.world import Fact, World, new_run_id
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -279,6 +279,45 @@ class WorkflowEnvironment:
             search=search,
             headers=headers and plain_headers(headers, definition.codec),
         )
+
+    async def signal_with_start(
+        self,
+        workflow: Any,
+        /,
+        *args: Any,
+        id: str,
+        signal: str | Callable[..., Any],
+        signal_args: Sequence[Any] = (),
+        **options: Any,
+    ) -> TestHandle[Any]:
+        """Signal the open run that has the id, or start one that has the signal from its beginning.
+
+        As by `Client.signal_with_start`; ``args`` and ``options``, those of `start`, do nothing
+        when a run is open. Raises WorkflowAlreadyStartedError when the last run of the id has
+        closed and ``id_reuse`` does not allow another, InvalidArgumentError for what does not fit.
+        """
+        definition, payload = self._prepare(workflow, args, {})
+        encode_call(signal, tuple(signal_args))
+        return await self._signal_with_start(definition, payload, id, signal, signal_args, options)
+
+    async def _signal_with_start(
+        self,
+        workflow: WorkflowDefinition[Any, Any],
+        payload: bytes,
+        id: str,
+        signal: str | Callable[..., Any],
+        signal_args: Sequence[Any],
+        options: Mapping[str, Any],
+    ) -> TestHandle[Any]:
+        known = self._world.latest.get(id)
+        if known is None or not known.is_open:
+            await self._start(workflow, payload, id=id, **options)
+        run = self._world.latest[id]
+        told = encode_call(signal, tuple(signal_args))
+        fact = Fact(EventKind.SIGNAL_RECEIVED, 0, handler_name(signal), None, told)
+        self._world.tell(run, fact)
+        await self.settle()
+        return TestHandle(self._world, run)
 
     async def enqueue(
         self,

@@ -82,6 +82,24 @@ class TestHandle(Generic[R]):
         self._send(EventKind.SIGNAL_RECEIVED, handler_name(name), encode_call(name, args))
         await settle(self._world)
 
+    async def pause(self, reason: str = "") -> None:
+        """Stop it until `resume`: its code gets no more turns, whatever reaches it.
+
+        Activities that run now end all the same; `terminate` and the time limits end the run.
+        Raises WorkflowNotFoundError when it has ended.
+        """
+        await settle(self._world)
+        run = self._last()
+        if not run.is_open:
+            raise WorkflowNotFoundError(f"{self.workflow_id} has ended")
+        self._world.pause(run)
+
+    async def resume(self) -> bool:
+        """Let a paused run go on where it was; False when it was not paused."""
+        resumed = self._world.resume(self._last())
+        await settle(self._world)
+        return resumed
+
     async def cancel(self, reason: str | None = None) -> None:
         """Ask the run to cancel itself."""
         payload = None if reason is None else DEFAULT_CODEC.encode({"reason": reason})
@@ -95,8 +113,10 @@ class TestHandle(Generic[R]):
         await settle(self._world)
 
     async def query(self, name: str | Callable[..., Any], *args: Any) -> Any:
-        """Ask a question; raise what the handler raises."""
+        """Ask a question; raise what the handler raises, and TimeoutError while it is paused."""
         await settle(self._world)
+        if self._last().is_paused and self._last().is_open:
+            raise TimeoutError(f"{self.workflow_id} is paused; it answers when it is resumed")
         execution = self._execution()
         label = handler_name(name)
         answer = execution.query(label, encode_call(name, args))
@@ -166,6 +186,8 @@ class TestHandle(Generic[R]):
         run = self._last()
         where = run.execution.where() if run.execution is not None else []
         places = "; ".join(where) or "not started"
+        if run.is_paused:
+            places = f"paused; {places}"
         return f"{run.new.workflow_type} {self.workflow_id!r} ({places})"
 
     def _execution(self) -> Execution:

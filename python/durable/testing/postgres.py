@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import inspect
 import uuid
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any, TypeVar, cast
 
@@ -152,6 +152,22 @@ class PostgresEnvironment(WorkflowEnvironment):
         handle = await client.begin(workflow, id, args, dict(kwargs), options, headers or {})
         return PostgresHandle(client, handle.workflow_id, workflow, self._patience)
 
+    async def _signal_with_start(
+        self,
+        workflow: WorkflowDefinition[Any, Any],
+        payload: bytes,
+        id: str,
+        signal: str | Callable[..., Any],
+        signal_args: Sequence[Any],
+        options: Mapping[str, Any],
+    ) -> TestHandle[Any]:
+        client = self._opened()
+        await self._serve(workflow)
+        args, _ = workflow.signature.decode_args(payload)
+        call: Any = {"id": id, "signal": signal, "signal_args": tuple(signal_args), **options}
+        await client.signal_with_start(cast(Any, workflow), *args, **call)
+        return PostgresHandle(client, id, workflow, self._patience)
+
     def _opened(self) -> Client:
         if self._client is None:
             raise ContextError("open the environment first: async with PostgresEnvironment(...)")
@@ -260,6 +276,14 @@ class PostgresHandle(TestHandle[R]):
     async def signal(self, name: str | Callable[..., Any], *args: Any) -> None:
         """Send a signal."""
         await self._handle.signal(name, *args)
+
+    async def pause(self, reason: str = "") -> None:
+        """Stop it until `resume`; see `WorkflowHandle.pause`."""
+        await self._handle.pause(reason)
+
+    async def resume(self) -> bool:
+        """Let a paused run go on where it was; False when it was not paused."""
+        return await self._handle.resume()
 
     async def cancel(self, reason: str | None = None) -> None:
         """Ask the run to cancel itself."""

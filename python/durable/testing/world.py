@@ -50,6 +50,8 @@ from durable.testing.lookup import find_definition
 from durable.testing.mocks import Mock
 
 FAILED_STATES = (RunState.FAILED, RunState.CANCELLED, RunState.TERMINATED, RunState.TIMED_OUT)
+ENDINGS = (EventKind.RUN_TERMINATED, EventKind.RUN_TIMED_OUT)
+"""What a paused run takes all the same."""
 MOVES_ON = (
     EventKind.SIGNAL_RECEIVED,
     EventKind.CANCEL_REQUESTED,
@@ -90,6 +92,11 @@ class Run:
     """When the time of its whole chain is over."""
     early: list[Fact] = field(default_factory=list)
     """What came before it began."""
+    is_paused: bool = False
+    held: list[Fact] = field(default_factory=list)
+    """What came while it was paused."""
+    is_due: bool = False
+    """Its beginning waits until it is resumed."""
 
     @property
     def is_open(self) -> bool:
@@ -214,6 +221,24 @@ class World:
         self.tell(run, Fact(message.kind, 0, message.name, message.meta, message.payload))
         return run
 
+    def pause(self, run: Run) -> None:
+        """Hold back all that reaches the run, but for what ends it."""
+        run.is_paused = True
+        run.state = RunState.PAUSED
+
+    def resume(self, run: Run) -> bool:
+        """Let the run have what was held back; False when it was not paused."""
+        if not (run.is_paused and run.is_open):
+            return False
+        run.is_paused = False
+        run.state = RunState.RUNNING
+        held, run.held = run.held, []
+        if run.is_due:
+            self._begin(run)
+        for fact in held:
+            self.tell(run, fact)
+        return True
+
     # -- driving it ------------------------------------------------------------------------------
 
     def pump(self) -> None:
@@ -228,6 +253,9 @@ class World:
                     run = run.successor
                 if not run.is_open:
                     self._answer_closed(fact)
+                    continue
+                if run.is_paused and fact.kind not in ENDINGS:
+                    run.held.append(fact)
                     continue
                 if run.execution is None:
                     # A delayed start: its mail waits with it.
@@ -262,6 +290,9 @@ class World:
 
     def _begin(self, run: Run) -> None:
         if not run.is_open:
+            return
+        if run.is_paused:
+            run.is_due = True
             return
         try:
             run.execution = self._load(run)

@@ -10,6 +10,7 @@ Inside:
     client      `Client`: find, list; and from its bases
     starting    the calls that begin runs
     with_start  the calls that talk to a run, and start it when it is not there
+    schedules   the calls for schedules, and `ScheduleHandle`
     completing  the calls for activities that others complete
     connected   an open store, and what all calls share
     handle      `WorkflowHandle`: everything about one run
@@ -24,6 +25,14 @@ Inside:
 from durable.client.client import Client
 from durable.client.handle import WorkflowHandle
 from durable.client.replica import HistoryEvent
+from durable.client.schedules import ScheduleHandle
 from durable.client.sync import SyncClient, SyncWorkflowHandle
 
-__all__ = ["Client", "HistoryEvent", "SyncClient", "SyncWorkflowHandle", "WorkflowHandle"]
+__all__ = [
+    "Client",
+    "HistoryEvent",
+    "ScheduleHandle",
+    "SyncClient",
+    "SyncWorkflowHandle",
+    "WorkflowHandle",
+]

@@ -1,7 +1,8 @@
 """Client: start workflows and find them.
 
 A client talks to the database only; workers need not run. The calls that begin runs are in
-`starting`, `with_start` and `jobs`, those for activities that others complete in `completing`.
+`starting`, `with_start`, `jobs` and `schedules`, those for activities that others complete in
+`completing`.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from durable.client.checks import check_id
 from durable.client.completing import CompletingClient
 from durable.client.handle import WorkflowHandle, encode_call
 from durable.client.jobs import JobClient
+from durable.client.schedules import ScheduleClient
 from durable.client.with_start import WithStartClient
 from durable.codec import DEFAULT_CODEC
 from durable.engine.attributes import plain_search
@@ -26,7 +28,7 @@ from durable.store.limits import Limits
 R = TypeVar("R")
 
 
-class Client(WithStartClient, JobClient, CompletingClient):
+class Client(WithStartClient, JobClient, ScheduleClient, CompletingClient):
     """Starts workflows, and hands out handles to them. An async context manager."""
 
     # -- signals -----------------------------------------------------------------------------

@@ -7,6 +7,7 @@ and children. All of it is rebuilt by replay, so nothing here is ever stored.
 
 from __future__ import annotations
 
+import asyncio
 import uuid
 from collections.abc import Callable, Generator, Mapping
 from random import Random
@@ -249,7 +250,11 @@ class ChildHandle(Generic[R]):
 
     async def started(self) -> ChildHandle[R]:
         """Wait until the child exists; raise ChildWorkflowError when it cannot be started."""
-        await self._context.children[self.future.event_id]
+        started = self._context.children[self.future.event_id]
+        # A child that ended before we were told that it began has begun, too.
+        await asyncio.wait((started, self.future), return_when=asyncio.FIRST_COMPLETED)
+        if started.done():
+            started.result()
         return self
 
     def cancel(self) -> bool:

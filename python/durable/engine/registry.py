@@ -8,6 +8,7 @@ from typing import Any
 
 from durable.engine.definition import ActivityDefinition, WorkflowDefinition
 from durable.engine.jobs import JOB_PREFIX, job_of
+from durable.engine.schedules import SCHEDULE, SCHEDULE_TYPE
 from durable.errors import DefinitionError, UnknownWorkflowError
 
 
@@ -38,6 +39,12 @@ class Registry:
                     f"names that begin with {JOB_PREFIX!r} are those of jobs; "
                     f"call workflow {definition.name!r} something else"
                 )
+            if definition is SCHEDULE:
+                return
+            if definition.name == SCHEDULE_TYPE:
+                raise DefinitionError(
+                    f"{SCHEDULE_TYPE!r} is the type of schedules; call the workflow something else"
+                )
             put(self.workflows, definition.name, definition, "workflow")
         elif isinstance(definition, ActivityDefinition):
             if definition.is_unbound:
@@ -61,14 +68,20 @@ class Registry:
 
     @property
     def workflow_types(self) -> list[str]:
-        """The types of the runs that this code can run: its workflows, and jobs of activities."""
-        return [*self.workflows, *(JOB_PREFIX + name for name in self.activities)]
+        """The types of the runs that this code can run: its workflows, and jobs of activities.
+
+        With them, schedules: whoever runs anything can start it at its times.
+        """
+        own = [*self.workflows, *(JOB_PREFIX + name for name in self.activities)]
+        return [*own, SCHEDULE_TYPE] if own else []
 
     def find_workflow(self, name: str) -> WorkflowDefinition[Any, Any] | None:
         """The workflow of that name, or the one that runs the jobs of an activity; else None."""
         if name.startswith(JOB_PREFIX):
             activity = self.activities.get(name.removeprefix(JOB_PREFIX))
             return None if activity is None else job_of(activity)
+        if name == SCHEDULE_TYPE:
+            return SCHEDULE
         return self.workflows.get(name)
 
     def workflow(self, name: str) -> WorkflowDefinition[Any, Any]:

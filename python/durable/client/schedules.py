@@ -1,0 +1,156 @@
+"""Schedules, as a client sees them: a schedule is a run of the library's own workflow type.
+
+What is asked of one is a signal to it (`durable.engine.schedules`); where it stands is read by
+replay in this process, so no worker is asked.
+"""
+
+from __future__ import annotations
+
+import builtins
+from collections.abc import Mapping
+from datetime import datetime, timedelta
+from typing import Any
+
+from durable.client.checks import check_id, micros
+from durable.client.handle import WorkflowHandle
+from durable.client.starting import StartingClient, StartOptions
+from durable.engine.calendar import check_plan, times_after
+from durable.engine.definition import ActivityDefinition
+from durable.engine.info import to_us
+from durable.engine.jobs import job_of
+from durable.engine.schedules import ORDERS, OVERLAPS, SCHEDULE, SCHEDULE_TYPE
+from durable.errors import InvalidArgumentError
+from durable.events import RunState, RunView
+
+BACKFILL_MAX = 1_000
+"""Runs that one backfill may start."""
+OPEN_STATES = (RunState.RUNNING, RunState.PARKED, RunState.PAUSED)
+
+
+class ScheduleHandle:
+    """One schedule. Its calls raise WorkflowNotFoundError when there is none of its id."""
+
+    def __init__(self, run: WorkflowHandle[Any]) -> None:
+        self._run = run
+
+    @property
+    def id(self) -> str:
+        """The id of the schedule, which is that of its run as well."""
+        return self._run.workflow_id
+
+    async def pause(self, reason: str = "") -> None:
+        """Start no run at any time until `resume`."""
+        await self._run.signal(ORDERS, {"do": "pause", "reason": reason})
+
+    async def resume(self) -> None:
+        """Go on with the next time; those that passed meanwhile are not made up."""
+        await self._run.signal(ORDERS, {"do": "resume"})
+
+    async def trigger(self) -> None:
+        """Start a run now, whatever else runs, also when the schedule is paused."""
+        await self._run.signal(ORDERS, {"do": "trigger"})
+
+    async def backfill(self, start: datetime, end: datetime) -> int:
+        """Start the runs of all times from ``start`` to ``end`` now; return how many times.
+
+        Both are included, naive ones are UTC. A time whose run was started before is not run again.
+        Raises InvalidArgumentError for more than `BACKFILL_MAX` times.
+        """
+        plan = (await self.describe())["plan"]
+        times: list[int] = []
+        for due_us in times_after(plan, to_us(start) - 1):
+            if due_us > to_us(end):
+                break
+            times.append(due_us)
+            if len(times) > BACKFILL_MAX:
+                raise InvalidArgumentError(
+                    f"there are more than {BACKFILL_MAX} times; backfill a shorter span"
+                )
+        if times:
+            await self._run.signal(ORDERS, {"do": "backfill", "times_us": times})
+        return len(times)
+
+    async def delete(self, reason: str = "schedule deleted") -> None:
+        """End the schedule. Runs that it started go on."""
+        await self._run.terminate(reason)
+
+    async def describe(self) -> dict[str, Any]:
+        """Where it stands, with what it was asked and has not read yet.
+
+        ``plan``, ``next_time`` (ISO 8601, UTC), ``paused`` (the reason, or None), ``running`` and
+        ``recent`` (ids of runs), and how many times it ``started`` a run, ``skipped`` one for
+        another that ran, ``missed`` one by being too late, was ``refused`` one whose id was taken.
+        """
+        return await self._run.vars()
+
+
+class ScheduleClient(StartingClient):
+    """The calls for schedules."""
+
+    async def create_schedule(
+        self,
+        id: str,
+        workflow: Any,
+        *args: Any,
+        cron: str | None = None,
+        every: timedelta | float | None = None,
+        timezone: str = "UTC",
+        jitter: timedelta | float = 0,
+        overlap: str = "skip",
+        catch_up: timedelta | float = 3600,
+        paused: bool = False,
+        queue: str | None = None,
+        priority: int = 0,
+        memo: Mapping[str, Any] | None = None,
+        run_timeout: timedelta | float | None = None,
+    ) -> ScheduleHandle:
+        """Start a workflow, or an activity as a job, at the times of ``cron`` or ``every`` so long.
+
+        ``cron`` (five fields) is read in ``timezone``; the times of ``every`` are its multiples
+        since 1970, UTC. Each run starts up to ``jitter`` later, always the same for a time, under
+        the id ``<id>-<time>``. While the run before is open, ``overlap`` says what becomes of the
+        next: "skip" it, "buffer_one" (start one when that has ended), "allow_all", or
+        "cancel_other" (ask that to cancel itself, start at once). A time is still made up when it
+        is ``catch_up`` late at most. The rest is for each run, as for `start`; the schedule itself
+        runs on ``queue`` as well.
+
+        Raises InvalidArgumentError for a plan without times, and what `start` raises.
+        """
+        if isinstance(workflow, ActivityDefinition):
+            workflow = job_of(workflow)
+        if overlap not in OVERLAPS:
+            raise InvalidArgumentError(f"overlap is one of {', '.join(OVERLAPS)}, not {overlap!r}")
+        payload = await self._payload(workflow, args, {})
+        queue = queue or getattr(workflow, "queue", None)
+        options: dict[str, Any] = {
+            "queue": queue,
+            "version": getattr(workflow, "version", None),
+            "priority": priority or None,
+            "memo": None if memo is None else dict(memo),
+            "run_timeout_us": micros(run_timeout, "run_timeout"),
+        }
+        plan = {
+            "workflow": workflow if isinstance(workflow, str) else workflow.name,
+            "arguments": payload.decode(),
+            "cron": cron,
+            "every_us": micros(every, "every"),
+            "timezone": timezone,
+            "jitter_us": micros(jitter, "jitter"),
+            "overlap": overlap,
+            "catch_up_us": micros(catch_up, "catch_up"),
+            "paused": "paused from the start" if paused else None,
+            "options": {name: value for name, value in options.items() if value is not None},
+        }
+        check_plan(plan)
+        check_id(id, "a schedule id")
+        chosen = StartOptions(queue=queue)
+        return ScheduleHandle(await self.begin(SCHEDULE, id, (plan, {}), {}, chosen, {}))
+
+    def get_schedule(self, id: str) -> ScheduleHandle:
+        """A handle to a schedule by id. Asks nothing of the database."""
+        return ScheduleHandle(WorkflowHandle(self, check_id(id, "a schedule id"), None, SCHEDULE))
+
+    async def list_schedules(self, *, limit: int = 100) -> builtins.list[RunView]:
+        """The schedules that there are, the newest first; their ids are the ``workflow_id``."""
+        views = await self.store.views(workflow_type=SCHEDULE_TYPE, states=OPEN_STATES, limit=limit)
+        return builtins.list(views)

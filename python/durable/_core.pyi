@@ -6,7 +6,7 @@ time of an inbound fact or the due time of a timer (0: none); ``name`` and ``opt
 None; ``meta`` and ``payload`` are bytes or None.
 """
 
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Container, Generator, Sequence
 from contextvars import Context
 from typing import Any, Protocol, Self, final
 
@@ -36,6 +36,12 @@ def verify(run_id: bytes, batches: Sequence[bytes], head_hash: int | None = None
 
 def current() -> Loop | None:
     """The loop whose workflow code runs on this thread right now, or None."""
+
+def guard(events: Container[str], judge: Callable[[str, tuple[Any, ...]], None]) -> None:
+    """Have `audit` call ``judge`` for these events. The first call counts for the whole process."""
+
+def audit(event: str, args: tuple[Any, ...]) -> None:
+    """An audit hook (PEP 578): while this thread runs workflow code, guarded events are judged."""
 
 class Hook(Protocol):
     """What the core asks of the engine (durable.engine.execution)."""

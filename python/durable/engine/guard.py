@@ -1,8 +1,9 @@
 """The guard: calls that cannot be replayed raise at once in workflow code.
 
-CPython reports dangerous calls to audit hooks (PEP 578). One hook per process looks at the name of
-each report; only a name in `DANGEROUS`, while the core says that this thread runs workflow code,
-costs more than a dictionary look-up. A hook cannot be removed, so `install` installs one.
+CPython reports dangerous calls to audit hooks (PEP 578). One hook per process, which is the core's,
+looks whether this thread runs workflow code and then at the name of the report; only one in
+`DANGEROUS` costs more than that and is judged here. A hook cannot be removed, so `install` installs
+one.
 
 CPython reports ``time.sleep`` since 3.13 and threads since 3.12. Before that these functions are
 wrapped, so a module that took one by name (``from time import sleep``) before `install` has the
@@ -23,7 +24,7 @@ from contextvars import ContextVar
 from types import FrameType
 from typing import Any
 
-from durable._core import current
+from durable._core import audit, current, guard
 from durable.errors import GuardError
 
 FRAMES_MAX = 200
@@ -139,7 +140,8 @@ def install() -> None:
     if _is_installed:
         return
     _is_installed = True
-    sys.addaudithook(_audit)
+    guard(DANGEROUS, _judge)
+    sys.addaudithook(audit)
     for module_name, function_name, event, reported_since in UNREPORTED:
         # Through sys.modules: this file calls none of them, it only stands before them.
         module = sys.modules.get(module_name)
@@ -159,31 +161,21 @@ def allowed() -> Iterator[None]:
         _is_allowed.set(before)
 
 
-def _audit(
-    event: str,
-    args: tuple[Any, ...],
-    # Bound here: the hook outlives the module's globals when the interpreter ends.
-    dangerous: dict[str, tuple[str, str]] = DANGEROUS,
-    current: Callable[[], object | None] = current,
-) -> None:
-    if event in dangerous and current() is not None:
-        _judge(event, args)
-
-
 def _watched(function: Callable[..., Any], event: str) -> Callable[..., Any]:
     """``function``, reported as if CPython did."""
 
     @functools.wraps(function)
     def call(*args: Any, **kwargs: Any) -> Any:
         if current() is not None:
-            _judge(event, args)
+            _judge(event, args, 2)
         return function(*args, **kwargs)
 
     return call
 
 
-def _judge(event: str, args: tuple[Any, ...]) -> None:
-    if _is_allowed.get() or _is_for_a_tool(sys._getframe(2)):
+def _judge(event: str, args: tuple[Any, ...], depth: int = 1) -> None:
+    """Raise GuardError, unless the code ``depth`` frames above may do it."""
+    if _is_allowed.get() or _is_for_a_tool(sys._getframe(depth)):
         return
     what, instead = DANGEROUS[event]
     if event == "open" and args and isinstance(args[0], str | bytes):

@@ -493,26 +493,30 @@ impl EventLoop {
 /// While it lives, this thread runs the code of one loop; afterwards all is as before.
 struct Entered<'py> {
     event_loop: Bound<'py, EventLoop>,
-    previous: Option<Py<EventLoop>>,
+    /// What was current before, once this loop is.
+    previous: Option<Option<Py<EventLoop>>>,
     running: Option<Bound<'py, PyAny>>,
-    hooks: Option<Bound<'py, PyAny>>,
+    hooks: Option<Bound<'py, PyTuple>>,
 }
 
 impl<'py> Entered<'py> {
     fn new(event_loop: &Bound<'py, EventLoop>) -> PyResult<Self> {
         let py = event_loop.py();
-        let previous = CURRENT.replace(Some(event_loop.clone().unbind()));
         let mut entered = Self {
             event_loop: event_loop.clone(),
-            previous,
+            previous: None,
             running: None,
             hooks: None,
         };
         entered.running = Some(cached(py, &GET_RUNNING, "asyncio", "_get_running_loop")?.call0()?);
         cached(py, &SET_RUNNING, "asyncio", "_set_running_loop")?.call1((event_loop,))?;
-        entered.hooks = Some(cached(py, &GET_HOOKS, "sys", "get_asyncgen_hooks")?.call0()?);
+        let hooks = cached(py, &GET_HOOKS, "sys", "get_asyncgen_hooks")?.call0()?;
+        let hooks = hooks.cast_into::<PyTuple>()?;
         let finalizer = event_loop.getattr(pyo3::intern!(py, "_finalize_asyncgen"))?;
+        entered.hooks = Some(hooks);
         cached(py, &SET_HOOKS, "sys", "set_asyncgen_hooks")?.call1((py.None(), finalizer))?;
+        // Last, as it is undone first: what the audit hook hears of until then is not the code's.
+        entered.previous = Some(CURRENT.replace(Some(event_loop.clone().unbind())));
         Ok(entered)
     }
 }
@@ -521,17 +525,17 @@ impl Drop for Entered<'_> {
     fn drop(&mut self) {
         let py = self.event_loop.py();
         let pending = PyErr::take(py);
-        if let Some(hooks) = self.hooks.take()
-            && let Ok(hooks) = hooks.cast_into::<PyTuple>()
-        {
+        if let Some(previous) = self.previous.take() {
+            drop(CURRENT.replace(previous));
+        }
+        if let Some(hooks) = self.hooks.take() {
             let _ = cached(py, &SET_HOOKS, "sys", "set_asyncgen_hooks")
-                .and_then(|set| set.call1(hooks.clone()));
+                .and_then(|set| set.call1(hooks));
         }
         if let Some(running) = self.running.take() {
             let _ = cached(py, &SET_RUNNING, "asyncio", "_set_running_loop")
                 .and_then(|set| set.call1((running,)));
         }
-        drop(CURRENT.replace(self.previous.take()));
         self.event_loop.borrow_mut().entered = false;
         if let Some(pending) = pending {
             pending.restore(py);
@@ -746,7 +750,7 @@ impl EventLoop {
     }
 
     fn is_pending(&self, r#ref: u32) -> bool {
-        self.replay.pending(r#ref).is_some()
+        !self.dead && !self.replay.is_ended() && self.replay.pending(r#ref).is_some()
     }
 
     fn set_main(slf: &Bound<'_, Self>, task: Py<PyAny>) -> PyResult<()> {

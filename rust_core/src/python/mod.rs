@@ -38,6 +38,13 @@ fn current_loop(py: Python<'_>) -> Option<Py<EventLoop>> {
     CURRENT.with_borrow(|current| current.as_ref().map(|event_loop| event_loop.clone_ref(py)))
 }
 
+fn is_running_code() -> bool {
+    // The interpreter reports events until the very end of a thread.
+    CURRENT
+        .try_with(|current| current.try_borrow().is_ok_and(|current| current.is_some()))
+        .unwrap_or(false)
+}
+
 fn to_py_err(py: Python<'_>, error: Error) -> PyErr {
     match error {
         Error::Corrupt {
@@ -127,7 +134,7 @@ mod _core {
     #[pymodule_export]
     use super::handle::{Handle, TimerHandle};
     #[pymodule_export]
-    use super::tools::{current, decode, start_batch, verify};
+    use super::tools::{audit, current, decode, guard, start_batch, verify};
 
     #[pymodule_init]
     fn init(module: &Bound<'_, PyModule>) -> PyResult<()> {

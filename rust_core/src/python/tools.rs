@@ -3,9 +3,10 @@
 
 use pyo3::prelude::*;
 use pyo3::pybacked::PyBackedBytes;
+use pyo3::sync::PyOnceLock;
 use pyo3::types::{PyBytes, PyList, PyString, PyTuple};
 
-use super::{EventLoop, current_loop, optional_bytes, run_id_bytes, to_py_err};
+use super::{EventLoop, current_loop, is_running_code, optional_bytes, run_id_bytes, to_py_err};
 use crate::batch::{Writer, chain_start};
 use crate::event::{Command, EventView, Kind, NO_NAME};
 use crate::history::{Cursor, History};
@@ -136,6 +137,31 @@ pub(super) fn command_tuple(
         optional_bytes(py, command.payload),
     );
     Ok(tuple.into_pyobject(py)?.unbind())
+}
+
+static GUARDED: PyOnceLock<(Py<PyAny>, Py<PyAny>)> = PyOnceLock::new();
+
+/// Say what `audit` does from now on; the first time counts.
+#[pyfunction]
+pub fn guard(py: Python<'_>, events: Py<PyAny>, judge: Py<PyAny>) {
+    GUARDED.get_or_init(py, || (events, judge));
+}
+
+/// The audit hook of `durable.engine.guard`. It is here because the interpreter calls it for every
+/// event there is, and four times for each step of a run: its hooks for async generators are set.
+#[pyfunction]
+pub fn audit(event: &Bound<'_, PyAny>, args: &Bound<'_, PyAny>) -> PyResult<()> {
+    let py = event.py();
+    if !is_running_code() {
+        return Ok(());
+    }
+    let Some((events, judge)) = GUARDED.get(py) else {
+        return Ok(());
+    };
+    if events.bind(py).contains(event)? {
+        judge.call1(py, (event, args))?;
+    }
+    Ok(())
 }
 
 /// The loop whose workflow code runs on this thread right now, or None.

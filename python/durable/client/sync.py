@@ -22,6 +22,7 @@ from typing import Any, Concatenate, Generic, ParamSpec, Self, TypeVar, TypeVarT
 from durable.client.client import Client
 from durable.client.handle import ANSWER_SECONDS, WorkflowHandle
 from durable.client.portal import Portal
+from durable.client.schedules import ScheduleHandle
 from durable.codec import DEFAULT_CODEC, Codec
 from durable.engine.definition import WorkflowDefinition
 from durable.errors import ConfigurationError, WorkflowAlreadyStartedError
@@ -241,6 +242,20 @@ class SyncClient:
 
     _enqueue_many = verb(Client.enqueue_many)
 
+    def create_schedule(
+        self, id: str, workflow: Any, *args: Any, **options: Any
+    ) -> SyncScheduleHandle:
+        """Start runs at the times of a plan; see `Client.create_schedule`."""
+        _, client = self._reach()
+        handle = self._wait(client.create_schedule(id, workflow, *args, **options))
+        return SyncScheduleHandle(self, handle.id)
+
+    def get_schedule(self, id: str) -> SyncScheduleHandle:
+        """A handle to a schedule by id. Asks nothing of the database."""
+        return SyncScheduleHandle(self, id)
+
+    list_schedules = verb(Client.list_schedules)
+
     def _wrapped(
         self, outcomes: Iterable[WorkflowHandle[R] | WorkflowAlreadyStartedError]
     ) -> list[SyncWorkflowHandle[R] | WorkflowAlreadyStartedError]:
@@ -318,6 +333,25 @@ class SyncWorkflowHandle(Generic[R]):
     history = verb(WorkflowHandle.history)
     vars = verb(WorkflowHandle.vars)
     where = verb(WorkflowHandle.where)
+
+
+class SyncScheduleHandle:
+    """One schedule, for code without asyncio. Made by a client."""
+
+    def __init__(self, client: SyncClient, id: str) -> None:
+        self._client = client
+        self.id = id
+
+    def _reach(self) -> tuple[SyncClient, ScheduleHandle]:
+        _, client = self._client._reach()
+        return self._client, client.get_schedule(self.id)
+
+    pause = verb(ScheduleHandle.pause)
+    resume = verb(ScheduleHandle.resume)
+    trigger = verb(ScheduleHandle.trigger)
+    backfill = verb(ScheduleHandle.backfill)
+    delete = verb(ScheduleHandle.delete)
+    describe = verb(ScheduleHandle.describe)
 
 
 async def opened(make: Callable[[], Client]) -> Client:

@@ -100,6 +100,21 @@ async def test_each_time_starts_one_run_whose_id_has_the_time(env: WorkflowEnvir
     assert await env.get_handle("s-2030-01-01T01:00:00Z").result() == "done"
 
 
+async def test_jitter_longer_than_the_interval_drops_no_time(env: WorkflowEnvironment) -> None:
+    handle = await begin(
+        env,
+        every_us=100_000_000,
+        jitter_us=300_000_000,
+        catch_up_us=10_000_000,
+        overlap="allow_all",
+    )
+    await env.advance(HOUR)
+    seen = await handle.vars()
+    assert seen["missed"] == 0
+    # The last ones may still be waiting for their moment.
+    assert 33 <= seen["started"] <= 36
+
+
 @pytest.mark.parametrize(
     ("overlap", "started", "skipped"),
     [("skip", 2, 1), ("buffer_one", 2, 0), ("allow_all", 3, 0), ("cancel_other", 3, 0)],

@@ -100,12 +100,17 @@ class Schedule:
         due_us = self.due_us or 0
         return due_us + jitter_us(self.plan, self.this.info.workflow_id, due_us)
 
+    def oldest_us(self) -> int:
+        """A time before this is too late. Jitter makes none late: it may move one behind others."""
+        grace_us: int = self.plan["catch_up_us"] + (self.plan.get("jitter_us") or 0)
+        return self.this.loop.now_us - grace_us
+
     def plan_next(self) -> None:
         """Find the next time; those that are too late by far are passed over in one go."""
         self.due_us = None
         if self.state["paused"] is not None:
             return
-        after_us = max(self.state["after_us"], self.this.loop.now_us - self.plan["catch_up_us"] - 1)
+        after_us = max(self.state["after_us"], self.oldest_us() - 1)
 
         def compute() -> bytes:
             # Reads the time zone's file, which is why what comes of it is recorded.
@@ -117,9 +122,8 @@ class Schedule:
 
     async def come(self, due_us: int) -> None:
         """A time of the plan has come: start its run, as the overlap policy allows."""
-        late_us = self.this.loop.now_us - self.fire_us()
         self.state["after_us"] = due_us
-        if late_us > self.plan["catch_up_us"]:
+        if due_us < self.oldest_us():
             self.state["counts"]["missed"] += 1
         elif not self.children or self.plan["overlap"] == "allow_all":
             await self.start(due_us)

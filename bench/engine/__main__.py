@@ -45,6 +45,7 @@ SECONDS = {
     "fanout-10k": (50, 6),
     "latency-1": (110, 15),
     "claim": (300, 20),
+    "churn": (30, 10),
     "signal-storm": (90, 10),
     "timers-100k": (150, 18),
     "idle-fleet": (60, 18),
@@ -52,6 +53,7 @@ SECONDS = {
 }
 """What each may take, in full and with --quick: after that it begins no further round. Together
 under half an hour, and three minutes."""
+assert SECONDS.keys() == WORKLOADS.keys()
 OVERRUN = 3.0
 """A workload that takes so many times longer is given up."""
 QUICK_WITHOUT_PEERS = {"steps-100", "wf-0"}

@@ -341,6 +341,19 @@ async def test_limits_of_keys_and_of_the_queue_hold_at_once(rig: Rig) -> None:
     assert len(await take(rig, worker)) == 3
 
 
+async def test_a_claim_that_goes_round_the_held_keys_gives_no_place_twice(rig: Rig) -> None:
+    await Limits(rig.other).set(QUEUE, key_concurrency=2)
+    for key in "abc":
+        await line(rig, key, 8, key)
+    worker = await rig.session()
+    running = await take(rig, worker)
+    assert keys(running) == {"a": 2, "b": 2, "c": 2}
+    await finish(rig, [attempt for attempt in running if key_of(attempt) == "a"])
+    assert keys(await take(rig, worker, limit=1)) == {"a": 1}
+    await finish(rig, [attempt for attempt in running if key_of(attempt) != "a"])
+    assert keys(await take(rig, worker)) == {"a": 1, "b": 2, "c": 2}
+
+
 async def test_claims_that_meet_share_the_places_of_a_key(postgres: PostgresRig) -> None:
     await Limits(postgres.other).set(QUEUE, key_concurrency=2)
     for key in "abc":
@@ -361,8 +374,10 @@ async def test_claims_that_meet_share_the_places_of_a_key(postgres: PostgresRig)
                 await finish(postgres, [attempt])
                 done[key_of(attempt)] += 1
 
-    async with asyncio.timeout(60):
-        await asyncio.gather(*map(work, stores, sessions))
-    for store in stores:
-        await store.close()
+    try:
+        async with asyncio.timeout(60):
+            await asyncio.gather(*map(work, stores, sessions))
+    finally:
+        for store in stores:
+            await store.close()
     assert done == {"a": 12, "b": 12, "c": 12}

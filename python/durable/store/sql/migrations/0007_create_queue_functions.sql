@@ -223,7 +223,9 @@ BEGIN
             v_key := '';
             CONTINUE;
         END IF;
-        EXIT WHEN v_key IS NULL;
+        -- Once round is enough: what this claim freed of a key does not run yet, so a second look
+        -- would give its places away twice.
+        EXIT WHEN v_key IS NULL OR (v_again AND v_first <> '' AND v_key > v_first);
         v_room := least(p_most - {s}.key_running(p_queue, v_key, p_most),
                         p_limit - cardinality(runs));
         CONTINUE WHEN v_room <= 0;

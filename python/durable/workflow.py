@@ -44,6 +44,7 @@ from durable.engine.authoring import (
 )
 from durable.engine.context import ChildHandle, ContinueAsNew, Random, context
 from durable.engine.definition import (
+    DYNAMIC,
     ActivityDefinition,
     WorkflowDefinition,
     handler_name,
@@ -79,6 +80,9 @@ __all__ = [
     "logger",
     "map",
     "now",
+    "on_dynamic_query",
+    "on_dynamic_signal",
+    "on_dynamic_update",
     "on_query",
     "on_signal",
     "on_update",
@@ -341,10 +345,27 @@ def on_signal(name: str | Callable[..., Any], handler: Callable[..., Any]) -> No
     this.requests.handle_signal(handler_name(name), handler)
 
 
+def on_dynamic_signal(handler: Callable[..., Any]) -> None:
+    """Call ``handler`` with the name and the arguments of each signal that nobody asks for.
+
+    Those are the names without a handler and without a channel; what waits of them comes first,
+    name by name.
+    """
+    this = context("on_dynamic_signal()")
+    this.check_writable("on_dynamic_signal()")
+    this.requests.handle_other_signals(handler)
+
+
 def on_query(name: str, handler: Callable[..., Any]) -> None:
     """Answer queries of a name with what the plain function ``handler`` returns."""
     this = context("on_query()")
     this.requests.add(this.requests.queries, name, handler)
+
+
+def on_dynamic_query(handler: Callable[..., Any]) -> None:
+    """Answer queries of all names without a handler: it gets the name, then the arguments."""
+    this = context("on_dynamic_query()")
+    this.requests.add(this.requests.queries, DYNAMIC, handler)
 
 
 def on_update(
@@ -357,6 +378,17 @@ def on_update(
     """
     this = context("on_update()")
     this.requests.add(this.requests.updates, name, handler, validator)
+
+
+def on_dynamic_update(
+    handler: Callable[..., Any], *, validator: Callable[..., Any] | None = None
+) -> None:
+    """Run ``handler`` for updates of all names without one: it gets the name, then the arguments.
+
+    So does ``validator``, as in `on_update`.
+    """
+    this = context("on_dynamic_update()")
+    this.requests.add(this.requests.updates, DYNAMIC, handler, validator)
 
 
 def start_activity(

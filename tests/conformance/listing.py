@@ -24,6 +24,7 @@ AREAS = {
     "signal": "Signals and conditions",
     "query": "Queries, variables, search attributes",
     "update": "Updates",
+    "dynamic": "Dynamic handlers",
     "child": "Child workflows",
     "cancel": "Cancellation, termination, time limits",
     "chain": "Continue-as-new and retries of workflows",

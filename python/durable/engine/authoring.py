@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import inspect
 import logging
 from collections.abc import Awaitable, Callable, Coroutine, Iterator, MutableMapping, Sequence
 from typing import Any, Concatenate, Generic, ParamSpec, Protocol, TypeVar, cast, overload
@@ -10,6 +11,7 @@ from typing import Any, Concatenate, Generic, ParamSpec, Protocol, TypeVar, cast
 from durable._core import current
 from durable.codec import DEFAULT_CODEC, Codec
 from durable.engine.definition import (
+    DYNAMIC,
     HANDLER_MARK,
     HandlerMark,
     WorkflowDefinition,
@@ -59,12 +61,29 @@ def make_definition(
 
 
 NO_MARK = HandlerMark("", "")
+POSITIONAL = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
 
 
-def mark(fn: F, kind: str, name: str | None) -> F:
+def mark(fn: F, kind: str, name: str | None, is_dynamic: bool = False) -> F:
     """Leave on a method what it is for."""
-    setattr(fn, HANDLER_MARK, HandlerMark(kind, name or fn.__name__))
+    setattr(fn, HANDLER_MARK, HandlerMark(kind, label_of(fn, name, is_dynamic)))
     return fn
+
+
+def label_of(fn: Callable[..., Any], name: str | None, is_dynamic: bool) -> str:
+    """The name of a handler, or DYNAMIC; raise DefinitionError when it can be neither."""
+    if not is_dynamic:
+        return name or fn.__name__
+    if name is not None:
+        raise DefinitionError(f"dynamic handler {fn.__name__} takes every name: leave name= out")
+    parameters = list(inspect.signature(fn).parameters.values())
+    # The first one is self.
+    if len(parameters) < 2 or parameters[1].kind not in POSITIONAL:
+        raise DefinitionError(
+            f"dynamic handler {fn.__name__} gets the name first: "
+            f"write def {fn.__name__}(self, name: str, *args: Any)"
+        )
+    return DYNAMIC
 
 
 class RunMethod(Protocol[P, R]):
@@ -84,11 +103,13 @@ class RunMethod(Protocol[P, R]):
 class UpdateMethod(Generic[S, P, R]):
     """An update handler of a workflow class, callable as the method that it is."""
 
-    def __init__(self, fn: Callable[Concatenate[S, P], R], name: str | None) -> None:
+    def __init__(
+        self, fn: Callable[Concatenate[S, P], R], name: str | None, is_dynamic: bool = False
+    ) -> None:
         self.fn = fn
         self.__name__ = fn.__name__
         self.__doc__ = fn.__doc__
-        setattr(self, HANDLER_MARK, HandlerMark("update", name or fn.__name__))
+        setattr(self, HANDLER_MARK, HandlerMark("update", label_of(fn, name, is_dynamic)))
 
     def validator(self, fn: F) -> F:
         """Mark the method that judges the arguments first; it refuses by raising."""
@@ -164,34 +185,54 @@ def init(fn: Callable[Concatenate[S, P], None]) -> Callable[Concatenate[S, P], N
 @overload
 def signal(fn: F, /) -> F: ...
 @overload
-def signal(*, name: str) -> Callable[[F], F]: ...
+def signal(*, name: str | None = None, dynamic: bool = False) -> Callable[[F], F]: ...
 
 
-def signal(fn: Any = None, /, *, name: str | None = None) -> Any:
-    """Mark a method that takes a signal; each signal runs it once, in order of arrival."""
-    return mark(fn, "signal", name) if fn is not None else lambda later: mark(later, "signal", name)
+def signal(fn: Any = None, /, *, name: str | None = None, dynamic: bool = False) -> Any:
+    """Mark a method that takes a signal; each signal runs it once, in order of arrival.
+
+    ``dynamic``: it takes the signals of all names that no handler and no channel asks for, and gets
+    the name as its first argument. The parameters after it are what the arguments are read by
+    (``*args: Any`` takes whatever comes). Raises DefinitionError with a ``name``.
+    """
+    if fn is not None:
+        return mark(fn, "signal", name)
+    return lambda later: mark(later, "signal", name, dynamic)
 
 
 @overload
 def query(fn: F, /) -> F: ...
 @overload
-def query(*, name: str) -> Callable[[F], F]: ...
+def query(*, name: str | None = None, dynamic: bool = False) -> Callable[[F], F]: ...
 
 
-def query(fn: Any = None, /, *, name: str | None = None) -> Any:
-    """Mark a plain method that answers a query. It may look at everything and change nothing."""
-    return mark(fn, "query", name) if fn is not None else lambda later: mark(later, "query", name)
+def query(fn: Any = None, /, *, name: str | None = None, dynamic: bool = False) -> Any:
+    """Mark a plain method that answers a query. It may look at everything and change nothing.
+
+    ``dynamic`` as in `signal`: it answers the queries of all names that have no handler.
+    """
+    if fn is not None:
+        return mark(fn, "query", name)
+    return lambda later: mark(later, "query", name, dynamic)
 
 
 @overload
 def update(fn: Callable[Concatenate[S, P], R], /) -> UpdateMethod[S, P, R]: ...
 @overload
-def update(*, name: str) -> Callable[[Callable[Concatenate[S, P], R]], UpdateMethod[S, P, R]]: ...
+def update(
+    *, name: str | None = None, dynamic: bool = False
+) -> Callable[[Callable[Concatenate[S, P], R]], UpdateMethod[S, P, R]]: ...
 
 
-def update(fn: Any = None, /, *, name: str | None = None) -> Any:
-    """Mark a method that changes the run and answers; ``@<method>.validator`` may refuse first."""
-    return UpdateMethod(fn, name) if fn is not None else lambda later: UpdateMethod(later, name)
+def update(fn: Any = None, /, *, name: str | None = None, dynamic: bool = False) -> Any:
+    """Mark a method that changes the run and answers; ``@<method>.validator`` may refuse first.
+
+    ``dynamic`` as in `signal`: it takes the updates of all names that have no handler, and so does
+    its validator.
+    """
+    if fn is not None:
+        return UpdateMethod(fn, name)
+    return lambda later: UpdateMethod(later, name, dynamic)
 
 
 class WorkflowLogger(logging.LoggerAdapter[logging.Logger]):

@@ -78,6 +78,8 @@ class WorkflowContext:
         self.vars: dict[str, Any] = {}
         self.search: dict[str, Any] = {}
         self.mailboxes: dict[str, Mailbox] = {}
+        self.other_signals: Callable[[str, bytes | None], None] | None = None
+        """What gets the signals of names that no code asked for."""
         self.conditions: dict[Any, Callable[[], object]] = {}
         self.children: dict[int, Any] = {}
         """By event id: the future of the child's start."""
@@ -152,7 +154,27 @@ class WorkflowContext:
         return self._random
 
     def mailbox(self, name: str) -> Mailbox:
-        """The signals of that name."""
+        """The signals of that name, for code that wants them."""
+        found = self._mailbox(name)
+        found.is_wanted = True
+        return found
+
+    def deliver(self, name: str, payload: bytes | None) -> None:
+        """A signal arrived: to whoever wants its name, else it is kept until somebody does."""
+        found = self._mailbox(name)
+        if self.other_signals is None or found.is_wanted:
+            found.put(payload)
+        else:
+            self.other_signals(name, payload)
+
+    def handle_other_signals(self, handler: Callable[[str, bytes | None], None]) -> None:
+        """Give signals of names that no code asked for to ``handler``, those that wait first."""
+        self.other_signals = handler
+        for name, mailbox in self.mailboxes.items():
+            while not mailbox.is_wanted and len(mailbox) > 0:
+                handler(name, mailbox.take_nowait())
+
+    def _mailbox(self, name: str) -> Mailbox:
         found = self.mailboxes.get(name)
         if found is None:
             found = self.mailboxes[name] = Mailbox(self.loop)

@@ -24,6 +24,8 @@ P = ParamSpec("P")
 Q = ParamSpec("Q")
 R = TypeVar("R")
 
+DYNAMIC = ""
+"""Instead of a name: the handler of all names that have none of their own."""
 HANDLER_MARK = "__durable_handler__"
 NO_KEYWORDS: Mapping[str, Any] = {}
 UNPRINTABLE = re.compile(r"[\x00-\x1f\x7f]")
@@ -354,12 +356,17 @@ def handlers_of(cls: type | None) -> tuple[HandlerSpec, ...]:
         for attribute, value in vars(base).items():
             mark: HandlerMark | None = getattr(value, HANDLER_MARK, None)
             if mark is not None:
-                check_name(mark.name, mark.kind)
+                if mark.name != DYNAMIC:
+                    check_name(mark.name, mark.kind)
                 found[attribute] = HandlerSpec(mark.kind, mark.name, value, mark.validator)
     names: set[tuple[str, str]] = set()
     for handler in found.values():
         if (handler.kind, handler.name) in names:
-            raise DefinitionError(f"two {handler.kind} handlers are called {handler.name!r}")
+            raise DefinitionError(
+                f"two {handler.kind} handlers are called {handler.name!r}"
+                if handler.name
+                else f"two {handler.kind} handlers are dynamic; there can be one"
+            )
         names.add((handler.kind, handler.name))
     return tuple(found.values())
 
@@ -369,6 +376,11 @@ def handler_name(handler: str | Callable[..., Any]) -> str:
     if isinstance(handler, str):
         return handler
     mark: HandlerMark | None = getattr(handler, HANDLER_MARK, None)
+    if mark is not None and mark.name == DYNAMIC:
+        raise DefinitionError(
+            f"{getattr(handler, '__name__', handler)} is a dynamic handler: it has every name that "
+            "has no handler of its own; say which, as a string"
+        )
     name = mark.name if mark is not None else getattr(handler, "__name__", "")
     return check_name(name, "handler")
 

@@ -33,7 +33,7 @@ from durable.codec import (
 )
 from durable.engine import guard, tasks
 from durable.engine.context import ContinueAsNew, WorkflowContext
-from durable.engine.definition import WorkflowDefinition
+from durable.engine.definition import DYNAMIC, WorkflowDefinition
 from durable.engine.info import WorkflowInfo
 from durable.engine.registry import Registry
 from durable.engine.remote import activity_error, child_error, unreachable
@@ -305,7 +305,7 @@ class Execution:
     ) -> None:
         """An inbound fact that is no outcome of a command."""
         if kind == EventKind.SIGNAL_RECEIVED:
-            self._context.mailbox(name or "").put(payload)
+            self._context.deliver(name or "", payload)
         elif kind == EventKind.CHILD_STARTED:
             started = self._context.children.get(ref)
             if started is not None and not started.done():
@@ -409,7 +409,7 @@ class Execution:
             self._bind_handlers(instance)
             main = fn(*args, **kwargs)
         for name, signal in context.meta.signals:
-            context.mailbox(name).put(signal)
+            context.deliver(name, signal)
         self._main = self._loop.create_task(main, name="main")
         self._loop.set_main(self._main)
 
@@ -418,7 +418,9 @@ class Execution:
         for handler in self.definition.handlers:
             bound = handler.fn.__get__(instance)
             validator = handler.validator.__get__(instance) if handler.validator else None
-            if handler.kind == "signal":
+            if handler.kind == "signal" and handler.name == DYNAMIC:
+                requests.handle_other_signals(bound)
+            elif handler.kind == "signal":
                 requests.handle_signal(handler.name, bound)
             elif handler.kind == "query":
                 requests.add(requests.queries, handler.name, bound)

@@ -10,6 +10,8 @@ A handler is called with the decoded arguments. An async one runs as a task of t
 from __future__ import annotations
 
 import asyncio
+import copy
+import functools
 import inspect
 from collections import deque
 from collections.abc import Callable
@@ -27,13 +29,15 @@ T = TypeVar("T")
 class Mailbox:
     """The signals of one name that nobody took yet."""
 
-    __slots__ = ("_buffer", "_handler", "_loop", "_waiters")
+    __slots__ = ("_buffer", "_handler", "_loop", "_waiters", "is_wanted")
 
     def __init__(self, loop: Loop) -> None:
         self._loop = loop
         self._buffer: deque[bytes | None] = deque()
         self._waiters: deque[asyncio.Future[bytes | None]] = deque()
         self._handler: Callable[[bytes | None], None] | None = None
+        self.is_wanted = False
+        """Code has asked for signals of this name: the handler of all others does not get them."""
 
     def __len__(self) -> int:
         return len(self._buffer)
@@ -147,7 +151,11 @@ def value_decoder(codec: Codec, annotation: Any) -> Callable[[bytes | None], Any
 
 
 class Handler:
-    """A callable with its signature: of a signal, query or update."""
+    """A callable with its signature: of a signal, query or update.
+
+    A dynamic one stands for every name without a handler of its own. Its callable takes the name
+    first; the parameters after it are what the arguments are read by.
+    """
 
     __slots__ = ("fn", "is_async", "name", "signature", "validator")
 
@@ -157,6 +165,8 @@ class Handler:
         fn: Callable[..., Any],
         codec: Codec,
         validator: Callable[..., Any] | None = None,
+        *,
+        is_dynamic: bool = False,
     ) -> None:
         if not callable(fn):
             raise DefinitionError(f"the handler of {name!r} is not callable: {fn!r}")
@@ -164,7 +174,16 @@ class Handler:
         self.fn = fn
         self.validator = validator
         self.is_async = inspect.iscoroutinefunction(fn)
-        self.signature = Signature.of(fn, codec)
+        self.signature = Signature.of(fn, codec, skip_first=is_dynamic)
+
+    def named(self, name: str) -> Handler:
+        """A dynamic handler as the handler of one name."""
+        bound = copy.copy(self)
+        bound.name = name
+        bound.fn = functools.partial(self.fn, name)
+        if self.validator is not None:
+            bound.validator = functools.partial(self.validator, name)
+        return bound
 
     def arguments(self, payload: bytes | None) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """The decoded arguments; raise PayloadError when they do not fit."""

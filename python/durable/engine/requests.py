@@ -7,12 +7,14 @@ missing in the next replay. Signal and update handlers run as tasks of the run.
 from __future__ import annotations
 
 import asyncio
+import functools
 import inspect
 from collections.abc import Callable
 from contextvars import Context
 from typing import TYPE_CHECKING, Any
 
 from durable.codec import failure_to_payload
+from durable.engine.definition import DYNAMIC
 from durable.engine.handlers import Handler
 from durable.engine.start import decode_json
 from durable.engine.tasks import log
@@ -41,6 +43,14 @@ def request_id_of(meta: bytes | None) -> str:
 def known_names(table: dict[str, Handler]) -> str:
     """For messages: what there is."""
     return ", ".join(sorted(table)) or "none"
+
+
+def find(table: dict[str, Handler], name: str) -> Handler | None:
+    """The handler of a name: its own, else the dynamic one, else None."""
+    found = table.get(name)
+    if found is None and DYNAMIC in table:
+        return table[DYNAMIC].named(name)
+    return found
 
 
 def refusal(name: str, error: Exception) -> Exception:
@@ -81,7 +91,7 @@ class Requests:
     ) -> None:
         """Register a query or update handler; the last one of a name counts."""
         self.context.check_writable("handler registration")
-        handler = Handler(name, fn, self.context.codec, validator)
+        handler = Handler(name, fn, self.context.codec, validator, is_dynamic=name == DYNAMIC)
         if table is self.queries and handler.is_async:
             raise DefinitionError(f"query {name!r} must be a plain function, not async")
         table[name] = handler
@@ -89,23 +99,29 @@ class Requests:
     def handle_signal(self, name: str, fn: Callable[..., Any]) -> None:
         """Give all signals of a name to a handler."""
         handler = Handler(name, fn, self.context.codec)
+        self.context.mailbox(name).handle(functools.partial(self._receive, handler))
 
-        def receive(payload: bytes | None) -> None:
-            try:
-                args, kwargs = handler.arguments(payload)
-            except PayloadError as error:
-                # One malformed signal must not end a run that others depend on.
-                if not self.context.loop.is_replaying:
-                    run = self.context.run_id
-                    log.error("run %s: a signal %r is dropped: %s", run, name, error)
-                return
-            self._spawn(handler, args, kwargs, None)
+    def handle_other_signals(self, fn: Callable[..., Any]) -> None:
+        """Give the signals of all names that no code asks for to a dynamic handler."""
+        handler = Handler(DYNAMIC, fn, self.context.codec, is_dynamic=True)
+        self.context.handle_other_signals(
+            lambda name, payload: self._receive(handler.named(name), payload)
+        )
 
-        self.context.mailbox(name).handle(receive)
+    def _receive(self, handler: Handler, payload: bytes | None) -> None:
+        try:
+            args, kwargs = handler.arguments(payload)
+        except PayloadError as error:
+            # One malformed signal must not end a run that others depend on.
+            if not self.context.loop.is_replaying:
+                run = self.context.run_id
+                log.error("run %s: a signal %r is dropped: %s", run, handler.name, error)
+            return
+        self._spawn(handler, args, kwargs, None)
 
     def answer(self, name: str, payload: bytes | None) -> Any:
         """The answer of a query handler; raises what it raises, or that there is none."""
-        handler = self.queries.get(name)
+        handler = find(self.queries, name)
         if handler is None:
             raise UpdateRejectedError(
                 f"no query is called {name!r}; this run has: {known_names(self.queries)}"
@@ -115,7 +131,7 @@ class Requests:
 
     def judge(self, name: str, payload: bytes | None) -> None:
         """Raise when an update is not acceptable: no handler, wrong arguments, its validator."""
-        handler = self.updates.get(name)
+        handler = find(self.updates, name)
         if handler is None:
             raise UpdateRejectedError(
                 f"no update is called {name!r}; this run has: {known_names(self.updates)}"
@@ -134,7 +150,7 @@ class Requests:
             self.seen.add(request_id)
         self.open[request_id] = number
         context = self.context
-        handler = self.updates.get(name)
+        handler = find(self.updates, name)
         if handler is None:
             raise NonDeterminismError(
                 0,

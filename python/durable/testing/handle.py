@@ -9,7 +9,7 @@ from collections.abc import Callable
 from typing import Any, Generic, TypeVar, cast
 
 from durable.codec import DEFAULT_CODEC, Signature, failure_from_payload
-from durable.engine.definition import WorkflowDefinition, handler_name
+from durable.engine.definition import DYNAMIC, WorkflowDefinition, handler_name
 from durable.engine.execution import Execution
 from durable.errors import (
     InvalidArgumentError,
@@ -241,8 +241,9 @@ def decode_answer(
     definition: WorkflowDefinition[Any, Any], kind: str, name: str, payload: bytes
 ) -> Any:
     """An answer as the handler's annotation says, where its class is known; else plain JSON."""
-    for handler in definition.handlers:
-        if handler.kind == kind and handler.name == name:
+    # Its own handler, else the dynamic one, which sorts first.
+    for handler in sorted(definition.handlers, key=lambda each: each.name, reverse=True):
+        if handler.kind == kind and handler.name in (name, DYNAMIC):
             fn = getattr(handler.fn, "fn", handler.fn)
             return Signature.of(fn, skip_first=True).decode_result(payload)
     return DEFAULT_CODEC.decode(payload)

@@ -36,8 +36,8 @@ WORKFLOW = """
     map now on_dynamic_query on_dynamic_signal on_dynamic_update on_query on_signal on_update
     patched query random run set_status set_vars
     should_continue_as_new side_effect signal signal_channel signal_external sleep sleep_until
-    start_activity start_child start_time unsafe_allowed update upsert_search_attributes uuid4
-    uuid7 wait_condition wait_signal
+    start_activity start_child start_time unsafe_allowed update upsert_memo
+    upsert_search_attributes uuid4 uuid7 wait_condition wait_signal
 """.split()
 
 ACTIVITY = """

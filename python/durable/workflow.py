@@ -29,7 +29,13 @@ from typing import (
 
 from durable._core import current
 from durable.engine import guard
-from durable.engine.attributes import check_search_size, plain_search
+from durable.engine.attributes import (
+    MEMO,
+    check_search_size,
+    merged,
+    plain_memo,
+    plain_search,
+)
 from durable.engine.authoring import (
     Saga,
     WorkflowLogger,
@@ -44,13 +50,22 @@ from durable.engine.authoring import (
 )
 from durable.engine.context import ChildHandle, ContinueAsNew, Random, context
 from durable.engine.definition import (
-    DYNAMIC,
     ActivityDefinition,
     WorkflowDefinition,
     handler_name,
 )
-from durable.engine.handlers import SignalChannel, value_decoder
+from durable.engine.handlers import SignalChannel
 from durable.engine.info import ParentInfo, WorkflowInfo, duration_us, to_datetime, to_us
+from durable.engine.receiving import (
+    on_dynamic_query,
+    on_dynamic_signal,
+    on_dynamic_update,
+    on_query,
+    on_signal,
+    on_update,
+    signal_channel,
+    wait_signal,
+)
 from durable.engine.retry import options_to_json
 from durable.errors import ConfigurationError, DefinitionError
 from durable.events import EventKind
@@ -104,6 +119,7 @@ __all__ = [
     "start_time",
     "unsafe_allowed",
     "update",
+    "upsert_memo",
     "upsert_search_attributes",
     "uuid4",
     "uuid7",
@@ -210,11 +226,27 @@ def upsert_search_attributes(**values: Any) -> None:
     this = context("upsert_search_attributes()")
     this.check_writable("search attributes")
     changes = plain_search(values, this.codec)
-    merged = {k: v for k, v in {**this.search, **changes}.items() if v is not None}
-    check_search_size(this.codec.encode(merged))
-    this.search = merged
+    search = merged(this.search, changes)
+    check_search_size(this.codec.encode(search))
+    this.search = search
     payload = this.encode(values, "the search attributes")
     this.loop.emit(EventKind.ATTRIBUTES_SET, payload=payload)
+
+
+def upsert_memo(**values: Any) -> None:
+    """Set parts of the run's memo; None removes one. Recorded.
+
+    What is not named stays as it is, also what the start brought. `info` and `WorkflowHandle.memo`
+    show it, and the next run of a chain has it. Raises InvalidArgumentError, EncodeError or
+    PayloadTooLargeError for what cannot be stored.
+    """
+    this = context("upsert_memo()")
+    this.check_writable("the memo")
+    changes = plain_memo(values, this.codec)
+    memo = merged(this.info.memo, changes)
+    plain_memo(memo, this.codec)
+    this.set_memo(memo)
+    this.loop.emit(EventKind.ATTRIBUTES_SET, name=MEMO, payload=this.codec.encode(changes))
 
 
 def random() -> Random:
@@ -294,101 +326,6 @@ async def wait_condition(
 def all_handlers_finished() -> bool:
     """Whether no signal or update handler is under way; for `wait_condition` before the end."""
     return context("all_handlers_finished()").running_handlers == 0
-
-
-@overload
-def signal_channel(name: str | Callable[..., Any]) -> SignalChannel[Any]: ...
-@overload
-def signal_channel(name: str | Callable[..., Any], type: type[T]) -> SignalChannel[T]: ...
-
-
-def signal_channel(name: str | Callable[..., Any], type: Any = Any) -> SignalChannel[Any]:
-    """The signals of a name, as values of one type: ``await channel.receive()``, or iterate.
-
-    Signals wait here until they are taken, in order, however early they came.
-    """
-    this = context("signal_channel()")
-    label = handler_name(name)
-    return SignalChannel(label, this.mailbox(label), value_decoder(this.codec, type))
-
-
-@overload
-def wait_signal(
-    name: str | Callable[..., Any], *, timeout: timedelta | float | None = None
-) -> Coroutine[Any, Any, Any]: ...
-@overload
-def wait_signal(
-    name: str | Callable[..., Any], type: type[T], *, timeout: timedelta | float | None = None
-) -> Coroutine[Any, Any, T]: ...
-
-
-def wait_signal(
-    name: str | Callable[..., Any],
-    type: Any = Any,
-    *,
-    timeout: timedelta | float | None = None,
-) -> Coroutine[Any, Any, Any]:
-    """Take the oldest signal of a name, or wait for the next; raise TimeoutError after ``timeout``.
-
-    One signal goes to one waiter.
-    """
-    return signal_channel(name, type).receive(timeout)
-
-
-def on_signal(name: str | Callable[..., Any], handler: Callable[..., Any]) -> None:
-    """Call ``handler`` with the arguments of each signal, those that came before this first.
-
-    An async handler runs as a task. An exception that it lets through fails the run.
-    """
-    this = context("on_signal()")
-    this.check_writable("on_signal()")
-    this.requests.handle_signal(handler_name(name), handler)
-
-
-def on_dynamic_signal(handler: Callable[..., Any]) -> None:
-    """Call ``handler`` with the name and the arguments of each signal that nobody asks for.
-
-    Those are the names without a handler and without a channel; what waits of them comes first,
-    name by name.
-    """
-    this = context("on_dynamic_signal()")
-    this.check_writable("on_dynamic_signal()")
-    this.requests.handle_other_signals(handler)
-
-
-def on_query(name: str, handler: Callable[..., Any]) -> None:
-    """Answer queries of a name with what the plain function ``handler`` returns."""
-    this = context("on_query()")
-    this.requests.add(this.requests.queries, name, handler)
-
-
-def on_dynamic_query(handler: Callable[..., Any]) -> None:
-    """Answer queries of all names without a handler: it gets the name, then the arguments."""
-    this = context("on_dynamic_query()")
-    this.requests.add(this.requests.queries, DYNAMIC, handler)
-
-
-def on_update(
-    name: str, handler: Callable[..., Any], *, validator: Callable[..., Any] | None = None
-) -> None:
-    """Run ``handler`` for each update of a name and answer with what it returns.
-
-    ``validator`` gets the same arguments first and refuses by raising; a refused update leaves no
-    trace. It must only look.
-    """
-    this = context("on_update()")
-    this.requests.add(this.requests.updates, name, handler, validator)
-
-
-def on_dynamic_update(
-    handler: Callable[..., Any], *, validator: Callable[..., Any] | None = None
-) -> None:
-    """Run ``handler`` for updates of all names without one: it gets the name, then the arguments.
-
-    So does ``validator``, as in `on_update`.
-    """
-    this = context("on_dynamic_update()")
-    this.requests.add(this.requests.updates, DYNAMIC, handler, validator)
 
 
 def start_activity(

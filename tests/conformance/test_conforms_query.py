@@ -1,10 +1,11 @@
 """Requirements on queries, variables, and on looking into a run."""
 
 from dataclasses import dataclass
+from typing import Any
 
 import pytest
 
-from durable import GuardError, activity, workflow
+from durable import GuardError, Worker, activity, workflow
 from durable.errors import UpdateRejectedError
 from durable.testing import WorkflowEnvironment
 
@@ -221,3 +222,36 @@ async def test_query_15(env: WorkflowEnvironment) -> None:
         {"customer": "Ann", "cents": 350},
         {"cents": None},
     ]
+
+
+@workflow.defn
+async def remembers(turn: int) -> dict[str, Any]:
+    if turn == 1:
+        workflow.upsert_memo(page=7, note=None)
+        await work(1)
+        workflow.upsert_memo(draft="x" * 10, page=8)
+        workflow.continue_as_new(2)
+    return dict(workflow.info().memo)
+
+
+async def test_query_16(env: WorkflowEnvironment) -> None:
+    """query-16: A run changes its memo piece by piece; the next run of the chain has it."""
+    handle = await env.start(remembers, 1, memo={"note": "first", "by": "Ann"})
+    assert await handle.result() == {"by": "Ann", "page": 8, "draft": "x" * 10}
+
+
+async def test_query_17(database: Any) -> None:
+    """query-17: A handle shows the memo as the run has it now, without its code."""
+
+    @workflow.defn
+    async def flow() -> None:
+        workflow.upsert_memo(page=7, note=None)
+        await workflow.wait_signal("stop")
+
+    memo = {"note": "first", "by": "Ann"}
+    handle = await database.client.start(flow, id="book-1", memo=memo)
+    assert await handle.memo() == memo
+    async with Worker(database.dsn, workflows=[flow]):
+        await handle.signal("stop")
+        await handle.result()
+    assert await database.client.get_handle("book-1").memo() == {"by": "Ann", "page": 7}

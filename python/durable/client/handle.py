@@ -11,6 +11,7 @@ from typing import Any, Generic, TypeVar
 from durable.client.connected import ConnectedClient
 from durable.client.replica import HistoryEvent, events_of, read_moment, rebuild
 from durable.codec import NO_CODEC, Codec, Signature, check_size, failure_from_payload, is_sealed
+from durable.engine.attributes import MEMO, merged
 from durable.engine.definition import WorkflowDefinition, handler_name
 from durable.engine.execution import Execution
 from durable.engine.start import decode_json
@@ -380,8 +381,16 @@ class WorkflowHandle(Generic[R]):
         return view
 
     async def memo(self) -> dict[str, Any]:
-        """What its start said about it for people (``memo=``); raise WorkflowNotFoundError."""
-        memo: dict[str, Any] = (await self._start_of(await self.describe())).get("memo", {})
+        """What it carries for people: ``memo=`` of its start, and `durable.workflow.upsert_memo`.
+
+        Reads its history, not its code. Raises WorkflowNotFoundError.
+        """
+        memo: dict[str, Any] = {}
+        for event in await self.history():
+            if event.kind == "RUN_STARTED" and isinstance(event.meta, dict):
+                memo = event.meta.get("memo", {})
+            elif event.kind == "ATTRIBUTES_SET" and event.name == MEMO:
+                memo = merged(memo, event.payload)
         return memo
 
     async def history(self) -> list[HistoryEvent]:

@@ -15,6 +15,8 @@ from durable.codec import Codec, check_size
 from durable.errors import InvalidArgumentError, PayloadTooLargeError
 from durable.options import ID_LENGTH_MAX
 
+MEMO = "memo"
+"""The name of an ATTRIBUTES_SET that is about the memo; one about search attributes has none."""
 SEARCH_BYTES_MAX = 32 * 1024
 """The attributes of one run, as JSON: they are part of a row that each step of the run touches."""
 
@@ -52,6 +54,11 @@ def plain_memo(values: Mapping[str, Any], codec: Codec) -> dict[str, Any]:
     check_size(payload, "the memo")
     plain: dict[str, Any] = codec.decode(payload)
     return plain
+
+
+def merged(old: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    """``old`` with some values set, and those removed that are None in ``changes``."""
+    return {name: value for name, value in {**old, **changes}.items() if value is not None}
 
 
 def plain_search(values: Mapping[str, Any], codec: Codec) -> dict[str, Any]:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import uuid
 from collections.abc import Callable, Generator, Mapping
+from dataclasses import replace
 from random import Random
 from typing import Any, Generic, TypeVar
 
@@ -123,6 +124,10 @@ class WorkflowContext:
                 headers=meta.headers,
             )
         return self._info
+
+    def set_memo(self, memo: dict[str, Any]) -> None:
+        """The memo is another one from now on."""
+        self._info = replace(self.info, memo=memo)
 
     @property
     def requests(self) -> Requests:

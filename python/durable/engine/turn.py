@@ -15,6 +15,7 @@ import msgspec
 
 from durable._core import decode
 from durable.codec import DEFAULT_CODEC
+from durable.engine.attributes import MEMO
 from durable.engine.context import WorkflowContext, child_run_id, child_workflow_id
 from durable.engine.info import ParentInfo
 from durable.engine.retry import options_from_json
@@ -193,7 +194,7 @@ class TurnBuilder:
                     failure=None if done else event[7],
                 )
             )
-        elif kind == EventKind.ATTRIBUTES_SET:
+        elif kind == EventKind.ATTRIBUTES_SET and event[4] != MEMO:
             turn.search = DEFAULT_CODEC.encode(self.context.search)
 
     def child(self, event: Event) -> NewRun:

@@ -9,7 +9,7 @@ import pytest
 
 SOURCE = Path(__file__).parents[2] / "rust_core" / "src"
 PURE = sorted(path for path in SOURCE.glob("*.rs") if path.name != "lib.rs")
-BINDING = sorted((SOURCE / "python").glob("*.rs"))
+BINDING = sorted((SOURCE / "python").rglob("*.rs"))
 assert PURE
 assert BINDING
 

@@ -57,6 +57,10 @@ def child_run_id(run_id: str, event_id: int) -> str:
     return str(uuid.uuid5(uuid.UUID(run_id), str(event_id)))
 
 
+def nobody(error: BaseException) -> None:
+    """Who is told of errors once the run has left memory."""
+
+
 class WorkflowContext:
     """The state of one run that its code can see."""
 
@@ -95,6 +99,14 @@ class WorkflowContext:
         self._requests: Requests | None = None
         self._random: Random | None = None
         self._info: WorkflowInfo | None = None
+
+    def leave(self) -> None:
+        """The run leaves memory: part what refers to each other, so that it is freed at once."""
+        self._fail = nobody
+        self._requests = None
+        self.mailboxes.clear()
+        self.conditions.clear()
+        self.children.clear()
 
     def begin(self, meta: StartMeta, payload: bytes | None) -> None:
         """The run's first event: its circumstances and its input."""

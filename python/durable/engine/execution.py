@@ -238,6 +238,9 @@ class Execution:
         """Close every coroutine. What their ``finally`` blocks ask for goes nowhere."""
         self._dead = True
         self._loop.evict()
+        # Its exception may have this object in its traceback.
+        self._main = None
+        self._context.leave()
 
     @property
     def vars(self) -> dict[str, Any]:

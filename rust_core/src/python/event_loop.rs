@@ -1,26 +1,32 @@
 //! One run: a deterministic asyncio event loop joined with the replay of its history.
+//!
+//! Here are its state and its face to Python. What it does is in the folder: `commands` that the code
+//! makes, `facts` that it is given, a `turn` of running what is ready, and `leaving` memory.
 #![forbid(unsafe_code)]
+
+mod commands;
+mod facts;
+mod leaving;
+mod turn;
 
 use std::collections::{HashMap, VecDeque};
 
 use pyo3::PyTraverseError;
-use pyo3::exceptions::{PyException, PyGeneratorExit, PyRuntimeError, PyValueError};
+use pyo3::exceptions::{PyRuntimeError, PyValueError};
 use pyo3::gc::PyVisit;
 use pyo3::prelude::*;
 use pyo3::pybacked::PyBackedBytes;
 use pyo3::sync::PyOnceLock;
 use pyo3::types::{PyBytes, PyDict, PyList, PyTuple};
 
-use super::encode::{get_plain, plain};
-use super::future::{
-    CancelledError, CommandFuture, Decoder, copy_context, new_tracked, run_in_context,
-};
+use super::encode::plain;
+use super::future::{CommandFuture, Decoder, copy_context, new_tracked};
 use super::handle::{Call, Handle, TimerHandle};
-use super::tools::{command_tuple, event_tuple, load_history};
-use super::{CURRENT, optional_bytes, run_id_bytes, to_py_err};
-use crate::event::{Command, EventView, Kind, NO_NAME};
+use super::tools::{event_tuple, load_history};
+use super::{run_id_bytes, to_py_err};
+use crate::event::{Command, Kind};
 use crate::history::History;
-use crate::replay::{Fact, Pending, Replay};
+use crate::replay::Replay;
 
 /// What is kept with a command that waits.
 pub(super) struct Slot {
@@ -85,18 +91,6 @@ impl EventLoop {
         Ok(())
     }
 
-    /// Call what makes a value to record. Replayed, the value is read from history and nothing is
-    /// called, so nothing else may be recorded by the call.
-    fn produce<'py>(
-        slf: &Bound<'py, Self>,
-        produce: &Bound<'py, PyAny>,
-    ) -> PyResult<Bound<'py, PyAny>> {
-        slf.borrow_mut().recording = true;
-        let produced = produce.call0();
-        slf.borrow_mut().recording = false;
-        produced
-    }
-
     /// Queue it, unless the loop is dead. What is not queued comes back, to be dropped when the
     /// loop is no longer borrowed: dropping it may run code.
     pub(super) fn push_ready(&mut self, ready: Ready) -> Option<Ready> {
@@ -107,16 +101,6 @@ impl EventLoop {
         None
     }
 
-    /// What a waiting command was called: the activity, the child's type.
-    fn name_of(&self, py: Python<'_>, pending: &Pending<Slot>) -> Option<String> {
-        if let Some(view) = &pending.view {
-            let name = self.replay.history().name(view.name);
-            return Some(String::from_utf8_lossy(name).into_owned());
-        }
-        let tuple = pending.slot.tuple.as_ref()?.bind(py);
-        tuple.get_item(4).ok()?.extract().ok()
-    }
-
     /// The code and its history part: nothing of this run counts any more.
     fn fail(&mut self, py: Python<'_>, error: crate::Error) -> PyErr {
         let error = to_py_err(py, error);
@@ -124,429 +108,7 @@ impl EventLoop {
         self.failure = Some(error.clone_ref(py));
         error
     }
-
-    /// Make a command. Id 0 when the loop is dead: whoever waits then waits for ever.
-    fn make(slf: &Bound<'_, Self>, command: &Command<'_>, target: Option<Target>) -> PyResult<u32> {
-        let py = slf.py();
-        let (id, live) = {
-            let mut this = slf.borrow_mut();
-            if this.dead || this.replay.is_ended() {
-                return Ok(0);
-            }
-            this.check_recording()?;
-            let live = !this.replay.is_replaying();
-            let slot = target.map(|target| Slot {
-                target,
-                tuple: None,
-            });
-            match this.replay.command(command, slot) {
-                Ok(id) => (id, live),
-                Err(error @ crate::Error::Invalid(_)) => return Err(to_py_err(py, error)),
-                Err(error) => return Err(this.fail(py, error)),
-            }
-        };
-        if live {
-            let tuple = command_tuple(py, id, command)?;
-            let mut this = slf.borrow_mut();
-            if let Some(slot) = this.replay.slot_mut(id) {
-                slot.tuple = Some(tuple.clone_ref(py));
-            }
-            this.effects.push(tuple);
-        }
-        Ok(id)
-    }
-
-    /// Make a command and the future of its outcome.
-    pub(super) fn start(
-        slf: &Bound<'_, Self>,
-        command: &Command<'_>,
-        plain: u8,
-        decoder: Option<Decoder>,
-        wait_cancel: bool,
-    ) -> PyResult<Py<CommandFuture>> {
-        let event_loop = slf.clone().unbind();
-        let future = CommandFuture::new(event_loop, command.kind, plain, decoder, wait_cancel);
-        let future = new_tracked(slf.py(), future)?;
-        let target = Target::Future(future.clone_ref(slf.py()));
-        let id = Self::make(slf, command, Some(target))?;
-        future.borrow_mut(slf.py()).set_id(id);
-        Ok(future)
-    }
-
-    /// The code no longer wants the outcome of a command.
-    pub(super) fn cancel_command(
-        slf: &Bound<'_, Self>,
-        id: u32,
-        kind: Kind,
-        wait: bool,
-    ) -> PyResult<()> {
-        let waits = slf.borrow().replay.pending(id).is_some();
-        if !waits {
-            return Ok(());
-        }
-        let cancel = match kind {
-            Kind::ActivityScheduled => Some(Kind::ActivityCancelRequested),
-            Kind::TimerStarted => Some(Kind::TimerCancelled),
-            Kind::ChildInitiated => Some(Kind::ChildCancelRequested),
-            _ => None,
-        };
-        if let Some(cancel) = cancel {
-            Self::make(
-                slf,
-                &Command {
-                    reference: id,
-                    ..Command::new(cancel)
-                },
-                None,
-            )?;
-        }
-        if !wait {
-            let gone = slf.borrow_mut().replay.resolve(id);
-            drop(gone);
-        }
-        Ok(())
-    }
-
-    pub(super) fn cancel_timer(slf: &Bound<'_, Self>, id: u32) -> PyResult<()> {
-        Self::cancel_command(slf, id, Kind::TimerStarted, false)
-    }
-
-    /// The outcome of `future` when it is the next thing in history and nothing else can run before
-    /// it: then suspending and waking up again would come to the same. Nothing else: no callback is
-    /// ready, nobody else waits for this future, no condition is watched, no task was cancelled, and
-    /// the main task goes on (once it is done, the run ends before the next fact).
-    #[inline]
-    pub(super) fn outcome_at_hand(
-        slf: &Bound<'_, Self>,
-        future: &Bound<'_, CommandFuture>,
-    ) -> Option<PyResult<Py<PyAny>>> {
-        let py = slf.py();
-        let (id, command_kind, watched) = {
-            let this = future.borrow();
-            (this.id(), this.kind(), this.has_callbacks())
-        };
-        let (event, slot, name) = {
-            let mut this = slf.borrow_mut();
-            let alone = this.entered
-                && !this.dead
-                && !this.main_done
-                && this.ready.is_empty()
-                && !this.watch_idle
-                && !this.must_suspend
-                && !watched;
-            if !alone || !this.replay.is_replaying() {
-                return None;
-            }
-            let event = this.replay.peek().ok().flatten()?;
-            if event.reference != id || !event.kind.answers(command_kind) {
-                return None;
-            }
-            this.replay.accept(&event);
-            let pending = this.replay.resolve(id);
-            let name = match &pending {
-                Some(pending) if event.kind.is_failure() => this.name_of(py, pending),
-                _ => None,
-            };
-            (event, pending, name)
-        };
-        drop(slot);
-        Some(Self::recorded_outcome(slf, &event, name, future))
-    }
-
-    /// The value or exception of a recorded outcome.
-    fn recorded_outcome(
-        slf: &Bound<'_, Self>,
-        event: &EventView,
-        name: Option<String>,
-        future: &Bound<'_, CommandFuture>,
-    ) -> PyResult<Py<PyAny>> {
-        let py = slf.py();
-        let allowed = future.borrow().plain();
-        let payload = {
-            let this = slf.borrow();
-            let json = event.payload.map(|span| this.replay.history().bytes(span));
-            match json {
-                Some(json) if !event.kind.is_failure() => {
-                    if let Some(value) = get_plain(py, json, allowed) {
-                        return Ok(value);
-                    }
-                    Some(PyBytes::new(py, json))
-                }
-                Some(json) => Some(PyBytes::new(py, json)),
-                None => None,
-            }
-        };
-        Self::outcome_value(slf, event.kind, event.reference, name, payload, future)
-    }
-
-    /// Decode a result, or build the exception of a failure.
-    fn outcome_value(
-        slf: &Bound<'_, Self>,
-        kind: Kind,
-        reference: u32,
-        name: Option<String>,
-        payload: Option<Bound<'_, PyBytes>>,
-        future: &Bound<'_, CommandFuture>,
-    ) -> PyResult<Py<PyAny>> {
-        let py = slf.py();
-        if kind.is_failure() {
-            let hook = slf.borrow().hook.clone_ref(py);
-            let error = hook
-                .bind(py)
-                .call_method1("failure", (kind as u8, reference, name, payload))?;
-            return Err(PyErr::from_value(error));
-        }
-        let Some(payload) = payload else {
-            return Ok(py.None());
-        };
-        let decoder = future.borrow().decoder(py);
-        match decoder {
-            Some(decoder) => decoder.decode(&payload),
-            None => Ok(json_loads(py)?.call1((payload,))?.unbind()),
-        }
-    }
-
-    /// Give a fact to whoever waits for it.
-    fn dispatch_outcome(
-        slf: &Bound<'_, Self>,
-        kind: Kind,
-        reference: u32,
-        outcome: impl FnOnce(&Bound<'_, CommandFuture>, Option<String>) -> PyResult<Py<PyAny>>,
-    ) -> PyResult<()> {
-        let py = slf.py();
-        let pending = slf.borrow_mut().replay.resolve(reference);
-        let Some(pending) = pending else {
-            return Ok(());
-        };
-        let name = if kind.is_failure() {
-            slf.borrow().name_of(py, &pending)
-        } else {
-            None
-        };
-        debug_assert!(kind.answers(pending.kind));
-        match pending.slot.target {
-            Target::Future(future) => {
-                let future = future.bind(py);
-                let outcome = outcome(future, name);
-                CommandFuture::settle(future, outcome);
-            }
-            Target::Timer(timer) => {
-                let call = timer.borrow_mut(py).take();
-                if let Some(call) = call {
-                    let handle = new_tracked(py, Handle::new(call))?;
-                    let refused = slf.borrow_mut().push_ready(Ready::Handle(handle));
-                    drop(refused);
-                }
-            }
-        }
-        Ok(())
-    }
-
-    fn dispatch_recorded(slf: &Bound<'_, Self>, event: &EventView) -> PyResult<()> {
-        let py = slf.py();
-        if event.kind.is_outcome() {
-            let problem = {
-                let mut this = slf.borrow_mut();
-                let fits = this
-                    .replay
-                    .pending(event.reference)
-                    .is_some_and(|pending| event.kind.answers(pending.kind));
-                if fits {
-                    None
-                } else {
-                    let error = this.replay.mismatch(Some(*event), None);
-                    Some(this.fail(py, error))
-                }
-            };
-            if let Some(problem) = problem {
-                return Err(problem);
-            }
-            return Self::dispatch_outcome(slf, event.kind, event.reference, |future, name| {
-                Self::recorded_outcome(slf, event, name, future)
-            });
-        }
-        let (name, meta, payload) = {
-            let this = slf.borrow();
-            let history = this.replay.history();
-            let name = (event.name != NO_NAME)
-                .then(|| String::from_utf8_lossy(history.name(event.name)).into_owned());
-            let bytes = |span| optional_bytes(py, Some(history.bytes(span)));
-            (
-                name,
-                event.meta.and_then(bytes),
-                event.payload.and_then(bytes),
-            )
-        };
-        Self::dispatch_fact(slf, event.kind, event.reference, name, meta, payload)
-    }
-
-    fn dispatch_fact(
-        slf: &Bound<'_, Self>,
-        kind: Kind,
-        reference: u32,
-        name: Option<String>,
-        meta: Option<Py<PyBytes>>,
-        payload: Option<Py<PyBytes>>,
-    ) -> PyResult<()> {
-        let py = slf.py();
-        if matches!(kind, Kind::RunTerminated | Kind::RunTimedOut) {
-            slf.borrow_mut().replay.end();
-        }
-        let hook = slf.borrow().hook.clone_ref(py);
-        hook.bind(py)
-            .call_method1("on_event", (kind as u8, reference, name, meta, payload))?;
-        Ok(())
-    }
-
-    /// Run until nothing is ready; when the main task is done, let the engine end the run.
-    fn settle(slf: &Bound<'_, Self>) -> PyResult<()> {
-        Self::run_queue(slf)?;
-        while slf.borrow().watch_idle && !slf.borrow().dead {
-            let hook = slf.borrow().hook.clone_ref(slf.py());
-            hook.bind(slf.py()).call_method0("on_idle")?;
-            if slf.borrow().ready.is_empty() {
-                break;
-            }
-            Self::run_queue(slf)?;
-        }
-        let finish = {
-            let mut this = slf.borrow_mut();
-            let finish = this.main_done && !this.finishing && !this.dead;
-            this.finishing |= finish;
-            finish
-        };
-        if finish {
-            let hook = slf.borrow().hook.clone_ref(slf.py());
-            hook.bind(slf.py()).call_method0("on_finish")?;
-            Self::run_queue(slf)?;
-        }
-        let failure = slf.borrow_mut().failure.take();
-        failure.map_or(Ok(()), Err)
-    }
-
-    fn run_queue(slf: &Bound<'_, Self>) -> PyResult<()> {
-        let py = slf.py();
-        loop {
-            let next = {
-                let mut this = slf.borrow_mut();
-                this.must_suspend = false;
-                if this.dead {
-                    None
-                } else {
-                    this.ready.pop_front()
-                }
-            };
-            let outcome = match next {
-                None => return Ok(()),
-                Some(Ready::Wake {
-                    callback,
-                    future,
-                    context,
-                }) => {
-                    let args = PyTuple::new(py, [future])?;
-                    run_in_context(context.bind(py), callback.bind(py), &args)
-                }
-                Some(Ready::Handle(handle)) => {
-                    let call = handle.borrow_mut(py).take();
-                    let Some(call) = call else { continue };
-                    let args = call.args.bind(py);
-                    run_in_context(call.context.bind(py), call.callback.bind(py), args)
-                }
-            };
-            if let Err(error) = outcome {
-                Self::report(slf, error)?;
-            }
-        }
-    }
-
-    /// An exception that a callback let through: told to the loop's handler, unless it means to end
-    /// the process.
-    fn report(slf: &Bound<'_, Self>, error: PyErr) -> PyResult<()> {
-        let py = slf.py();
-        // CancelledError and GeneratorExit are no Exception either, but they end nothing.
-        let is_harmless = error.is_instance_of::<PyException>(py)
-            || error.is_instance_of::<CancelledError>(py)
-            || error.is_instance_of::<PyGeneratorExit>(py);
-        if !is_harmless {
-            slf.borrow_mut().dead = true;
-            return Err(error);
-        }
-        let about = PyDict::new(py);
-        about.set_item("message", "Exception in callback")?;
-        about.set_item("exception", error.value(py))?;
-        slf.call_method1("call_exception_handler", (about,))?;
-        Ok(())
-    }
-
-    fn enter<'py>(slf: &Bound<'py, Self>) -> PyResult<Entered<'py>> {
-        {
-            let mut this = slf.borrow_mut();
-            if this.entered {
-                return Err(PyRuntimeError::new_err("this run is already running"));
-            }
-            this.entered = true;
-        }
-        Entered::new(slf)
-    }
 }
-
-/// While it lives, this thread runs the code of one loop; afterwards all is as before.
-struct Entered<'py> {
-    event_loop: Bound<'py, EventLoop>,
-    /// What was current before, once this loop is.
-    previous: Option<Option<Py<EventLoop>>>,
-    running: Option<Bound<'py, PyAny>>,
-    hooks: Option<Bound<'py, PyTuple>>,
-}
-
-impl<'py> Entered<'py> {
-    fn new(event_loop: &Bound<'py, EventLoop>) -> PyResult<Self> {
-        let py = event_loop.py();
-        let mut entered = Self {
-            event_loop: event_loop.clone(),
-            previous: None,
-            running: None,
-            hooks: None,
-        };
-        entered.running = Some(cached(py, &GET_RUNNING, "asyncio", "_get_running_loop")?.call0()?);
-        cached(py, &SET_RUNNING, "asyncio", "_set_running_loop")?.call1((event_loop,))?;
-        let hooks = cached(py, &GET_HOOKS, "sys", "get_asyncgen_hooks")?.call0()?;
-        let hooks = hooks.cast_into::<PyTuple>()?;
-        let finalizer = event_loop.getattr(pyo3::intern!(py, "_finalize_asyncgen"))?;
-        entered.hooks = Some(hooks);
-        cached(py, &SET_HOOKS, "sys", "set_asyncgen_hooks")?.call1((py.None(), finalizer))?;
-        // Last, as it is undone first: what the audit hook hears of until then is not the code's.
-        entered.previous = Some(CURRENT.replace(Some(event_loop.clone().unbind())));
-        Ok(entered)
-    }
-}
-
-impl Drop for Entered<'_> {
-    fn drop(&mut self) {
-        let py = self.event_loop.py();
-        let pending = PyErr::take(py);
-        if let Some(previous) = self.previous.take() {
-            drop(CURRENT.replace(previous));
-        }
-        if let Some(hooks) = self.hooks.take() {
-            let _ = cached(py, &SET_HOOKS, "sys", "set_asyncgen_hooks")
-                .and_then(|set| set.call1(hooks));
-        }
-        if let Some(running) = self.running.take() {
-            let _ = cached(py, &SET_RUNNING, "asyncio", "_set_running_loop")
-                .and_then(|set| set.call1((running,)));
-        }
-        self.event_loop.borrow_mut().entered = false;
-        if let Some(pending) = pending {
-            pending.restore(py);
-        }
-    }
-}
-
-static GET_RUNNING: PyOnceLock<Py<PyAny>> = PyOnceLock::new();
-static SET_RUNNING: PyOnceLock<Py<PyAny>> = PyOnceLock::new();
-static GET_HOOKS: PyOnceLock<Py<PyAny>> = PyOnceLock::new();
-static SET_HOOKS: PyOnceLock<Py<PyAny>> = PyOnceLock::new();
 
 fn cached<'py>(
     py: Python<'py>,
@@ -555,11 +117,6 @@ fn cached<'py>(
     name: &str,
 ) -> PyResult<Bound<'py, PyAny>> {
     cell.import(py, module, name).cloned()
-}
-
-fn json_loads(py: Python<'_>) -> PyResult<Bound<'_, PyAny>> {
-    static LOADS: PyOnceLock<Py<PyAny>> = PyOnceLock::new();
-    cached(py, &LOADS, "msgspec.json", "decode")
 }
 
 fn kind_of(number: u8) -> PyResult<Kind> {
@@ -613,34 +170,7 @@ impl EventLoop {
     }
 
     fn replay(slf: &Bound<'_, Self>) -> PyResult<()> {
-        let _entered = Self::enter(slf)?;
-        let py = slf.py();
-        loop {
-            Self::settle(slf)?;
-            let fact = {
-                let mut this = slf.borrow_mut();
-                if this.dead {
-                    return Ok(());
-                }
-                let fact = if this.replay.is_ended() {
-                    this.replay.check_end().map(|()| Fact::Live)
-                } else {
-                    this.replay.advance()
-                };
-                match fact {
-                    Ok(fact) => fact,
-                    Err(error) => {
-                        let error = this.fail(py, error);
-                        this.failure = None;
-                        return Err(error);
-                    }
-                }
-            };
-            match fact {
-                Fact::Live => return Ok(()),
-                Fact::Recorded(event) => Self::dispatch_recorded(slf, &event)?,
-            }
-        }
+        Self::replay_history(slf)
     }
 
     fn deliver(
@@ -652,60 +182,7 @@ impl EventLoop {
         meta: Option<Py<PyBytes>>,
         payload: Option<Py<PyBytes>>,
     ) -> PyResult<()> {
-        let py = slf.py();
-        let kind = kind_of(kind)?;
-        if !kind.is_inbound() {
-            return Err(PyValueError::new_err(format!(
-                "{} is not a fact",
-                kind.name()
-            )));
-        }
-        let _entered = Self::enter(slf)?;
-        {
-            let mut this = slf.borrow_mut();
-            if this.dead || this.replay.is_ended() {
-                return Err(PyRuntimeError::new_err("this run takes no more facts"));
-            }
-            if this.replay.is_replaying() {
-                return Err(PyRuntimeError::new_err("replay the history first"));
-            }
-            let fits = !kind.is_outcome()
-                || this
-                    .replay
-                    .pending(r#ref)
-                    .is_some_and(|it| kind.answers(it.kind));
-            if !fits {
-                let message = format!("{} answers no waiting command {}", kind.name(), r#ref);
-                return Err(PyValueError::new_err(message));
-            }
-            let fact = Command {
-                reference: r#ref,
-                time: time_us,
-                name: name.as_deref(),
-                meta: meta.as_ref().map(|meta| meta.as_bytes(py)),
-                payload: payload.as_ref().map(|payload| payload.as_bytes(py)),
-                ..Command::new(kind)
-            };
-            this.replay
-                .record(&fact)
-                .map_err(|error| to_py_err(py, error))?;
-        }
-        if kind.is_outcome() {
-            Self::dispatch_outcome(slf, kind, r#ref, |future, name| {
-                let allowed = future.borrow().plain();
-                let payload = payload.map(|payload| payload.into_bound(py));
-                if !kind.is_failure()
-                    && let Some(payload) = &payload
-                    && let Some(value) = get_plain(py, payload.as_bytes(), allowed)
-                {
-                    return Ok(value);
-                }
-                Self::outcome_value(slf, kind, r#ref, name, payload, future)
-            })?;
-        } else {
-            Self::dispatch_fact(slf, kind, r#ref, name, meta, payload)?;
-        }
-        Self::settle(slf)
+        Self::deliver_fact(slf, kind_of(kind)?, r#ref, time_us, name, meta, payload)
     }
 
     #[allow(clippy::type_complexity)] // the tuple is the contract of `_core.pyi`
@@ -771,38 +248,7 @@ impl EventLoop {
     }
 
     fn evict(slf: &Bound<'_, Self>) -> PyResult<()> {
-        let py = slf.py();
-        let _entered = Self::enter(slf)?;
-        let (tasks, pending, ready, main, effects, failure) = {
-            let mut this = slf.borrow_mut();
-            this.dead = true;
-            (
-                std::mem::take(&mut this.tasks),
-                this.replay.drain_pending(),
-                std::mem::take(&mut this.ready),
-                this.main.take(),
-                std::mem::take(&mut this.effects),
-                this.failure.take(),
-            )
-        };
-        for pending in &pending {
-            match &pending.slot.target {
-                Target::Future(future) => CommandFuture::abandon(future.bind(py)),
-                Target::Timer(timer) => drop(timer.borrow_mut(py).take()),
-            }
-        }
-        for task in &tasks {
-            close_task(task.bind(py))?;
-        }
-        // Tasks that `finally` blocks made just now: never started, so closing them runs no code.
-        let late = std::mem::take(&mut slf.borrow_mut().tasks);
-        for task in &late {
-            close_task(task.bind(py))?;
-        }
-        let nothing = py.None();
-        let context = std::mem::replace(&mut slf.borrow_mut().context, nothing);
-        drop((tasks, late, pending, ready, main, effects, failure, context));
-        Ok(())
+        Self::leave(slf)
     }
 
     // -- making commands --------------------------------------------------------------------------
@@ -882,86 +328,15 @@ impl EventLoop {
         name: Option<&str>,
         produce: &Bound<'_, PyAny>,
     ) -> PyResult<Py<PyBytes>> {
-        let py = slf.py();
-        let command = Command {
-            name,
-            ..Command::new(kind_of(kind)?)
-        };
-        let recorded = {
-            let mut this = slf.borrow_mut();
-            this.check_recording()?;
-            let over = this.dead || this.replay.is_ended();
-            let recorded = if over {
-                Ok(None)
-            } else {
-                this.replay.recorded(&command)
-            };
-            recorded.map(|event| {
-                event.map(|event| {
-                    let payload = event.payload.map(|span| this.replay.history().bytes(span));
-                    PyBytes::new(py, payload.unwrap_or_default()).unbind()
-                })
-            })
-        };
-        match recorded {
-            Ok(Some(recorded)) => return Ok(recorded),
-            Ok(None) => {}
-            Err(error) => {
-                // What raised when it was produced is not in history; it raises again.
-                Self::produce(slf, produce)?;
-                return Err(slf.borrow_mut().fail(py, error));
-            }
-        }
-        let payload = Self::produce(slf, produce)?.cast_into::<PyBytes>()?;
-        Self::make(
-            slf,
-            &Command {
-                payload: Some(payload.as_bytes()),
-                ..command
-            },
-            None,
-        )?;
-        Ok(payload.unbind())
+        Self::record_value(slf, kind_of(kind)?, name, produce)
     }
 
     fn patched(slf: &Bound<'_, Self>, name: &str) -> PyResult<bool> {
-        if let Some(&known) = slf.borrow().patches.get(name) {
-            return Ok(known);
-        }
-        let py = slf.py();
-        let (replaying, marked) = {
-            let mut this = slf.borrow_mut();
-            if this.dead || this.replay.is_ended() {
-                return Ok(false);
-            }
-            this.check_recording()?;
-            match this.replay.take_marker(name) {
-                Ok(marked) => (this.replay.is_replaying(), marked),
-                Err(error) => return Err(this.fail(py, error)),
-            }
-        };
-        if !replaying {
-            let command = Command {
-                name: Some(name),
-                ..Command::new(Kind::PatchMarker)
-            };
-            Self::make(slf, &command, None)?;
-        }
-        let taken = marked || !replaying;
-        slf.borrow_mut().patches.insert(name.to_owned(), taken);
-        Ok(taken)
+        Self::take_patch(slf, name)
     }
 
     fn skip_marker(slf: &Bound<'_, Self>, name: &str) -> PyResult<bool> {
-        let mut this = slf.borrow_mut();
-        if this.dead || this.replay.is_ended() {
-            return Ok(false);
-        }
-        this.check_recording()?;
-        match this.replay.take_marker(name) {
-            Ok(marked) => Ok(marked),
-            Err(error) => Err(this.fail(slf.py(), error)),
-        }
+        Self::pass_patch(slf, name)
     }
 
     // -- facts --------------------------------------------------------------------------------------
@@ -1087,6 +462,9 @@ impl EventLoop {
     ) -> PyResult<Py<PyAny>> {
         let py = slf.py();
         let hook = slf.borrow().hook.clone_ref(py);
+        if hook.is_none(py) {
+            return Err(PyRuntimeError::new_err("this run has left memory"));
+        }
         let task = hook
             .bind(py)
             .call_method1("make_task", (coro, name, context))?
@@ -1178,75 +556,6 @@ impl EventLoop {
     }
 }
 
-impl EventLoop {
-    fn timer(
-        slf: &Bound<'_, Self>,
-        due: u64,
-        callback: Py<PyAny>,
-        args: Py<PyTuple>,
-        context: Option<Py<PyAny>>,
-    ) -> PyResult<Py<TimerHandle>> {
-        let py = slf.py();
-        let context = match context {
-            Some(context) if !context.is_none(py) => context,
-            _ => copy_context(py)?,
-        };
-        let call = Call {
-            callback,
-            args,
-            context: context.clone_ref(py),
-        };
-        let now = slf.borrow().replay.now();
-        let handle = Py::new(py, TimerHandle::new(slf.clone().unbind(), due, call))?;
-        if due <= now {
-            // Due already: it runs in this turn and leaves no trace in history.
-            let run = handle.getattr(py, "_run")?;
-            let ready = Call {
-                callback: run,
-                args: PyTuple::empty(py).unbind(),
-                context,
-            };
-            let ready = Ready::Handle(new_tracked(py, Handle::new(ready))?);
-            let refused = slf.borrow_mut().push_ready(ready);
-            drop(refused);
-            return Ok(handle);
-        }
-        let command = Command {
-            time: due,
-            ..Command::new(Kind::TimerStarted)
-        };
-        let id = Self::make(slf, &command, Some(Target::Timer(handle.clone_ref(py))))?;
-        handle.borrow_mut(py).set_id(id);
-        Ok(handle)
-    }
-
-    /// Forget the tasks that are done.
-    fn sweep_tasks(slf: &Bound<'_, Self>) -> PyResult<()> {
-        let py = slf.py();
-        let tasks = std::mem::take(&mut slf.borrow_mut().tasks);
-        let mut kept = Vec::with_capacity(tasks.len());
-        let mut ended = Vec::new();
-        for task in tasks {
-            let done = task
-                .bind(py)
-                .call_method0(pyo3::intern!(py, "done"))?
-                .is_truthy()?;
-            if done {
-                ended.push(task)
-            } else {
-                kept.push(task)
-            }
-        }
-        let mut this = slf.borrow_mut();
-        kept.append(&mut this.tasks);
-        this.tasks = kept;
-        this.tasks_sweep_at = this.tasks.len() * 2 + TASKS_SWEEP;
-        drop(this);
-        drop(ended);
-        Ok(())
-    }
-}
-
 fn micros(seconds: f64) -> PyResult<u64> {
     // 2**63 microseconds are 292,000 years: far from any real time, near enough for a sentinel.
     let micros = (seconds * 1e6).round();
@@ -1254,62 +563,4 @@ fn micros(seconds: f64) -> PyResult<u64> {
         return Err(PyValueError::new_err(format!("not a time: {seconds} s")));
     }
     Ok(if micros < 0.0 { 0 } else { micros as u64 })
-}
-
-/// How often a task is asked to close in vain. Every time, it leaves one `finally` that awaits.
-const CLOSE_TRIES: usize = 100;
-
-/// Close the coroutine of an unfinished task, from the inside out: closed from the outside, a
-/// `finally` that awaits would come to its caller as a RuntimeError, and go on when it is collected.
-/// What refuses to end is kept for ever: collecting it would run its code outside of any run.
-fn close_task(task: &Bound<'_, PyAny>) -> PyResult<()> {
-    static GRAVEYARD: PyOnceLock<Py<PyList>> = PyOnceLock::new();
-    let py = task.py();
-    if task.call_method0("done")?.is_truthy()? {
-        return Ok(());
-    }
-    let _ = task.setattr("_log_destroy_pending", false);
-    let coroutine = task.call_method0("get_coro")?;
-    if coroutine.is_none() {
-        return Ok(());
-    }
-    let mut stack = vec![coroutine.clone()];
-    let mut refusals = 0;
-    while let Some(top) = stack.last() {
-        if let Some(inner) = suspended_in(top) {
-            stack.push(inner);
-            continue;
-        }
-        let closed = top.call_method0("close");
-        let refused = match &closed {
-            Ok(_) => false,
-            Err(error) => error.is_instance_of::<PyRuntimeError>(py) && is_suspended(top),
-        };
-        if !refused {
-            stack.pop();
-            continue;
-        }
-        refusals += 1;
-        if refusals == CLOSE_TRIES {
-            let graveyard = GRAVEYARD.get_or_init(py, || PyList::empty(py).unbind());
-            return graveyard.bind(py).append(coroutine);
-        }
-    }
-    Ok(())
-}
-
-/// The coroutine or generator that a suspended one awaits, if that is suspended itself.
-fn suspended_in<'py>(coroutine: &Bound<'py, PyAny>) -> Option<Bound<'py, PyAny>> {
-    let awaited = coroutine
-        .getattr("cr_await")
-        .or_else(|_| coroutine.getattr("gi_yieldfrom"));
-    awaited.ok().filter(is_suspended)
-}
-
-/// Whether it has a frame left to close: one that runs or ended has none, and others do not say.
-fn is_suspended(coroutine: &Bound<'_, PyAny>) -> bool {
-    let frame = coroutine
-        .getattr("cr_frame")
-        .or_else(|_| coroutine.getattr("gi_frame"));
-    frame.is_ok_and(|frame| !frame.is_none())
 }

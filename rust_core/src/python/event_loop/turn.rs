@@ -1,0 +1,162 @@
+//! One turn: make the loop the current one, and run callbacks until none is ready.
+#![forbid(unsafe_code)]
+
+use pyo3::exceptions::{PyException, PyGeneratorExit, PyRuntimeError};
+use pyo3::prelude::*;
+use pyo3::sync::PyOnceLock;
+use pyo3::types::{PyDict, PyTuple};
+
+use super::{EventLoop, Ready, cached};
+use crate::python::CURRENT;
+use crate::python::future::{CancelledError, run_in_context};
+
+impl EventLoop {
+    /// Run until nothing is ready; when the main task is done, let the engine end the run.
+    pub(super) fn settle(slf: &Bound<'_, Self>) -> PyResult<()> {
+        Self::run_queue(slf)?;
+        while slf.borrow().watch_idle && !slf.borrow().dead {
+            let hook = slf.borrow().hook.clone_ref(slf.py());
+            hook.bind(slf.py()).call_method0("on_idle")?;
+            if slf.borrow().ready.is_empty() {
+                break;
+            }
+            Self::run_queue(slf)?;
+        }
+        let finish = {
+            let mut this = slf.borrow_mut();
+            let finish = this.main_done && !this.finishing && !this.dead;
+            this.finishing |= finish;
+            finish
+        };
+        if finish {
+            let hook = slf.borrow().hook.clone_ref(slf.py());
+            hook.bind(slf.py()).call_method0("on_finish")?;
+            Self::run_queue(slf)?;
+        }
+        let failure = slf.borrow_mut().failure.take();
+        failure.map_or(Ok(()), Err)
+    }
+
+    fn run_queue(slf: &Bound<'_, Self>) -> PyResult<()> {
+        let py = slf.py();
+        loop {
+            let next = {
+                let mut this = slf.borrow_mut();
+                this.must_suspend = false;
+                if this.dead {
+                    None
+                } else {
+                    this.ready.pop_front()
+                }
+            };
+            let outcome = match next {
+                None => return Ok(()),
+                Some(Ready::Wake {
+                    callback,
+                    future,
+                    context,
+                }) => {
+                    let args = PyTuple::new(py, [future])?;
+                    run_in_context(context.bind(py), callback.bind(py), &args)
+                }
+                Some(Ready::Handle(handle)) => {
+                    let call = handle.borrow_mut(py).take();
+                    let Some(call) = call else { continue };
+                    let args = call.args.bind(py);
+                    run_in_context(call.context.bind(py), call.callback.bind(py), args)
+                }
+            };
+            if let Err(error) = outcome {
+                Self::report(slf, error)?;
+            }
+        }
+    }
+
+    /// An exception that a callback let through: told to the loop's handler, unless it means to end
+    /// the process.
+    fn report(slf: &Bound<'_, Self>, error: PyErr) -> PyResult<()> {
+        let py = slf.py();
+        // CancelledError and GeneratorExit are no Exception either, but they end nothing.
+        let is_harmless = error.is_instance_of::<PyException>(py)
+            || error.is_instance_of::<CancelledError>(py)
+            || error.is_instance_of::<PyGeneratorExit>(py);
+        if !is_harmless {
+            slf.borrow_mut().dead = true;
+            return Err(error);
+        }
+        let about = PyDict::new(py);
+        about.set_item("message", "Exception in callback")?;
+        about.set_item("exception", error.value(py))?;
+        slf.call_method1("call_exception_handler", (about,))?;
+        Ok(())
+    }
+
+    pub(super) fn enter<'py>(slf: &Bound<'py, Self>) -> PyResult<Entered<'py>> {
+        {
+            let mut this = slf.borrow_mut();
+            if this.entered {
+                return Err(PyRuntimeError::new_err("this run is already running"));
+            }
+            this.entered = true;
+        }
+        Entered::new(slf)
+    }
+}
+
+/// While it lives, this thread runs the code of one loop; afterwards all is as before.
+pub(super) struct Entered<'py> {
+    event_loop: Bound<'py, EventLoop>,
+    /// What was current before, once this loop is.
+    previous: Option<Option<Py<EventLoop>>>,
+    running: Option<Bound<'py, PyAny>>,
+    hooks: Option<Bound<'py, PyTuple>>,
+}
+
+impl<'py> Entered<'py> {
+    fn new(event_loop: &Bound<'py, EventLoop>) -> PyResult<Self> {
+        let py = event_loop.py();
+        let mut entered = Self {
+            event_loop: event_loop.clone(),
+            previous: None,
+            running: None,
+            hooks: None,
+        };
+        entered.running = Some(cached(py, &GET_RUNNING, "asyncio", "_get_running_loop")?.call0()?);
+        cached(py, &SET_RUNNING, "asyncio", "_set_running_loop")?.call1((event_loop,))?;
+        let hooks = cached(py, &GET_HOOKS, "sys", "get_asyncgen_hooks")?.call0()?;
+        let hooks = hooks.cast_into::<PyTuple>()?;
+        let finalizer = event_loop.getattr(pyo3::intern!(py, "_finalize_asyncgen"))?;
+        entered.hooks = Some(hooks);
+        cached(py, &SET_HOOKS, "sys", "set_asyncgen_hooks")?.call1((py.None(), finalizer))?;
+        // Last, as it is undone first: what the audit hook hears of until then is not the code's.
+        entered.previous = Some(CURRENT.replace(Some(event_loop.clone().unbind())));
+        Ok(entered)
+    }
+}
+
+impl Drop for Entered<'_> {
+    fn drop(&mut self) {
+        let py = self.event_loop.py();
+        let pending = PyErr::take(py);
+        if let Some(previous) = self.previous.take() {
+            drop(CURRENT.replace(previous));
+        }
+        if let Some(hooks) = self.hooks.take() {
+            let _ = cached(py, &SET_HOOKS, "sys", "set_asyncgen_hooks")
+                .and_then(|set| set.call1(hooks));
+        }
+        if let Some(running) = self.running.take() {
+            let _ = cached(py, &SET_RUNNING, "asyncio", "_set_running_loop")
+                .and_then(|set| set.call1((running,)));
+        }
+        self.event_loop.borrow_mut().entered = false;
+        if let Some(pending) = pending {
+            pending.restore(py);
+        }
+    }
+}
+
+static GET_RUNNING: PyOnceLock<Py<PyAny>> = PyOnceLock::new();
+static SET_RUNNING: PyOnceLock<Py<PyAny>> = PyOnceLock::new();
+static GET_HOOKS: PyOnceLock<Py<PyAny>> = PyOnceLock::new();
+static SET_HOOKS: PyOnceLock<Py<PyAny>> = PyOnceLock::new();

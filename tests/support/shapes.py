@@ -69,7 +69,7 @@ ELSEWHERE = """
     FROM generate_series(1, %(rows)s) n
 """
 DEAD_TABLES = "task timer inbox activity request response run"
-HOT_TABLES = "session run task timer inbox request activity response"
+HOT_TABLES = "session run claim task timer inbox request activity response"
 
 EMPTY_THEN_FULL = "empty, then full"
 FULL_THEN_EMPTY = "full, then empty"

@@ -70,6 +70,8 @@ KEY_TRIES = 10
 """Connections besides the one of the group commit and that of LISTEN."""
 PURGE_SECONDS = 60.0
 """Pause between two purges of answers that nobody fetched."""
+TIDY_SECONDS = 5.0
+"""Pause between two looks for claims that are over."""
 MOVES_MAX = 3
 """How often a history is looked for: upkeep moves one once in a retention period."""
 NO_SESSION = "DUR01"
@@ -103,6 +105,7 @@ class PostgresStore:
         self.hot = Lanes(self.target, 1)
         self.rest = Lanes(self.target, LANES_MAX)
         self.purged_at = -math.inf
+        self.tidied_at = -math.inf
 
     async def open(self) -> None:
         """Connect and check the schema; raise SchemaVersionError or StoreUnavailableError."""
@@ -176,18 +179,21 @@ class PostgresStore:
         await self.fetch("suspect", (session, run_id))
 
     async def reap_sessions(self) -> int:
-        """End every session whose lease is over; forget old responses. Return how many ended."""
+        """End every session whose lease is over; forget old responses and claims. Return how many
+        ended."""
         rows = await self.fetch("end_sessions", ("{}", True, True))
         now = time.monotonic()
-        if now - self.purged_at < PURGE_SECONDS:
-            return int(rows[0][0])
-        self.purged_at = now
-        query = self.queries["purge_responses"]
+        if now - self.tidied_at >= TIDY_SECONDS:
+            self.tidied_at = now
+            await self.fetch("tidy_claims", ())
+        if now - self.purged_at >= PURGE_SECONDS:
+            self.purged_at = now
+            query = self.queries["purge_responses"]
 
-        async def work(conn: Conn, unsure: bool) -> None:
-            await conn.execute(query)
+            async def work(conn: Conn, unsure: bool) -> None:
+                await conn.execute(query)
 
-        await self.rest.call(work)
+            await self.rest.call(work)
         return int(rows[0][0])
 
     async def register_types(self, types: Sequence[TypeInfo]) -> None:

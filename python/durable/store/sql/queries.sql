@@ -29,6 +29,9 @@ RETURNING id
 -- name: end_sessions
 SELECT sessions, runs FROM {s}.end_sessions($1::bigint[], $2, $3)
 
+-- name: tidy_claims
+SELECT {s}.tidy_claims()
+
 -- name: register_types
 INSERT INTO {s}.type_info (kind, name, queue, signature, doc)
 SELECT * FROM unnest($1::text[], $2::text[], $3::text[], $4::text[], $5::text[])
@@ -258,7 +261,8 @@ SELECT true FROM pg_notify($1, $2)
 SELECT run_id::text, workflow_id, workflow_type, queue, version, fence, next_seq, head_hash, part,
        crashes::integer, parent_run_id::text, parent_ref, {s}.us(created_at),
        NULL::bytea, true, pause IS NOT NULL
-FROM {s}.run WHERE session = $1::bigint
+FROM (SELECT DISTINCT unnest(runs) AS run_id FROM {s}.claim WHERE session = $1::bigint) c
+JOIN {s}.run r USING (run_id) WHERE r.session = $1::bigint
 
 -- name: owned_activities
 SELECT a.run_id::text, r.workflow_id, r.workflow_type, a.ref, a.name, a.queue, a.attempt, a.token,
@@ -314,7 +318,8 @@ SELECT (SELECT count(*) FROM {s}.run),
 
 -- name: dead_rows
 SELECT relname::text, n_dead_tup FROM pg_stat_user_tables WHERE relid = ANY (ARRAY[
-    '{s}.run', '{s}.task', '{s}.timer', '{s}.inbox', '{s}.activity', '{s}.session']::regclass[])
+    '{s}.run', '{s}.task', '{s}.timer', '{s}.inbox', '{s}.activity', '{s}.session',
+    '{s}.claim']::regclass[])
 
 -- name: relocate
 SELECT run_id::text, part FROM {s}.run WHERE run_id = ANY ($1::uuid[])

@@ -67,13 +67,28 @@ CREATE UNIQUE INDEX run_dedup_key_idx ON {s}.run (dedup_key, queue, workflow_typ
     WHERE dedup_key IS NOT NULL;
 CREATE UNIQUE INDEX run_debounce_key_idx ON {s}.run (debounce_key, queue, workflow_type)
     WHERE debounce_key IS NOT NULL;
-CREATE INDEX run_session_idx ON {s}.run (session) WHERE session IS NOT NULL;
 CREATE INDEX run_paused_idx ON {s}.run (run_id) WHERE pause IS NOT NULL;
 COMMENT ON COLUMN {s}.run.pause IS
     'Why the run is paused; NULL when it is not. A run may be parked or delayed besides.';
 COMMENT ON COLUMN {s}.run.flush IS
     'Random id of the last group commit that wrote this run: tells a commit whose answer was lost '
     'that it had happened.';
+
+-- What sessions have claimed, a row for each claim of up to a hundred runs, in its transaction: so a
+-- dead session's runs are found without an index on run.session, and a claim of a run touches no
+-- index of it. Whose a run is says run.session alone: what is here may have closed, or be somebody
+-- else's by now. tidy_claims (0006) drops that; kept are the rows which it left.
+CREATE TABLE {s}.claim (
+    session bigint NOT NULL,
+    claimed_at timestamptz NOT NULL DEFAULT clock_timestamp(),
+    kept boolean NOT NULL DEFAULT false,
+    runs uuid[] NOT NULL
+) WITH (
+    autovacuum_vacuum_scale_factor = 0, autovacuum_vacuum_threshold = 1000,
+    autovacuum_vacuum_insert_scale_factor = 0.5,
+    autovacuum_vacuum_cost_delay = 0, vacuum_truncate = off
+);
+CREATE INDEX claim_session_idx ON {s}.claim (session, claimed_at);
 
 -- Append only. Payloads are compressed, if at all, by whoever wrote them.
 CREATE TABLE {s}.history (

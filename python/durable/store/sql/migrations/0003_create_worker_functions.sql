@@ -80,6 +80,11 @@ BEGIN
             UPDATE {s}.run r SET session = p_session, fence = r.fence + 1, state = 0, park = NULL
             FROM locked WHERE r.ctid = locked.ctid
             RETURNING r.*
+        ), noted AS (
+            INSERT INTO {s}.claim (session, runs)
+            SELECT p_session, array_agg(run_id)
+            FROM (SELECT run_id, row_number() OVER () - 1 AS n FROM owned) numbered
+            GROUP BY n / 100
         )
         SELECT o.run_id::text, o.workflow_id, o.workflow_type, o.queue, o.version, o.fence,
                o.next_seq, o.head_hash, o.part, o.crashes::integer, o.parent_run_id::text,
@@ -158,8 +163,12 @@ BEGIN
     sessions := cardinality(v_dead);
     v_dead := v_dead || p_sessions;
 
+    v_runs := ARRAY(SELECT DISTINCT unnest(runs) FROM {s}.claim WHERE session = ANY (v_dead));
     WITH locked AS MATERIALIZED (
-        SELECT run_id FROM {s}.run WHERE session = ANY (v_dead) ORDER BY run_id FOR NO KEY UPDATE
+        SELECT run_id FROM {s}.run WHERE run_id = ANY (v_runs) AND session = ANY (v_dead)
+        ORDER BY run_id FOR NO KEY UPDATE
+    ), gone AS (
+        DELETE FROM {s}.claim WHERE session = ANY (v_dead)
     ), freed AS (
         UPDATE {s}.run r
         SET session = NULL, fence = r.fence + 1,

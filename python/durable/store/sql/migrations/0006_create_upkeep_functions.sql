@@ -165,6 +165,44 @@ EXCEPTION WHEN lock_not_available THEN
     RETURN false;
 END $$;
 
+-- Forget claims of runs that closed or changed hands: for each session that has claimed a thousand
+-- more than were left to it the last time, and so twice for each claim in the long run. A session
+-- that is being ended is waited for, and then it is gone. One statement, so one snapshot: a claim that
+-- is not seen leaves its own row. Oldest first, and what is left to do is done the next time.
+CREATE FUNCTION {s}.tidy_claims() RETURNS integer LANGUAGE plpgsql
+SET enable_seqscan = off SET enable_hashjoin = off SET enable_mergejoin = off SET jit = off
+SET plan_cache_mode = force_generic_plan
+AS $$
+#variable_conflict use_column
+DECLARE
+    v_sessions bigint[];
+    v_count integer;
+BEGIN
+    v_sessions := ARRAY(
+        SELECT s.id FROM {s}.session s WHERE 1000 < (
+            SELECT sum(CASE WHEN c.kept THEN -cardinality(c.runs) ELSE cardinality(c.runs) END)
+            FROM {s}.claim c WHERE c.session = s.id)
+        ORDER BY s.id FOR KEY SHARE OF s);
+    IF cardinality(v_sessions) = 0 THEN
+        RETURN 0;
+    END IF;
+    WITH head AS MATERIALIZED (
+        SELECT c.ctid, sum(cardinality(c.runs)) OVER (ORDER BY c.session, c.claimed_at) AS so_far
+        FROM {s}.claim c WHERE c.session = ANY (v_sessions)
+    ), gone AS (
+        DELETE FROM {s}.claim c USING head h WHERE c.ctid = h.ctid AND h.so_far <= 200000
+        RETURNING c.session, c.runs
+    ), owned AS (
+        SELECT session, run_id, row_number() OVER (PARTITION BY session) - 1 AS n
+        FROM (SELECT DISTINCT g.session, i.run_id FROM gone g, unnest(g.runs) AS i(run_id)) i
+        WHERE (SELECT r.session FROM {s}.run r WHERE r.run_id = i.run_id) = i.session
+    ), kept AS (
+        INSERT INTO {s}.claim (session, kept, runs)
+        SELECT session, true, array_agg(run_id) FROM owned GROUP BY session, n / 100
+    ) SELECT count(*) INTO v_count FROM gone;
+    RETURN v_count;
+END $$;
+
 -- Give a token to runs that have unread messages, no owner and no token: a wake-up was lost. This
 -- never happens; it is counted so that everybody can see that. One statement, so one snapshot.
 CREATE FUNCTION {s}.repair_wakeups(p_age_us bigint) RETURNS integer LANGUAGE plpgsql

@@ -180,7 +180,7 @@ BUDGETS = {
     "claim_activities": 500,
     "heartbeat_activity": 12,
     "finish_activities": 100,
-    "owned_runs": 60,
+    "owned_runs": 80,
     "owned_activities": 10,
     "heartbeat": 12,
     "view_run": 12,

@@ -318,8 +318,7 @@ SELECT (SELECT count(*) FROM {s}.run),
 
 -- name: dead_rows
 SELECT relname::text, n_dead_tup FROM pg_stat_user_tables WHERE relid = ANY (ARRAY[
-    '{s}.run', '{s}.task', '{s}.timer', '{s}.inbox', '{s}.activity', '{s}.session',
-    '{s}.claim']::regclass[])
+    '{s}.run', '{s}.task', '{s}.timer', '{s}.inbox', '{s}.activity', '{s}.session']::regclass[])
 
 -- name: relocate
 SELECT run_id::text, part FROM {s}.run WHERE run_id = ANY ($1::uuid[])

@@ -472,3 +472,5 @@ class TypeInfo:
     signature: str
     """Human-readable: ``subscription(plan: Plan) -> Receipt``."""
     doc: str = ""
+    takes_plain: bool = True
+    """Whether its workers read payloads that are not encrypted, such as those of plain SQL."""

@@ -60,6 +60,7 @@ from durable.store.connection import Conn, DataRejectedError, Lanes, Target, sev
 from durable.store.migrate import check_version
 from durable.store.notify import channel, hints, write
 from durable.store.queries import DEFAULT_SCHEMA, load_queries, quote_schema
+from durable.store.written import begin, first_batch, give_heads
 
 logger = logging.getLogger("durable.store")
 
@@ -202,7 +203,8 @@ class PostgresStore:
         columns = [
             [getattr(t, f) for t in known] for f in ("kind", "name", "queue", "signature", "doc")
         ]
-        params = tuple(texts(column) for column in columns)
+        plain = literal(t.takes_plain for t in known)
+        params = (*(texts(column) for column in columns), plain)
         query = self.queries["register_types"]
 
         async def work(conn: Conn, unsure: bool) -> None:
@@ -292,7 +294,8 @@ class PostgresStore:
     ) -> RunView | None:
         """The run, or the latest run of the id; open runs first."""
         rows = await self.fetch("view_run", (run_id, workflow_id))
-        return run_view(rows[0]) if rows else None
+        found = await give_heads([run_view(row) for row in rows], self.first_batches)
+        return found[0] if found else None
 
     async def views(
         self,
@@ -314,13 +317,14 @@ class PostgresStore:
             rows += await self.fetch(f"{how}_closed", params)
         found = [run_view(row) for row in rows]
         found.sort(key=lambda view: view.created_us, reverse=True)
-        return found[:limit]
+        return await give_heads(found[:limit], self.first_batches)
 
     async def closed(self, run_ids: Sequence[str]) -> list[RunView]:
         """Those of the runs that are closed, with results."""
         if not run_ids:
             return []
-        return [run_view(row) for row in await self.fetch("closed", (uuids(run_ids),))]
+        rows = await self.fetch("closed", (uuids(run_ids),))
+        return await give_heads([run_view(row) for row in rows], self.first_batches)
 
     async def responses(self, request_ids: Sequence[str]) -> list[Response]:
         """Those of the answers that are there."""
@@ -372,7 +376,8 @@ class PostgresStore:
             return [], [], await self.now_us()
         now_us = int(rows.pop()[NOW_COLUMN])
         mail = [row[0] for row in rows if row[1] is None]
-        return [ClaimedRun(*row) for row in rows if row[1] is not None], mail, now_us
+        runs = [ClaimedRun(*row) for row in rows if row[1] is not None]
+        return begin(runs), mail, now_us
 
     async def claim(
         self, name: str, session: int, queues: Sequence[str], types: Sequence[str], limit: int
@@ -404,7 +409,8 @@ class PostgresStore:
         """All runs and claimed attempts of a session, without claiming anything."""
         runs = await self.fetch("owned_runs", (session,))
         attempts = await self.fetch("owned_activities", (session,))
-        return [ClaimedRun(*row) for row in runs], [ClaimedActivity(*row) for row in attempts]
+        claimed = await give_heads([ClaimedRun(*row) for row in runs], self.first_batches)
+        return claimed, [ClaimedActivity(*row) for row in attempts]
 
     async def waiting(self, run_ids: Sequence[str]) -> dict[str, set[int]]:
         """Refs of the activities that have a row: queued, claimed, or before another attempt."""
@@ -428,6 +434,8 @@ class PostgresStore:
             # Every run has a history. One without was moved to another part since it was read.
             lost = [run_id for run_id in wanted if not loaded[run_id]]
             wanted = dict(await self.fetch("relocate", (uuids(lost),))) if lost else {}
+        for run_id, batches in loaded.items():
+            batches[:1] = [first_batch(run_id, batch) for batch in batches[:1]]
         return loaded
 
     async def first_batches(self, runs: Mapping[str, int]) -> dict[str, bytes]:
@@ -438,7 +446,8 @@ class PostgresStore:
             if not wanted:
                 break
             params = (literal(wanted.values()), uuids(list(wanted)))
-            found.update(await self.fetch("first_batches", params))
+            rows = await self.fetch("first_batches", params)
+            found.update((run_id, first_batch(run_id, batch)) for run_id, batch in rows)
             lost = [run_id for run_id in wanted if run_id not in found]
             wanted = dict(await self.fetch("relocate", (uuids(lost),))) if lost else {}
         return found

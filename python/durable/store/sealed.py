@@ -42,6 +42,7 @@ from durable.events import (
     RunState,
     RunView,
     Started,
+    TypeInfo,
 )
 from durable.store.base import Store
 
@@ -178,6 +179,14 @@ class SealedStore:
             found = view.workflow_id if view is not None else ""
             self._know(run_id, found)
         return found
+
+    async def register_types(self, types: Sequence[TypeInfo]) -> None:
+        """See `Store.register_types`; says of each whether plain payloads would be read."""
+        try:
+            self.codec.open(PLAIN, PayloadContext("", "input"))
+        except DecodeError:
+            types = [replace(each, takes_plain=False) for each in types]
+        await self.inner.register_types(types)
 
     async def replace_start(self, run: NewRun, conn: Any = None) -> bool:
         """See `Store.replace_start`."""

@@ -33,16 +33,16 @@ SELECT sessions, runs FROM {s}.end_sessions($1::bigint[], $2, $3)
 SELECT {s}.tidy_claims()
 
 -- name: register_types
-INSERT INTO {s}.type_info (kind, name, queue, signature, doc)
-SELECT * FROM unnest($1::text[], $2::text[], $3::text[], $4::text[], $5::text[])
-    AS i(kind, name, queue, signature, doc)
+INSERT INTO {s}.type_info (kind, name, queue, signature, doc, takes_plain)
+SELECT * FROM unnest($1::text[], $2::text[], $3::text[], $4::text[], $5::text[], $6::boolean[])
+    AS i(kind, name, queue, signature, doc, takes_plain)
 ORDER BY kind, name
 ON CONFLICT (kind, name) DO UPDATE
 SET queue = excluded.queue, signature = excluded.signature, doc = excluded.doc,
-    seen_at = excluded.seen_at
+    seen_at = excluded.seen_at, takes_plain = excluded.takes_plain
 
 -- name: types
-SELECT name, kind, queue, signature, doc FROM {s}.type_info ORDER BY kind DESC, name
+SELECT name, kind, queue, signature, doc, takes_plain FROM {s}.type_info ORDER BY kind DESC, name
 
 -- name: start_runs
 SELECT run_id::text, state, holder_id, holder_us FROM {s}.start_runs(

@@ -287,5 +287,6 @@ CREATE TABLE {s}.type_info (
     signature text NOT NULL,
     doc text NOT NULL,
     seen_at timestamptz NOT NULL DEFAULT clock_timestamp(),
+    takes_plain boolean NOT NULL DEFAULT true,
     PRIMARY KEY (kind, name)
 );

@@ -2,8 +2,8 @@
 
 SQL cannot write a batch (0008_create_sql_functions.sql): it has no XXH3. So the row that holds the
 first batch has what the batch is made of: an ``S``, 16 bytes of SHA-256, and JSON. Whoever reads it
-makes the batch, which is the same one each time. The row stays as it is, and the run's ``head_hash``
-is 0 until its first commit, so that nothing else has to be looked at for such runs.
+makes the batch, which is the same one each time. The row stays as it is. The run's ``head_hash`` is
+0 until its first commit: that tells such runs without a look at their history.
 """
 
 from __future__ import annotations

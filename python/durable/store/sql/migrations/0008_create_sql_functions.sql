@@ -116,7 +116,8 @@ DECLARE
     v_delay_us bigint := coalesce({s}.sql_us(delay, 'delay'), 0);
     v_reuse integer := array_position(ARRAY['reject', 'after_close', 'after_failure'], id_reuse) - 1;
     v_now_us bigint := {s}.us(clock_timestamp());
-    v_begin_us bigint := greatest(v_now_us + v_delay_us, {s}.us(start_at));
+    v_start_us bigint := CASE WHEN isfinite(start_at) THEN {s}.us(start_at) END;
+    v_begin_us bigint := greatest(v_now_us + v_delay_us, v_start_us);
     -- A UUID of version 7, like those that clients make: milliseconds, then chance.
     v_run_id uuid := encode(set_bit(set_bit(
         overlay(uuid_send(gen_random_uuid()) PLACING substring(int8send(v_now_us / 1000) FROM 3)
@@ -136,8 +137,8 @@ BEGIN
         PERFORM {s}.sql_refuse('id_reuse is reject, after_close or after_failure');
     ELSIF on_conflict IS NULL OR on_conflict NOT IN ('error', 'existing') THEN
         PERFORM {s}.sql_refuse('on_conflict is error or existing');
-    ELSIF NOT isfinite(start_at) THEN
-        PERFORM {s}.sql_refuse('start_at must be a point in time');
+    ELSIF NOT isfinite(start_at) OR start_at >= '9999-01-01' THEN
+        PERFORM {s}.sql_refuse('start_at must be a point in time before the year 9999');
     END IF;
 
     SELECT coalesce(jsonb_object_agg(e.key, e.value), '{}') INTO v_search
@@ -164,7 +165,7 @@ BEGIN
         SELECT s.* INTO v_found FROM {s}.start_runs(
             ARRAY[v_run_id], ARRAY[workflow_id], ARRAY[workflow_type], ARRAY[v_queue],
             ARRAY[priority::smallint], ARRAY[NULL::text], ARRAY[v_start], ARRAY[0::bigint],
-            ARRAY[v_delay_us], ARRAY[{s}.us(start_at)], ARRAY[v_timeout_us],
+            ARRAY[v_delay_us], ARRAY[v_start_us], ARRAY[v_timeout_us],
             ARRAY[{s}.sql_us(execution_timeout, 'execution_timeout')], ARRAY[v_reuse::smallint],
             ARRAY[NULL::uuid], ARRAY[NULL::integer],
             ARRAY[CASE WHEN v_search <> '{}' THEN v_search::text END],
@@ -235,7 +236,8 @@ CREATE FUNCTION {s}.cancel_workflow(
 ) RETURNS uuid LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
 BEGIN
     RETURN {s}.sql_send(6::smallint, workflow_id, NULL,
-                        {s}.sql_arguments(to_jsonb(ARRAY[nullif(reason, '')]), 'the reason'),
+                        CASE WHEN reason <> ''
+                             THEN {s}.sql_arguments(jsonb_build_array(reason), 'the reason') END,
                         NULL, notify);
 END $$;
 

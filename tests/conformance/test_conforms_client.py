@@ -386,3 +386,16 @@ async def test_client_31(database: Any) -> None:
     async with serve(database):
         assert [await handle.result(20) for handle in handles] == [6, 6, 6, 6]
     assert len(await database.client.list()) == 1
+
+
+async def test_client_32(database: Any) -> None:
+    """client-32: Plain SQL starts and signals a run, in any transaction, without a client."""
+    async with (
+        serve(database),
+        await psycopg.AsyncConnection.connect(database.dsn) as conn,
+        conn.transaction(),
+    ):
+        await conn.execute("SELECT durable.start_workflow('takes', 'by-sql', '[1]')")
+        await conn.execute("SELECT durable.signal_workflow('by-sql', 'number', '7')")
+    async with serve(database):
+        assert await database.client.get_handle("by-sql").result(20) == [7]

@@ -25,7 +25,7 @@ from bench.report import ROOT, Goal
 from durable.engine.execution import Execution
 from durable.engine.start import StartMeta, new_run
 from durable.events import RunCommit, SessionInfo
-from durable.runtime.replay_pool import Source, list_runs, replay_runs
+from durable.runtime.replay_pool import ReplayPool, Source, list_runs
 from durable.store.postgres import PostgresStore
 
 STEPS = 1000
@@ -183,8 +183,10 @@ def check_open_runs(setting: Setting) -> Workload:
         source = Source(made.dsn, SCHEMA, "bench.flows", str(ROOT))
 
         def check() -> tuple[int, int]:
-            listed = made.runner.run(list_runs(made.dsn, SCHEMA, workflow_type=flows.orders.name))
-            tally = replay_runs(source, listed, processes=2)
+            name = flows.orders.name
+            with ReplayPool(source, 2) as pool:
+                listed = made.runner.run(list_runs(made.dsn, SCHEMA, workflow_type=name))
+                tally = pool.replay(listed)
             return tally.replayed, len(tally.problems)
 
         return check

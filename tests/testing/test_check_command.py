@@ -229,6 +229,21 @@ async def test_app_that_ends_the_process_is_told(folder: Path, dsn: str) -> None
     assert "a replaying process died" in result.stderr
 
 
+async def test_a_replaying_process_does_not_import_the_program_that_started_it(
+    folder: Path, dsn: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    program = folder / "parcels_program.py"
+    program.write_text("raise SystemExit('imported by a process')\n")
+    (folder / "parcels_apart.py").write_text(OLD)
+    await start_and_run_first_turn(dsn, 2)
+    monkeypatch.setattr(sys.modules["__main__"], "__file__", str(program))
+    monkeypatch.setattr(sys.modules["__main__"], "__spec__", None)
+
+    result = await in_thread("check", "--replay", "--dsn", dsn, "parcels_apart")
+
+    assert result.exit_code == 0, result.output
+
+
 async def test_what_the_app_prints_stays_out_of_the_report(folder: Path, dsn: str) -> None:
     (folder / "parcels_loud.py").write_text(OLD + "print('here I am')\n")
     await start_and_run_first_turn(dsn, 2)

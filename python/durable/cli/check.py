@@ -23,7 +23,7 @@ from durable.errors import InvalidArgumentError, WorkflowNotFoundError
 from durable.events import RunState
 from durable.runtime.app import load_app
 from durable.runtime.recorded import Problem, RecordedRun, find_problem
-from durable.runtime.replay_pool import Listed, Source, Tally, list_runs, replay_runs
+from durable.runtime.replay_pool import Listed, ReplayPool, Source, Tally, list_runs
 from durable.store.postgres import PostgresStore
 from durable.store.sealed import seal_store
 
@@ -171,11 +171,14 @@ def replay_database(
     assert target.app is not None
     folder = target.folder or Path.cwd()
     source = Source(target.dsn, target.schema, target.app, str(folder))
-    runs: list[Listed] = finish(
-        lambda: list_runs(target.dsn, target.schema, workflow_type=workflow_type, closed_max=closed)
-    )
-    with click.progressbar(length=len(runs), label="replaying", file=sys.stderr) as bar:
-        return replay_runs(source, runs, processes=processes, progress=bar.update)
+    with ReplayPool(source, processes) as pool:
+        runs: list[Listed] = finish(
+            lambda: list_runs(
+                target.dsn, target.schema, workflow_type=workflow_type, closed_max=closed
+            )
+        )
+        with click.progressbar(length=len(runs), label="replaying", file=sys.stderr) as bar:
+            return pool.replay(runs, bar.update)
 
 
 def show_tally(tally: Tally, as_json: bool) -> None:

@@ -417,6 +417,8 @@ class Execution:
         self._loop.set_main(self._main)
 
     def _bind_handlers(self, instance: object | None) -> None:
+        if not self.definition.handlers:
+            return
         requests = self._context.requests
         for handler in self.definition.handlers:
             bound = handler.fn.__get__(instance)

@@ -4,6 +4,9 @@ The parent lists the runs once and deals them out in chunks; each process has th
 of its own and loads a chunk of histories with one query. What comes back are counts and problems,
 as plain data. Nothing is written to the database, and runs may move on meanwhile: a history is
 looked at as it was when it was listed.
+
+To start a process and import the app takes as long as some thousand replays. So the first ones
+start before the runs are listed, and none imports the program that started it.
 """
 
 from __future__ import annotations
@@ -15,11 +18,12 @@ import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import NamedTuple
+from types import ModuleType, TracebackType
+from typing import NamedTuple, Self
 
-from durable._core import verify
 from durable.codec import DEFAULT_CODEC, Codec
 from durable.engine.registry import Registry
 from durable.errors import ConfigurationError, DurableError, StoreError
@@ -29,13 +33,15 @@ from durable.runtime.recorded import Problem, RecordedRun, find_problem
 from durable.store.postgres import PostgresStore
 from durable.store.sealed import seal_store
 
-CHUNK_RUNS = 100
+CHUNK_RUNS = 200
 CHUNK_BATCHES = 5_000
 """A chunk of histories is in memory at once; long ones make a chunk of fewer runs."""
 CHUNK_SECONDS_MAX = 300
 """A chunk takes a fraction of a second; one that takes this long never ends."""
 GARBAGE_MAX = 50_000
-"""Objects made before garbage is looked for within a chunk."""
+"""Objects made before garbage is looked for: not evicted runs, only what the user's code leaves."""
+EARLY_PROCESSES = 2
+"""So many start before it is known how much there is to do; the others start with their work."""
 OPEN_RUNS_MAX = 1_000_000
 OPEN_STATES = (RunState.RUNNING, RunState.PARKED, RunState.PAUSED)
 CLOSED_STATES = tuple(state for state in RunState if state >= RunState.COMPLETED)
@@ -59,7 +65,6 @@ class Tally:
     """What came out. Adds up over chunks."""
 
     replayed: int = 0
-    events: int = 0
     gone: int = 0
     """Runs whose history was removed meanwhile."""
     by_type: dict[str, int] = field(default_factory=dict)
@@ -68,7 +73,6 @@ class Tally:
     def add(self, other: Tally) -> None:
         """Count another one in."""
         self.replayed += other.replayed
-        self.events += other.events
         self.gone += other.gone
         self.problems += other.problems
         for name, count in other.by_type.items():
@@ -118,47 +122,82 @@ def listed(view: RunView) -> Listed:
     )
 
 
-def replay_runs(
-    source: Source,
-    runs: Sequence[Listed],
-    *,
-    processes: int,
-    progress: Callable[[int], object] = lambda count: None,
-) -> Tally:
-    """Replay all of them; ``progress`` is called with the number of runs done since the last call.
+class ReplayPool:
+    """Processes that replay runs of one source. A context manager; leaving it ends them.
 
-    Raises StoreError when the database cannot be read, ConfigurationError when the app cannot be
-    imported or a process dies.
+    Raises ConfigurationError for less than one process.
     """
-    if processes < 1:
-        raise ConfigurationError(f"replaying takes 1 or more processes, not {processes}")
-    total = Tally()
-    if not runs:
-        return total
-    waiting: set[Future[Tally]] = set()
-    # Spawned, not forked: user code meets the same fresh interpreter as in a worker.
-    context = multiprocessing.get_context("spawn")
-    pool = ProcessPoolExecutor(processes, mp_context=context)
-    try:
-        for chunk in chunks(runs):
-            waiting.add(pool.submit(replay_chunk, source, chunk))
-            if len(waiting) >= 3 * processes:
-                waiting = collect(waiting, total, progress)
-        while waiting:
-            waiting = collect(waiting, total, progress)
-    except BrokenProcessPool as error:
-        raise ConfigurationError(
-            f"a replaying process died; does importing {source.app} or running its workflows "
-            f"end the process? ({error})"
-        ) from error
-    except BaseException:
+
+    def __init__(self, source: Source, processes: int) -> None:
+        if processes < 1:
+            raise ConfigurationError(f"replaying takes 1 or more processes, not {processes}")
+        self._source = source
+        self._processes = processes
+        # Spawned, not forked: user code meets the same fresh interpreter as in a worker.
+        context = multiprocessing.get_context("spawn")
+        self._executor = ProcessPoolExecutor(processes, mp_context=context)
+
+    def __enter__(self) -> Self:
+        # One that died by then is told when there is work for it.
+        with suppress(BrokenProcessPool), without_main():
+            for _ in range(min(self._processes, EARLY_PROCESSES)):
+                self._executor.submit(prepare, self._source)
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        if error is None:
+            self._executor.shutdown()
+            return
         # Without waiting: a process may be in a loop that never ends.
-        pool.shutdown(wait=False, cancel_futures=True)
+        self._executor.shutdown(wait=False, cancel_futures=True)
         for process in multiprocessing.active_children():
             process.terminate()
-        raise
-    pool.shutdown()
-    return total
+
+    def replay(
+        self,
+        runs: Sequence[Listed],
+        progress: Callable[[int], object] = lambda count: None,
+    ) -> Tally:
+        """Replay all of them; ``progress`` is called with the number of runs done since last time.
+
+        Raises StoreError when the database cannot be read, ConfigurationError when the app cannot
+        be imported or a process dies.
+        """
+        total = Tally()
+        waiting: set[Future[Tally]] = set()
+        try:
+            for chunk in chunks(runs):
+                with without_main():
+                    waiting.add(self._executor.submit(replay_chunk, self._source, chunk))
+                if len(waiting) >= 3 * self._processes:
+                    waiting = collect(waiting, total, progress)
+            while waiting:
+                waiting = collect(waiting, total, progress)
+        except BrokenProcessPool as error:
+            raise ConfigurationError(
+                f"a replaying process died; does importing {self._source.app} or running its "
+                f"workflows end the process? ({error})"
+            ) from error
+        return total
+
+
+@contextmanager
+def without_main() -> Iterator[None]:
+    """A process that starts here does not import the program that starts it.
+
+    It would be the command line, or a test run: of no use to a replay, and slower than the app.
+    """
+    main = sys.modules["__main__"]
+    sys.modules["__main__"] = ModuleType("__main__")
+    try:
+        yield
+    finally:
+        sys.modules["__main__"] = main
 
 
 def collect(
@@ -201,7 +240,7 @@ async def replay_here(
     closed_max: int = 0,
     codec: Codec = DEFAULT_CODEC,
 ) -> Tally:
-    """As `replay_runs`, in this process and against definitions that are here."""
+    """As `ReplayPool.replay`, in this process and against definitions that are here."""
     runs = await list_runs(dsn, schema, workflow_type=workflow_type, closed_max=closed_max)
     tally = Tally()
     store = seal_store(PostgresStore(dsn, schema=schema), codec)
@@ -236,7 +275,7 @@ class Station:
         # Without the runner's own handling of signals, set up anew for every call.
         self.wait = self.runner.get_loop().run_until_complete
         # What is here now stays: the collector need not walk through it again and again. And by
-        # its own measure it would start once every few runs; see `replay_chunk`.
+        # its own measure it would start once every few runs.
         gc.freeze()
         gc.set_threshold(GARBAGE_MAX)
 
@@ -245,12 +284,23 @@ stations: list[Station] = []
 """The one station of this process, once it has one."""
 
 
+def prepare(source: Source) -> None:
+    """Import the app and connect. What is wrong with that is told by the first chunk."""
+    with suppress(Exception):
+        station_for(source)
+
+
+def station_for(source: Source) -> Station:
+    """The station of this process, made when it is first asked for."""
+    if not stations:
+        stations.append(Station(source))
+    return stations[0]
+
+
 def replay_chunk(source: Source, runs: list[Listed]) -> Tally:
     """Load and replay some runs."""
     try:
-        if not stations:
-            stations.append(Station(source))
-        station = stations[0]
+        station = station_for(source)
         parts = {run.run_id: run.part for run in runs}
         histories = station.wait(station.store.load(parts))
     except DurableError as error:
@@ -261,9 +311,6 @@ def replay_chunk(source: Source, runs: list[Listed]) -> Tally:
     for run in runs:
         # The run may have moved on: the first batches are what was listed.
         check_run(station.registry, run, histories[run.run_id][: run.batch_count], tally)
-    # Evicted runs are cycles that hold their histories: no more than a chunk of them is kept.
-    histories.clear()
-    gc.collect()
     return tally
 
 
@@ -284,7 +331,5 @@ def check_run(registry: Registry, run: Listed, batches: Sequence[bytes], tally: 
     problem = find_problem(registry, recorded)
     tally.replayed += 1
     tally.by_type[run.workflow_type] = tally.by_type.get(run.workflow_type, 0) + 1
-    if problem is None:
-        tally.events += verify(recorded.run_id_bytes, list(batches), run.head_hash)
-    else:
+    if problem is not None:
         tally.problems.append(problem)

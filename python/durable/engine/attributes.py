@@ -3,7 +3,8 @@
 All are plain JSON by the time they are recorded, so code sees the same values in its first run
 and in every replay. Search attributes are stored as they are (`jsonb`, never sealed), because the
 database has to look into them; memo and headers lie in the run's history and are sealed with it.
-Headers go on to children and to the next runs of the chain.
+Headers go on to children, activities and the next runs of the chain. With an activity that waits in
+a queue they are written in front of its arguments, so that they are sealed with these.
 """
 
 from __future__ import annotations
@@ -11,7 +12,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from durable.codec import Codec, check_size
+from durable.codec import DEFAULT_CODEC, Codec, check_size
+from durable.engine.info import NO_HEADERS
 from durable.errors import InvalidArgumentError, PayloadTooLargeError
 from durable.options import ID_LENGTH_MAX
 
@@ -24,6 +26,10 @@ HEADERS_BYTES_MAX = 16 * 1024
 """The headers of one run, as JSON: each run that comes of it has a copy."""
 RESERVED_HEADERS = "durable."
 """Headers whose names begin so are the library's own."""
+HEADERS_MARK = b"\x01"
+"""Begins an input with headers in front; arguments are JSON, which never does."""
+
+read_json = DEFAULT_CODEC.decoder(Any)
 
 
 def plain_headers(values: Mapping[str, Any], codec: Codec) -> dict[str, Any]:
@@ -45,6 +51,62 @@ def plain_headers(values: Mapping[str, Any], codec: Codec) -> dict[str, Any]:
         )
     plain: dict[str, Any] = codec.decode(payload)
     return plain
+
+
+def own_headers(values: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The headers that users gave, without the library's own."""
+    if any(name.startswith(RESERVED_HEADERS) for name in values):
+        return {k: v for k, v in values.items() if not k.startswith(RESERVED_HEADERS)}
+    return values
+
+
+def message_meta(headers: Mapping[str, Any], **facts: Any) -> bytes | None:
+    """What goes along with a message: its headers, and ``facts`` about it. None for nothing."""
+    meta = {**facts, "headers": dict(headers)} if headers else facts
+    return DEFAULT_CODEC.encode(meta) if meta else None
+
+
+def headers_in(meta: bytes | None) -> dict[str, Any]:
+    """The headers in what `message_meta` made."""
+    data = read_json(meta) if meta else None
+    found = data.get("headers") if isinstance(data, dict) else None
+    return found if isinstance(found, dict) else {}
+
+
+class HeadedSignal(bytes):
+    """The arguments of a signal that has headers, until a handler takes it."""
+
+    headers: Mapping[str, Any]
+
+
+def headed(payload: bytes | None, headers: Mapping[str, Any] = NO_HEADERS) -> bytes | None:
+    """A signal's arguments, with what came along with it."""
+    if not headers:
+        return payload
+    signal = HeadedSignal(payload or b"[]")
+    signal.headers = headers
+    return signal
+
+
+def headers_of_signal(payload: bytes | None) -> dict[str, Any]:
+    """Those that `headed` added."""
+    return dict(payload.headers) if isinstance(payload, HeadedSignal) else {}
+
+
+def with_headers(input: bytes, headers: Mapping[str, Any]) -> bytes:
+    """The arguments of an activity for its queue row, with its headers in front, if it has any."""
+    if not headers:
+        return input
+    front = DEFAULT_CODEC.encode(dict(headers))
+    return HEADERS_MARK + len(front).to_bytes(4, "big") + front + input
+
+
+def split_headers(input: bytes) -> tuple[Mapping[str, Any], bytes]:
+    """Undo `with_headers`."""
+    if input[:1] != HEADERS_MARK:
+        return NO_HEADERS, input
+    end = 5 + int.from_bytes(input[1:5], "big")
+    return read_json(input[5:end]), input[end:]
 
 
 def plain_memo(values: Mapping[str, Any], codec: Codec) -> dict[str, Any]:

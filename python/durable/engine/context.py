@@ -16,9 +16,11 @@ from typing import Any, Generic, TypeVar
 
 from durable._core import CommandFuture, current
 from durable.codec import Codec, check_size
+from durable.engine.attributes import own_headers
 from durable.engine.definition import WorkflowDefinition, handler_name
 from durable.engine.handlers import Mailbox
-from durable.engine.info import WorkflowInfo
+from durable.engine.info import NO_HEADERS, WorkflowInfo
+from durable.engine.interceptors import Hooks
 from durable.engine.requests import Requests
 from durable.engine.start import StartMeta
 from durable.engine.tasks import WorkflowLoop
@@ -72,12 +74,17 @@ class WorkflowContext:
         codec: Codec,
         definition: WorkflowDefinition[Any, Any],
         fail: Callable[[BaseException], None],
+        hooks: Hooks | None = None,
     ) -> None:
         self.loop = loop
         self.run_id = run_id
         self.meta = meta
         self.codec = codec
         self.definition = definition
+        self.hooks = hooks
+        """What surrounds its code and its handlers; None when nothing does."""
+        self.headers = NO_HEADERS
+        """What goes along with all that it asks for, to others."""
         self.input: bytes | None = None
         """The argument list it was started with, as recorded."""
         self.vars: dict[str, Any] = {}
@@ -116,6 +123,7 @@ class WorkflowContext:
             meta.start_us = self.loop.now_us
         self.meta = meta
         self.input = payload
+        self.headers = own_headers(meta.headers)
         self.search.update(meta.search)
 
     @property

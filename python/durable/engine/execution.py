@@ -16,7 +16,7 @@ The other half of the contract with the core (`_core.Hook`) are the methods ``on
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextvars import Context
 from types import CoroutineType
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -32,14 +32,16 @@ from durable.codec import (
     type_names,
 )
 from durable.engine import guard, tasks
+from durable.engine.attributes import headed, headers_in
 from durable.engine.context import ContinueAsNew, WorkflowContext
 from durable.engine.definition import DYNAMIC, WorkflowDefinition
-from durable.engine.info import WorkflowInfo
+from durable.engine.info import NO_HEADERS, WorkflowInfo
 from durable.engine.registry import Registry
 from durable.engine.remote import activity_error, child_error, unreachable
 from durable.engine.requests import QUERY_VARS, QUERY_WHERE, refusal, request_id_of
 from durable.engine.retry import next_delay_seconds
 from durable.engine.start import StartMeta, decode_json
+from durable.engine.surrounding import run_surrounded
 from durable.engine.turn import ScheduledActivity, Turn, TurnBuilder, put_plain, scheduled_activity
 from durable.errors import (
     HistoryCorruptError,
@@ -113,7 +115,10 @@ class Execution:
         self._task_count = 0
         self._loop = tasks.WorkflowLoop(bytes.fromhex(run_id.replace("-", "")), self)
         meta = StartMeta(workflow_id=workflow_id, queue=queue)
-        self._context = WorkflowContext(self._loop, run_id, meta, codec, definition, self._fail)
+        hooks = registry.hooks_of(definition) if registry is not None else None
+        self._context = WorkflowContext(
+            self._loop, run_id, meta, codec, definition, self._fail, hooks
+        )
         self._loop.context = self._context
         self._main: asyncio.Task[Any] | None = None
         self._handler_error: BaseException | None = None
@@ -221,8 +226,10 @@ class Execution:
         """Timers that have not fired, oldest first."""
         return [NewTimer(event[0], event[3]) for event in self._pending(EventKind.TIMER_STARTED)]
 
-    def query(self, name: str, payload: bytes | None = None) -> bytes:
-        """The encoded answer to a query; raises what the handler raises.
+    def query(
+        self, name: str, payload: bytes | None = None, headers: Mapping[str, Any] = NO_HEADERS
+    ) -> bytes:
+        """The encoded answer to a query that came with ``headers``; raises what the handler raises.
 
         Two queries exist without a handler: ``__vars__`` and ``__where__``.
         """
@@ -230,7 +237,7 @@ class Execution:
             return self._codec.encode(self.vars)
         if name == QUERY_WHERE:
             return self._codec.encode(self.where())
-        answer = self._codec.encode(self._context.requests.answer(name, payload))
+        answer = self._codec.encode(self._context.requests.answer(name, payload, headers))
         check_size(answer, f"the answer to query {name!r}")
         return answer
 
@@ -284,6 +291,11 @@ class Execution:
         return len(self._loop.pending())
 
     @property
+    def headers(self) -> Mapping[str, Any]:
+        """What goes along with the activities that it asks for."""
+        return self._context.headers
+
+    @property
     def fairness(self) -> Sequence[Any] | None:
         """The fairness key and weight that the run was started with."""
         return self._context.meta.fairness
@@ -308,6 +320,8 @@ class Execution:
     ) -> None:
         """An inbound fact that is no outcome of a command."""
         if kind == EventKind.SIGNAL_RECEIVED:
+            if meta is not None:
+                payload = headed(payload, headers_in(meta))
             self._context.deliver(name or "", payload)
         elif kind == EventKind.CHILD_STARTED:
             started = self._context.children.get(ref)
@@ -410,7 +424,10 @@ class Execution:
             main = raising(error)
         else:
             self._bind_handlers(instance)
-            main = fn(*args, **kwargs)
+            if context.hooks is None:
+                main = fn(*args, **kwargs)
+            else:
+                main = run_surrounded(context.hooks, context, fn, args, kwargs)
         for name, signal in context.meta.signals:
             context.deliver(name, signal)
         self._main = self._loop.create_task(main, name="main")
@@ -541,7 +558,7 @@ class Execution:
     def _answer_query(self, name: str, meta: bytes | None, payload: bytes | None) -> Response:
         request_id = request_id_of(meta)
         try:
-            return Response(request_id, payload=self.query(name, payload))
+            return Response(request_id, payload=self.query(name, payload, headers_in(meta)))
         except Exception as error:
             return Response(request_id, failure=failure_to_payload(error))
 

@@ -18,6 +18,7 @@ from durable.errors import ConfigurationError
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 DURATION_SECONDS_MAX = 1000 * 366 * 24 * 3600
 """Longer than any wait that is meant, and far from what overflows a history's times."""
+NO_HEADERS: Mapping[str, Any] = {}
 
 
 def to_datetime(time_us: int) -> datetime:
@@ -97,6 +98,8 @@ class ActivityInfo:
     task_token: str = ""
     """By which others may complete it (`durable.Client.complete_activity`): of activities with
     ``completes_later``, else empty."""
+    headers: Mapping[str, Any] = field(default_factory=dict)
+    """What its workflow sent along: mostly what the workflow's own start did."""
 
 
 class ActivityContext:
@@ -110,6 +113,7 @@ class ActivityContext:
     __slots__ = (
         "attempt",
         "details",
+        "headers",
         "is_cancelled",
         "name",
         "on_heartbeat",
@@ -138,8 +142,10 @@ class ActivityContext:
         scheduled_us: int = 0,
         on_heartbeat: Callable[[tuple[Any, ...]], None] | None = None,
         task_token: str = "",
+        headers: Mapping[str, Any] = NO_HEADERS,
     ) -> None:
         self.task_token = task_token
+        self.headers = headers
         self.name = name
         self.attempt = attempt
         self.workflow_id = workflow_id
@@ -173,6 +179,7 @@ class ActivityContext:
             heartbeat_details=self.details,
             scheduled_time=to_datetime(self.scheduled_us),
             task_token=self.task_token,
+            headers=self.headers,
         )
 
 

@@ -7,6 +7,7 @@ from types import ModuleType
 from typing import Any
 
 from durable.engine.definition import ActivityDefinition, WorkflowDefinition
+from durable.engine.interceptors import Hooks, Interceptor
 from durable.engine.jobs import JOB_PREFIX, job_of
 from durable.engine.schedules import SCHEDULE, SCHEDULE_TYPE
 from durable.errors import DefinitionError, UnknownWorkflowError
@@ -23,7 +24,10 @@ class Registry:
         workflows: Iterable[object] = (),
         activities: Iterable[object] = (),
         errors: Iterable[type[BaseException]] = (),
+        interceptors: Iterable[Interceptor] = (),
     ) -> None:
+        self.hooks = Hooks(interceptors)
+        """What surrounds the code of all of them."""
         self.workflows: dict[str, WorkflowDefinition[Any, Any]] = {}
         self.activities: dict[str, ActivityDefinition[Any, Any]] = {}
         self.errors = {f"{each.__module__}.{each.__qualname__}": each for each in errors}
@@ -83,6 +87,11 @@ class Registry:
         if name == SCHEDULE_TYPE:
             return SCHEDULE
         return self.workflows.get(name)
+
+    def hooks_of(self, definition: WorkflowDefinition[Any, Any]) -> Hooks | None:
+        """What surrounds the code of that workflow; None when nothing does."""
+        # Schedules are our own code.
+        return None if definition is SCHEDULE else self.hooks.in_workflows
 
     def workflow(self, name: str) -> WorkflowDefinition[Any, Any]:
         """As `find_workflow`; raise UnknownWorkflowError with those there are."""

@@ -9,14 +9,17 @@ from __future__ import annotations
 import asyncio
 import functools
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextvars import Context
 from typing import TYPE_CHECKING, Any
 
 from durable.codec import failure_to_payload
+from durable.engine.attributes import headers_in, headers_of_signal
 from durable.engine.definition import DYNAMIC
 from durable.engine.handlers import Handler
+from durable.engine.interceptors import HandlerCall
 from durable.engine.start import decode_json
+from durable.engine.surrounding import handle_surrounded, handler_call, query_surrounded
 from durable.engine.tasks import log
 from durable.errors import (
     DefinitionError,
@@ -117,9 +120,13 @@ class Requests:
                 run = self.context.run_id
                 log.error("run %s: a signal %r is dropped: %s", run, handler.name, error)
             return
-        self._spawn(handler, args, kwargs, None)
+        hooks, call = self.context.hooks, None
+        if hooks is not None:
+            headers = headers_of_signal(payload)
+            call = handler_call(self.context, handler, args, kwargs, headers)
+        self._spawn(handler, args, kwargs, call, None)
 
-    def answer(self, name: str, payload: bytes | None) -> Any:
+    def answer(self, name: str, payload: bytes | None, headers: Mapping[str, Any]) -> Any:
         """The answer of a query handler; raises what it raises, or that there is none."""
         handler = find(self.queries, name)
         if handler is None:
@@ -127,7 +134,11 @@ class Requests:
                 f"no query is called {name!r}; this run has: {known_names(self.queries)}"
             )
         args, kwargs = handler.arguments(payload)
-        return self.look(lambda: handler.fn(*args, **kwargs))
+        hooks = self.context.hooks
+        if hooks is None:
+            return self.look(lambda: handler.fn(*args, **kwargs))
+        call = handler_call(self.context, handler, args, kwargs, headers)
+        return self.look(lambda: query_surrounded(hooks, handler, call))
 
     def judge(self, name: str, payload: bytes | None) -> None:
         """Raise when an update is not acceptable: no handler, wrong arguments, its validator."""
@@ -170,7 +181,10 @@ class Requests:
                 kind, data = EventKind.UPDATE_FAILED, failure_to_payload(error)
             context.loop.emit(kind, ref=number, name=request_id, payload=data)
 
-        self._spawn(handler, args, kwargs, done)
+        call = None
+        if context.hooks is not None:
+            call = handler_call(context, handler, args, kwargs, headers_in(meta))
+        self._spawn(handler, args, kwargs, call, done)
 
     def look(self, call: Callable[[], Any]) -> Any:
         """Call as workflow code that may look but not touch.
@@ -207,14 +221,21 @@ class Requests:
         handler: Handler,
         args: tuple[Any, ...],
         kwargs: dict[str, Any],
+        call: HandlerCall | None,
         done: Callable[[BaseException | None, Any], None] | None,
     ) -> None:
+        hooks = self.context.hooks
+
         async def run() -> None:
             self.context.running_handlers += 1
             try:
-                value = handler.fn(*args, **kwargs)
-                if inspect.isawaitable(value):
-                    value = await value
+                if call is not None and hooks is not None:
+                    name = "handle_signal" if done is None else "handle_update"
+                    value = await handle_surrounded(hooks, name, handler, call)
+                else:
+                    value = handler.fn(*args, **kwargs)
+                    if inspect.isawaitable(value):
+                        value = await value
             except (Exception, asyncio.CancelledError) as error:
                 if done is not None:
                     done(error, None)

@@ -15,6 +15,7 @@ import msgspec
 
 from durable._core import start_batch
 from durable.codec import DEFAULT_CODEC
+from durable.engine.attributes import headed, headers_of_signal
 from durable.engine.definition import WorkflowDefinition
 from durable.engine.info import ParentInfo
 from durable.events import IdReuse, NewRun
@@ -59,7 +60,11 @@ class StartMeta(msgspec.Struct):
             meta["attempt"] = self.attempt
         if self.signals:
             meta["signals"] = [
-                [name, None if payload is None else base64.b64encode(payload).decode()]
+                [
+                    name,
+                    None if payload is None else base64.b64encode(payload).decode(),
+                    *filter(None, [headers_of_signal(payload)]),
+                ]
                 for name, payload in self.signals
             ]
         return DEFAULT_CODEC.encode(meta)
@@ -85,8 +90,8 @@ class StartMeta(msgspec.Struct):
             continued_from=meta.get("continued_from"),
             fairness=meta.get("fairness"),
             signals=[
-                (name, None if payload is None else base64.b64decode(payload))
-                for name, payload in meta.get("signals", ())
+                (name, None if payload is None else headed(base64.b64decode(payload), *headers))
+                for name, payload, *headers in meta.get("signals", ())
             ],
         )
 

@@ -15,7 +15,7 @@ import msgspec
 
 from durable._core import decode
 from durable.codec import DEFAULT_CODEC
-from durable.engine.attributes import MEMO
+from durable.engine.attributes import MEMO, message_meta
 from durable.engine.context import WorkflowContext, child_run_id, child_workflow_id
 from durable.engine.info import ParentInfo
 from durable.engine.retry import options_from_json
@@ -207,7 +207,7 @@ class TurnBuilder:
             queue=options.get("queue") or info.queue,
             parent=ParentInfo(info.run_id, info.workflow_id, event[0]),
             memo=options.get("memo", {}),
-            headers=info.headers,
+            headers={**self.context.headers, **options.get("headers", {})},
             fairness=self.meta.fairness,
         )
         return new_run(
@@ -239,6 +239,7 @@ class TurnBuilder:
             workflow_id=options.get("workflow_id"),
             run_id=options.get("run_id"),
             name=event[4],
+            meta=message_meta(self.context.headers) if is_signal else None,
             payload=event[7],
             ref=event[0],
             request_id=f"{self.context.run_id}:{event[0]}",

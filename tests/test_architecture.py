@@ -15,7 +15,7 @@ LAYERS = [
     {"__main__"},
     {"cli"},
     {"__init__", "testing", "check"},
-    {"client", "workflow", "activity", "runtime"},
+    {"client", "workflow", "activity", "interceptors", "runtime"},
     {"engine", "store"},
     {"events", "codec"},
     {"options"},

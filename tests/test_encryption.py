@@ -183,6 +183,31 @@ async def test_no_column_holds_a_value_in_the_clear(dsn: str, serve: Serve) -> N
         assert any(event.payload == [CANARY] for event in await handle.history())
 
 
+@workflow.defn
+async def waits_in_the_queue() -> str:
+    return await shout("x")
+
+
+@pytest.mark.parametrize("is_sealed", [True, False])
+async def test_headers_of_an_activity_that_waits_are_sealed_with_its_arguments(
+    dsn: str, serve: Serve, is_sealed: bool
+) -> None:
+    codec = secret() if is_sealed else DEFAULT_CODEC
+    await serve(waits_in_the_queue, codec=codec)
+    async with (
+        Client.connect(dsn, codec=codec) as client,
+        await psycopg.AsyncConnection.connect(dsn, autocommit=True) as conn,
+    ):
+        await client.start(waits_in_the_queue, id="w", headers={"trace": CANARY})
+        async with asyncio.timeout(SOON):
+            while True:
+                rows = await (await conn.execute("SELECT 1 FROM durable.activity")).fetchall()
+                if rows:
+                    break
+                await asyncio.sleep(0.02)
+        assert ("activity.input" in await columns_with(dsn, CANARY)) is not is_sealed
+
+
 async def test_the_canary_is_found_without_a_pipeline(dsn: str, serve: Serve) -> None:
     await serve(child, codec=DEFAULT_CODEC)
     async with Client.connect(dsn) as client:

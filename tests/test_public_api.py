@@ -14,7 +14,7 @@ import durable
 from durable import activity, errors, workflow
 
 PROMISED = """
-    activity workflow ActivityOptions RetryPolicy
+    activity workflow ActivityOptions Interceptor RetryPolicy
     Client IdReuse RunState SyncClient SyncWorkflowHandle WorkflowHandle
     Supervisor SupervisorOptions Worker WorkerOptions
     ApplicationError NonRetryable RetryAfter

@@ -13,7 +13,9 @@ import pytest
 from durable import (
     Client,
     InvalidArgumentError,
+    RetryPolicy,
     RunState,
+    WorkflowFailedError,
     WorkflowNotFoundError,
     WorkflowTerminatedError,
     activity,
@@ -181,6 +183,11 @@ async def add(a: int, b: int) -> int:
     return a + b
 
 
+@activity.defn(retry=RetryPolicy(max_attempts=1))
+async def give_up() -> None:
+    raise LookupError(f"attempt {activity.info().attempt}")
+
+
 async def test_a_schedule_of_a_client_starts_jobs_and_says_where_it_stands(
     client: Client, serve: Any
 ) -> None:
@@ -207,6 +214,28 @@ async def test_a_schedule_of_a_client_starts_jobs_and_says_where_it_stands(
         await client.get_handle("sums").result(20)
     assert await client.list_schedules() == []
     assert (await client.get_handle("sums").describe()).state == RunState.TERMINATED
+
+
+async def test_a_scheduled_job_has_the_options_its_activity_was_given(
+    client: Client, serve: Any
+) -> None:
+    await serve(give_up)
+    changed = give_up.with_options(retry=RetryPolicy(max_attempts=2, initial_interval=0.01))
+    await client.create_schedule("tries", changed, cron="0 3 * * *", paused=True)
+    schedule = client.get_schedule("tries")
+    first = datetime(2026, 1, 1, tzinfo=UTC)
+    assert await schedule.backfill(first, first + timedelta(days=1)) == 1
+    job = client.get_handle("tries-2026-01-01T03:00:00Z", activity=give_up)
+    async with asyncio.timeout(20):
+        while True:
+            try:
+                await job.describe()
+                break
+            except WorkflowNotFoundError:
+                await asyncio.sleep(0.02)
+    with pytest.raises(WorkflowFailedError, match="attempt 2"):
+        await job.result(20)
+    await schedule.delete()
 
 
 @pytest.mark.parametrize(

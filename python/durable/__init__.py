@@ -52,6 +52,7 @@ from durable.errors import (
     WorkflowTimedOutError,
 )
 from durable.events import IdReuse, RunState
+from durable.interceptors import Interceptor
 from durable.options import ActivityOptions, RetryPolicy, SupervisorOptions, WorkerOptions
 
 if TYPE_CHECKING:
@@ -64,6 +65,7 @@ __all__ = [
     "activity",
     "workflow",
     "ActivityOptions",
+    "Interceptor",
     "RetryPolicy",
     # starting and asking
     "Client",

@@ -145,7 +145,7 @@ def replay_files(app: str, path: Path) -> Tally:
     # What user code prints must not end up in the report.
     with redirect_stdout(sys.stderr):
         loaded = load_app(app)
-    registry = Registry(loaded.workflows, loaded.activities)
+    registry = Registry(loaded.workflows, loaded.activities, interceptors=loaded.interceptors)
     files = sorted(path.rglob("*.json")) if path.is_dir() else [path]
     if not files:
         raise InvalidArgumentError(f"there are no histories (*.json) in {path}")

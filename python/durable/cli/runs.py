@@ -21,6 +21,7 @@ from durable.cli.target import (
 )
 from durable.client import Client
 from durable.codec import DEFAULT_CODEC, Codec
+from durable.engine.registry import Registry
 from durable.errors import InvalidArgumentError, UnknownWorkflowError, UnreadablePayloadError
 from durable.events import RunState, RunView
 from durable.runtime.app import AppError
@@ -202,7 +203,8 @@ def variables(workflow_id: str, app: str | None, dsn: str | None, schema: str) -
       durable vars sub-7 --app subscription.py
     """
     target = find_target(dsn, schema, app)
-    definitions = target.load_needed().workflows
+    app_here = target.load_needed()
+    definitions = app_here.workflows
 
     async def work(client: Client) -> Any:
         view = await client.get_handle(workflow_id).describe()
@@ -212,6 +214,10 @@ def variables(workflow_id: str, app: str | None, dsn: str | None, schema: str) -
                 f"{workflow_id} is a {view.workflow_type!r}, which {target.app} does not have; "
                 "give the app that has it by --app"
             )
+        # Its interceptors are around the code in each replay, so in this one.
+        client.registry = Registry(
+            app_here.workflows, app_here.activities, interceptors=app_here.interceptors
+        )
         return await client.get_handle(workflow_id, workflow=definition).vars()
 
     show_json({name: plain(value) for name, value in with_client(target, work).items()})

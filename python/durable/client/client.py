@@ -14,12 +14,14 @@ from typing import Any, TypeVar, overload
 from durable.client.checks import check_id
 from durable.client.completing import CompletingClient
 from durable.client.handle import WorkflowHandle, encode_call
+from durable.client.intercepting import surround_all
 from durable.client.jobs import JobClient
 from durable.client.schedules import ScheduleClient
 from durable.client.with_start import WithStartClient
 from durable.codec import DEFAULT_CODEC
-from durable.engine.attributes import plain_search
+from durable.engine.attributes import message_meta, plain_headers, plain_search
 from durable.engine.definition import ActivityDefinition, WorkflowDefinition, handler_name
+from durable.engine.interceptors import MessageCall
 from durable.engine.jobs import job_of
 from durable.errors import InvalidArgumentError
 from durable.events import EventKind, Message, QueueLimits, RunView
@@ -56,22 +58,36 @@ class Client(WithStartClient, JobClient, ScheduleClient, CompletingClient):
             raise InvalidArgumentError(
                 f"{len(pairs)} signals need as many request ids, not {len(request_ids)}"
             )
-        messages = [
-            Message(
-                kind=EventKind.SIGNAL_RECEIVED,
-                workflow_id=check_id(workflow_id, "a workflow id"),
-                name=name,
-                payload=encode_call(self.codec, signal, args),
-                request_id=check_id(request_id, "a request id"),
-            )
-            for (workflow_id, args), request_id in zip(pairs, request_ids, strict=True)
+        calls = [
+            MessageCall(check_id(workflow_id, "a workflow id"), None, name, tuple(args))
+            for workflow_id, args in pairs
         ]
-        if not messages:
-            return []
-        found = await self.store.send(messages, conn)
-        if conn is None:
-            self.hinter.work(runs_only=True)
-        return [run_id is not None for run_id in found]
+        ids = {
+            id(call): check_id(request_id, "a request id")
+            for call, request_id in zip(calls, request_ids, strict=True)
+        }
+
+        async def send(calls: Sequence[MessageCall]) -> list[bool]:
+            messages = [
+                Message(
+                    kind=EventKind.SIGNAL_RECEIVED,
+                    workflow_id=call.workflow_id,
+                    name=name,
+                    meta=message_meta(plain_headers(call.headers, self.codec)),
+                    payload=encode_call(self.codec, signal, call.args),
+                    request_id=ids[id(call)],
+                )
+                for call in calls
+            ]
+            if not messages:
+                return []
+            found = await self.store.send(messages, conn)
+            if conn is None:
+                self.hinter.work(runs_only=True)
+            return [run_id is not None for run_id in found]
+
+        around = self.hooks.around("signal_workflow")
+        return await (surround_all(around, calls, send) if around else send(calls))
 
     # -- queues ------------------------------------------------------------------------------
 

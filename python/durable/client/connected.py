@@ -14,6 +14,7 @@ from durable.client.grouping import StartGroup
 from durable.client.waiter import Waiter
 from durable.codec import DEFAULT_CODEC, Codec
 from durable.engine.definition import WorkflowDefinition
+from durable.engine.interceptors import Interceptor
 from durable.engine.registry import Registry
 from durable.errors import StoreUnavailableError
 from durable.store.base import Store
@@ -34,10 +35,12 @@ class ConnectedClient:
         *,
         codec: Codec = DEFAULT_CODEC,
         workflows: Iterable[Any] = (),
+        interceptors: Iterable[Interceptor] = (),
     ) -> None:
         self.store = store = seal_store(store, codec)
         self.codec = codec
-        self.registry = Registry(workflows)
+        self.registry = Registry(workflows, interceptors=interceptors)
+        self.hooks = self.registry.hooks
         self.waiter = Waiter(store)
         self.hinter = Hinter(store)
         self._starts = StartGroup(store, self.hinter)
@@ -52,17 +55,20 @@ class ConnectedClient:
         schema: str = "durable",
         codec: Codec = DEFAULT_CODEC,
         workflows: Iterable[Any] = (),
+        interceptors: Iterable[Interceptor] = (),
     ) -> Self:
         """A client of the database at ``dsn``; use it with ``async with``.
 
         ``codec`` is the application's: its pipeline (encryption, compression) must be that of the
         workers. ``workflows`` are definitions whose runs it may replay and whose results it may
-        decode when a handle is got by id only. Entering raises StoreUnavailableError when the
-        database does not answer within seconds, SchemaVersionError when its tables are not this
-        build's.
+        decode when a handle is got by id only. ``interceptors`` surround what this client starts
+        and sends, and workflow code that it replays, the first outermost.
+
+        Entering raises StoreUnavailableError when the database does not answer within seconds,
+        SchemaVersionError when its tables are not this build's.
         """
         store = PostgresStore(dsn, schema=schema) if isinstance(dsn, str) else dsn
-        return cls(store, codec=codec, workflows=workflows)
+        return cls(store, codec=codec, workflows=workflows, interceptors=interceptors)
 
     async def __aenter__(self) -> Self:
         try:

@@ -11,9 +11,10 @@ from typing import Any, Generic, TypeVar
 from durable.client.connected import ConnectedClient
 from durable.client.replica import HistoryEvent, events_of, read_moment, rebuild
 from durable.codec import NO_CODEC, Codec, Signature, check_size, failure_from_payload, is_sealed
-from durable.engine.attributes import MEMO, merged
+from durable.engine.attributes import MEMO, merged, message_meta, plain_headers
 from durable.engine.definition import WorkflowDefinition, handler_name
 from durable.engine.execution import Execution
+from durable.engine.interceptors import MessageCall, Proceed, surround
 from durable.engine.start import decode_json
 from durable.errors import (
     InvalidArgumentError,
@@ -199,13 +200,27 @@ class WorkflowHandle(Generic[R]):
         connection) it belongs to the caller's transaction. Raises WorkflowNotFoundError when no run
         with the id is open.
         """
-        await self._send(
-            EventKind.SIGNAL_RECEIVED,
-            name=handler_name(signal),
-            payload=encode_call(self._client.codec, signal, args),
-            request_id=request_id,
-            conn=conn,
-        )
+        codec, name = self._client.codec, handler_name(signal)
+
+        async def send(call: MessageCall) -> None:
+            await self._send(
+                EventKind.SIGNAL_RECEIVED,
+                name=name,
+                meta=message_meta(plain_headers(call.headers, codec)),
+                payload=encode_call(codec, signal, call.args),
+                request_id=request_id,
+                conn=conn,
+            )
+
+        await self._surrounded("signal_workflow", name, args, send)
+
+    async def _surrounded(
+        self, hook: str, name: str, args: tuple[Any, ...], send: Proceed[MessageCall]
+    ) -> Any:
+        """Send a message, with the client's interceptors around it."""
+        around = self._client.hooks.around(hook)
+        call = MessageCall(self.workflow_id, self.run_id, name, args)
+        return await (surround(around, send) if around else send)(call)
 
     async def pause(self, reason: str = "") -> None:
         """Stop it until `resume`: its code gets no more turns, whatever reaches it.
@@ -241,8 +256,12 @@ class WorkflowHandle(Generic[R]):
 
         A run that is paused gets it when it is resumed.
         """
-        payload = self._client.codec.encode([reason]) if reason else None
-        await self._send(EventKind.CANCEL_REQUESTED, payload=payload)
+
+        async def send(call: MessageCall) -> None:
+            payload = self._client.codec.encode(list(call.args)) if any(call.args) else None
+            await self._send(EventKind.CANCEL_REQUESTED, payload=payload)
+
+        await self._surrounded("cancel_workflow", "", (reason,), send)
 
     async def terminate(self, reason: str = "") -> None:
         """End it without running its code; also when it is parked or paused."""
@@ -272,27 +291,48 @@ class WorkflowHandle(Generic[R]):
         Raises what the handler raised, UpdateRejectedError when there is no such query, and
         TimeoutError when no worker answers in time.
         """
-        name, payload = handler_name(query), encode_call(self._client.codec, query, args)
+        codec, limit = self._client.codec, seconds(timeout, "timeout")
+
+        async def send(call: MessageCall) -> Any:
+            headers = plain_headers(call.headers, codec)
+            payload = encode_call(codec, query, call.args)
+            return await self._query(query, payload, headers, limit, result_type)
+
+        return await self._surrounded("query_workflow", handler_name(query), args, send)
+
+    async def _query(
+        self,
+        query: str | Callable[..., Any],
+        payload: bytes,
+        headers: Mapping[str, Any],
+        limit: float,
+        result_type: Any,
+    ) -> Any:
+        name = handler_name(query)
         view = await self.describe()
         if view.state >= RunState.COMPLETED:
-            return await self._query_closed(view, query, payload, result_type)
+            return await self._query_closed(view, query, payload, headers, result_type)
         try:
-            limit = seconds(timeout, "timeout")
-            response = await self._ask(MessageKind.QUERY, name, payload, limit)
+            response = await self._ask(MessageKind.QUERY, name, payload, headers, limit)
         except (TimeoutError, WorkflowNotFoundError):
             view = await self.describe()
             if view.state < RunState.COMPLETED:
                 raise
             # It ended before it came to the question.
-            return await self._query_closed(view, query, payload, result_type)
+            return await self._query_closed(view, query, payload, headers, result_type)
         return read_answer(self._client.codec, response, query, result_type)
 
     async def _query_closed(
-        self, view: RunView, query: str | Callable[..., Any], payload: bytes, result_type: Any
+        self,
+        view: RunView,
+        query: str | Callable[..., Any],
+        payload: bytes,
+        headers: Mapping[str, Any],
+        result_type: Any,
     ) -> Any:
         execution = await self._replay(view)
         try:
-            answer = execution.query(handler_name(query), payload)
+            answer = execution.query(handler_name(query), payload, headers)
         finally:
             execution.evict()
         return decode_answer(self._client.codec, answer, query, result_type)
@@ -312,21 +352,29 @@ class WorkflowHandle(Generic[R]):
         the handler raised, and TimeoutError when there is no answer in time: it may still be done,
         and asking again with the same ``request_id`` does it no second time.
         """
-        name, payload = handler_name(update), encode_call(self._client.codec, update, args)
-        limit = seconds(timeout, "timeout")
-        response = await self._ask(MessageKind.UPDATE_REQUESTED, name, payload, limit, request_id)
-        return read_answer(self._client.codec, response, update, result_type)
+        codec, limit, name = self._client.codec, seconds(timeout, "timeout"), handler_name(update)
+
+        async def send(call: MessageCall) -> Any:
+            headers = plain_headers(call.headers, codec)
+            payload = encode_call(codec, update, call.args)
+            response = await self._ask(
+                MessageKind.UPDATE_REQUESTED, name, payload, headers, limit, request_id
+            )
+            return read_answer(codec, response, update, result_type)
+
+        return await self._surrounded("update_workflow", name, args, send)
 
     async def _ask(
         self,
         kind: MessageKind,
         name: str,
         payload: bytes,
+        headers: Mapping[str, Any],
         limit: float,
         request_id: str | None = None,
     ) -> Response:
         request_id = request_id or str(uuid.uuid4())
-        meta = self._client.codec.encode({"request_id": request_id})
+        meta = message_meta(headers, request_id=request_id)
         await self._send(kind, name=name, payload=payload, meta=meta, request_id=request_id)
         try:
             return await wait_for_answer(self._client, self.workflow_id, name, request_id, limit)

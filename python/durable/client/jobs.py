@@ -12,6 +12,7 @@ from typing import Any, Literal, TypeVar, TypeVarTuple, overload
 
 from durable.client.checks import check_id
 from durable.client.handle import WorkflowHandle
+from durable.client.intercepting import start_call
 from durable.client.starting import StartingClient, StartOptions
 from durable.engine.definition import ActivityDefinition, WorkflowDefinition
 from durable.engine.jobs import JOB_PREFIX, headers_of, job_of
@@ -158,11 +159,10 @@ class JobClient(StartingClient):
             )
         job: WorkflowDefinition[Any, R] | str = await self._job(activity)
         named: Sequence[str | None] = ids if ids is not None else [None] * len(listed)
-        runs = [
-            await self.new_run(job, id, args, {}, options, headers)
-            for id, args in zip(named, listed, strict=True)
+        starts = [
+            start_call(job, id, args, {}, options) for id, args in zip(named, listed, strict=True)
         ]
-        return await self.begin_all(job, runs, conn)
+        return await self.begin_all(job, starts, conn, StartOptions(), headers)
 
     async def _job(
         self, activity: ActivityDefinition[Any, R] | str

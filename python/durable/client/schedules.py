@@ -17,7 +17,7 @@ from durable.client.starting import StartingClient, StartOptions
 from durable.engine.calendar import check_plan, times_after
 from durable.engine.definition import ActivityDefinition
 from durable.engine.info import to_us
-from durable.engine.jobs import job_of
+from durable.engine.jobs import headers_of, job_of
 from durable.engine.schedules import ORDERS, OVERLAPS, SCHEDULE, SCHEDULE_TYPE
 from durable.errors import InvalidArgumentError
 from durable.events import RunState, RunView
@@ -116,7 +116,9 @@ class ScheduleClient(StartingClient):
 
         Raises InvalidArgumentError for a plan without times, and what `start` raises.
         """
+        headers: dict[str, Any] = {}
         if isinstance(workflow, ActivityDefinition):
+            headers = headers_of(workflow)
             workflow = job_of(workflow)
         if overlap not in OVERLAPS:
             raise InvalidArgumentError(f"overlap is one of {', '.join(OVERLAPS)}, not {overlap!r}")
@@ -127,6 +129,7 @@ class ScheduleClient(StartingClient):
             "version": getattr(workflow, "version", None),
             "priority": priority or None,
             "memo": None if memo is None else dict(memo),
+            "headers": headers or None,
             "run_timeout_us": micros(run_timeout, "run_timeout"),
         }
         plan = {
@@ -144,7 +147,7 @@ class ScheduleClient(StartingClient):
         check_plan(plan)
         check_id(id, "a schedule id")
         chosen = StartOptions(queue=queue)
-        return ScheduleHandle(await self.begin(SCHEDULE, id, (plan, {}), {}, chosen, {}))
+        return ScheduleHandle(await self._begin_plain(SCHEDULE, id, (plan, {}), {}, chosen, {}))
 
     def get_schedule(self, id: str) -> ScheduleHandle:
         """A handle to a schedule by id. Asks nothing of the database."""

@@ -16,11 +16,13 @@ from typing import Any, Literal, TypedDict, TypeVar, TypeVarTuple, Unpack, cast,
 from durable.client.checks import check_id, micros
 from durable.client.connected import ConnectedClient
 from durable.client.handle import NEW_SECONDS, WorkflowHandle
+from durable.client.intercepting import start_call, started_with, surround_all
 from durable.client.keys import keys_of
 from durable.codec import check_size
 from durable.engine.attributes import plain_headers, plain_memo, plain_search
 from durable.engine.definition import WorkflowDefinition
 from durable.engine.info import to_us
+from durable.engine.interceptors import StartCall, surround
 from durable.engine.jobs import JOB_PREFIX
 from durable.engine.start import StartMeta, new_run
 from durable.errors import (
@@ -245,6 +247,31 @@ class StartingClient(ConnectedClient):
         conn: Any = None,
     ) -> WorkflowHandle[R]:
         """What `start` does, also for runs that need no id. ``headers`` are the library's own."""
+        around = self.hooks.around("start_workflow")
+        if not around:
+            return await self._begin_plain(workflow, id, args, kwargs, options, headers, conn)
+
+        async def innermost(call: StartCall) -> WorkflowHandle[R]:
+            given, chosen = call.id, started_with(call, StartOptions)
+            return await self._begin_plain(
+                workflow, given, call.args, call.kwargs, chosen, headers, conn
+            )
+
+        call = start_call(workflow, id, args, kwargs, options)
+        handle: WorkflowHandle[R] = await surround(around, innermost)(call)
+        return handle
+
+    async def _begin_plain(
+        self,
+        workflow: WorkflowDefinition[Any, R] | str,
+        id: str | None,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        options: StartOptions,
+        headers: Mapping[str, Any],
+        conn: Any = None,
+    ) -> WorkflowHandle[R]:
+        """`begin` without interceptors."""
         for _ in range(DEBOUNCE_TRIES):
             run = await self.new_run(workflow, id, args, kwargs, options, headers)
             if conn is None:
@@ -276,30 +303,60 @@ class StartingClient(ConnectedClient):
         such as its ``memo`` and ``search``, which go before those of all. `start` says what the
         options mean. Returns, in order, a handle or the error that says which run has the id.
         """
-        runs = []
+        calls = []
         for workflow_id, args, *own in starts:
             chosen = checked_options({**options, **(own[0] if own else {})})
             if chosen.get("debounce_key") is not None:
                 raise InvalidArgumentError("start_many has no debouncing; start them one by one")
             known_id = check_id(workflow_id, "a workflow id")
-            runs.append(await self.new_run(workflow, known_id, tuple(args), {}, chosen))
-        return await self.begin_all(workflow, runs, conn, options)
+            calls.append(start_call(workflow, known_id, tuple(args), {}, chosen))
+        return await self.begin_all(workflow, calls, conn, options, {})
 
     async def begin_all(
         self,
         workflow: WorkflowDefinition[Any, R] | str,
+        calls: list[StartCall],
+        conn: Any,
+        options: StartOptions,
+        headers: Mapping[str, Any],
+    ) -> list[WorkflowHandle[R] | WorkflowAlreadyStartedError]:
+        """Start runs of one workflow in one transaction. ``headers`` are the library's own."""
+
+        async def store(
+            calls: list[StartCall],
+        ) -> list[WorkflowHandle[R] | WorkflowAlreadyStartedError]:
+            runs = [
+                await self.new_run(
+                    workflow,
+                    call.id,
+                    call.args,
+                    call.kwargs,
+                    started_with(call, StartOptions),
+                    headers,
+                )
+                for call in calls
+            ]
+            return await self._store_all(workflow, runs, conn, options)
+
+        around = self.hooks.around("start_workflow")
+        if not around:
+            return await store(calls)
+        return await surround_all(around, calls, store)
+
+    async def _store_all(
+        self,
+        workflow: WorkflowDefinition[Any, R] | str,
         runs: Sequence[NewRun],
         conn: Any,
-        options: StartOptions | None = None,
+        options: StartOptions,
     ) -> list[WorkflowHandle[R] | WorkflowAlreadyStartedError]:
-        """Store runs of one workflow in one transaction."""
         if not runs:
             return []
         all_started = await self.store.start_runs(runs, conn)
         if conn is None:
             self.hinter.work(runs_only=True)
         return [
-            self._handle(workflow, run, started, options if options is not None else StartOptions())
+            self._handle(workflow, run, started, options)
             for run, started in zip(runs, all_started, strict=True)
         ]
 

@@ -25,6 +25,7 @@ from durable.client.portal import Portal
 from durable.client.schedules import ScheduleHandle
 from durable.codec import DEFAULT_CODEC, Codec
 from durable.engine.definition import WorkflowDefinition
+from durable.engine.interceptors import Interceptor
 from durable.errors import ConfigurationError, WorkflowAlreadyStartedError
 from durable.options import seconds
 from durable.store.base import Store
@@ -92,16 +93,19 @@ class SyncClient:
         schema: str = "durable",
         codec: Codec = DEFAULT_CODEC,
         workflows: Iterable[Any] = (),
+        interceptors: Iterable[Interceptor] = (),
         call_seconds: timedelta | float = CALL_SECONDS,
     ) -> Self:
         """A client of the database at ``dsn``. Arguments and errors are those of `Client.connect`.
 
         ``call_seconds`` bounds each call.
         """
-        known = tuple(workflows)
+        known, around = tuple(workflows), tuple(interceptors)
 
         def make() -> Client:
-            return Client.connect(dsn, schema=schema, codec=codec, workflows=known)
+            return Client.connect(
+                dsn, schema=schema, codec=codec, workflows=known, interceptors=around
+            )
 
         return cls(make, call_seconds=seconds(call_seconds, "call_seconds"))
 

@@ -20,10 +20,13 @@ from durable.client.handle import (
     read_answer,
     wait_for_answer,
 )
+from durable.client.intercepting import start_call, started_with
 from durable.client.starting import RunOptions, StartingClient, StartOptions, checked_options
+from durable.engine.attributes import message_meta, plain_headers
 from durable.engine.definition import handler_name
+from durable.engine.interceptors import StartCall, surround
 from durable.errors import WorkflowAlreadyStartedError
-from durable.events import EventKind, Message, MessageKind, RunState
+from durable.events import EventKind, Message, MessageKind, NewRun, RunState
 from durable.options import seconds
 
 R = TypeVar("R")
@@ -31,6 +34,8 @@ T = TypeVar("T")
 Ts = TypeVarTuple("Ts")
 Us = TypeVarTuple("Us")
 
+REQUESTS = (MessageKind.UPDATE_REQUESTED, MessageKind.QUERY)
+"""Messages that are answered under their request id."""
 REQUEST_NAMESPACE = uuid.UUID("5b1d3c0e-54a0-5d3b-9a51-7c2f6b8f0f5e")
 
 
@@ -226,7 +231,6 @@ class WithStartClient(StartingClient):
                 MessageKind.UPDATE_REQUESTED,
                 workflow_id=id,
                 name=name,
-                meta=self.codec.encode({"request_id": asked}),
                 payload=encode_call(self.codec, update, update_args),
                 request_id=asked,
             ),
@@ -251,7 +255,24 @@ class WithStartClient(StartingClient):
         if request_id is not None:
             check_id(request_id, "a request id")
             run_id = str(uuid.uuid5(REQUEST_NAMESPACE, f"{len(id)} {id} {request_id}"))
-        run = await self.new_run(workflow, id, args, {}, options, run_id=run_id)
+        call = start_call(workflow, id, args, {}, options, message.name)
+
+        async def send(call: StartCall) -> WorkflowHandle[Any]:
+            chosen = started_with(call, StartOptions)
+            run = await self.new_run(workflow, id, call.args, call.kwargs, chosen, run_id=run_id)
+            headers = plain_headers(call.headers, self.codec)
+            asked = {"request_id": message.request_id} if message.kind in REQUESTS else {}
+            message.meta = message_meta(headers, **asked)
+            return await self._send_with(run, message, workflow, conn)
+
+        handle: WorkflowHandle[Any]
+        handle = await surround(self.hooks.around("start_workflow"), send)(call)
+        return handle
+
+    async def _send_with(
+        self, run: NewRun, message: Message, workflow: Any, conn: Any
+    ) -> WorkflowHandle[Any]:
+        id = run.workflow_id
         (started,) = await self.store.start_and_send([run], [message], conn)
         if conn is None:
             self.hinter.work(runs_only=True)

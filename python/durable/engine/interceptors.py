@@ -28,7 +28,10 @@ Proceed = Callable[[C], Awaitable[Any]]
 
 @dataclass(slots=True)
 class StartCall:
-    """A run that a client is about to start: by a start, as a job, or with a message."""
+    """A run that a client is about to start: by a start, as a job, or with a message.
+
+    ``args``, ``kwargs`` and ``headers`` may be changed, or replaced; the rest says what it is.
+    """
 
     workflow: str
     """The name of its type; that of a job is ``job:`` and the activity's."""
@@ -46,7 +49,10 @@ class StartCall:
 
 @dataclass(slots=True)
 class MessageCall:
-    """A signal, query, update or cancel request that a client is about to send."""
+    """A signal, query, update or cancel request that a client is about to send.
+
+    ``args`` and ``headers`` may be changed, or replaced; the rest says what it is.
+    """
 
     workflow_id: str
     run_id: str | None
@@ -110,8 +116,9 @@ class Interceptor:
     async def start_workflow(self, call: StartCall, proceed: Proceed[StartCall]) -> Any:
         """Around the start of a run, also of a job; the outcome is its handle.
 
-        With ``start_many`` and ``enqueue_many`` it is called for each run, all at once, and
-        ``proceed`` returns when all have been started. Runs that schedules start are not seen.
+        With ``start_many`` and ``enqueue_many`` it is called for each run, all at once;
+        ``proceed`` returns when all have been started, a WorkflowAlreadyStartedError for one whose
+        id is taken. Runs that schedules start are not seen.
         """
         return await proceed(call)
 

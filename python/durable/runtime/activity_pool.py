@@ -316,6 +316,7 @@ def job_facts(definition: ActivityDefinition[Any, Any], context: ActivityContext
             "ref": context.ref,
             "scheduled_us": context.scheduled_us,
             "task_token": context.task_token,
+            "headers": dict(context.headers),
         },
     }
 

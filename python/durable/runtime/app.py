@@ -3,7 +3,8 @@
 A name is ``package.module``, ``package.module:attribute`` or a path such as ``subscription.py``
 (whose folder is put on the import path, as Python does for a script). Without an attribute every
 workflow and activity that the module holds, defined there or imported, is taken. A `Codec` that the
-module calls ``codec`` is between the app and the database.
+module calls ``codec`` is between the app and the database; a list of `Interceptor` objects that it
+calls ``interceptors`` is around all its code.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from typing import Any
 
 from durable.codec import DEFAULT_CODEC, Codec
 from durable.engine.definition import ActivityDefinition, WorkflowDefinition
+from durable.engine.interceptors import Hooks, Interceptor
 from durable.errors import ConfigurationError
 
 
@@ -36,6 +38,8 @@ class App:
     activities: tuple[ActivityDefinition[Any, Any], ...]
     codec: Codec = DEFAULT_CODEC
     """What the module calls ``codec``, if it is one."""
+    interceptors: tuple[Interceptor, ...] = ()
+    """The list that the module calls ``interceptors``, the outermost first."""
 
     def workflow(self, name: str) -> WorkflowDefinition[Any, Any] | None:
         """The workflow of that name, or None."""
@@ -58,6 +62,7 @@ def load_app(spec: str, folder: Path | None = None) -> App:
     else:
         found = list(definitions_in(module))
     codec = getattr(module, "codec", None)
+    interceptors = interceptors_in(getattr(module, "interceptors", ()), module_name)
     if not found:
         raise AppError(
             f"{spec} has no workflows and no activities; "
@@ -68,7 +73,27 @@ def load_app(spec: str, folder: Path | None = None) -> App:
         workflows=tuple(each for each in found if isinstance(each, WorkflowDefinition)),
         activities=tuple(each for each in found if isinstance(each, ActivityDefinition)),
         codec=codec if isinstance(codec, Codec) else DEFAULT_CODEC,
+        interceptors=interceptors,
     )
+
+
+def interceptors_in(value: object, module: str) -> tuple[Interceptor, ...]:
+    """The interceptors of an app; none when the module has something else of that name.
+
+    Raise AppError for a list with interceptors and other things in it.
+    """
+    if not isinstance(value, list | tuple):
+        return ()
+    is_ours = [
+        isinstance(each, Interceptor) or (isinstance(each, type) and issubclass(each, Interceptor))
+        for each in value
+    ]
+    if not any(is_ours):
+        return ()
+    try:
+        return Hooks(value).interceptors
+    except ConfigurationError as error:
+        raise AppError(f"interceptors of {module}: {error}") from error
 
 
 def import_module(name: str, root: Path) -> ModuleType:

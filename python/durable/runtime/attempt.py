@@ -12,7 +12,7 @@ from durable.engine.definition import ActivityDefinition
 from durable.engine.info import ActivityContext
 from durable.events import ActivityOutcome, EventKind
 from durable.options import PAYLOAD_BYTES_WARN, ActivityOptions, seconds
-from durable.runtime.activity_pool import Job
+from durable.runtime.activity_pool import Job, Reply
 
 RETRY = 0
 """The kind of an ending that asks for another attempt (as in `ActivityOutcome.kind`)."""
@@ -73,6 +73,7 @@ class Attempt:
         "options",
         "options_json",
         "ref",
+        "reply",
         "run_id",
         "source",
         "started_at",
@@ -116,6 +117,8 @@ class Attempt:
         self.task: asyncio.Task[None] | None = None
         self.job: Job | None = None
         """Its life in another process, if it runs in one."""
+        self.reply: tuple[BaseException, Reply] | None = None
+        """What that process said last, and the exception that interceptors saw for it."""
         self.timers: list[asyncio.TimerHandle] = []
         self.beat_timer: asyncio.TimerHandle | None = None
         self.started_at = 0.0

@@ -15,6 +15,7 @@ from collections.abc import Callable
 from typing import Any
 
 from durable.codec import DEFAULT_CODEC, NO_CODEC, is_sealed
+from durable.engine.attributes import split_headers
 from durable.engine.info import ActivityContext
 from durable.engine.retry import options_from_json
 from durable.errors import StoreError, StoreUnavailableError
@@ -207,6 +208,7 @@ class AttemptPoller(Service):
             failure = lost_payload(each.name, each.attempt)
             self.answers.put(answer(each, Ending(FAILED, failure)))
             return
+        headers, input = split_headers(each.input)
         context = ActivityContext(
             name=each.name,
             attempt=each.attempt,
@@ -218,12 +220,13 @@ class AttemptPoller(Service):
             details=tuple(decode_list(each.details)) if each.details else (),
             scheduled_us=each.scheduled_us,
             task_token=token_text(each) if traits.completes_later else "",
+            headers=headers,
         )
         attempt = Attempt(
             self,
             self._executor.definitions[each.name],
             context,
-            input=each.input,
+            input=input,
             options=options,
             options_json=each.options,
             token=each.token,

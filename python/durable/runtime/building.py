@@ -10,7 +10,9 @@ from collections.abc import Callable
 
 import orjson
 
+from durable.engine.attributes import with_headers
 from durable.engine.execution import ScheduledActivity, Turn
+from durable.engine.info import NO_HEADERS
 from durable.events import QueuedActivity, RunCommit
 from durable.runtime.pausing import kept
 from durable.runtime.warm import Flight, WarmRun
@@ -143,7 +145,7 @@ def queued(each: ScheduledActivity, run: WarmRun) -> QueuedActivity:
         queue=each.queue,
         priority=each.priority,
         attempt=1,
-        input=each.input,
+        input=with_headers(each.input, run.execution.headers if run.execution else NO_HEADERS),
         options=shared_options(run, each.options_json.encode()),
         scheduled_us=each.scheduled_us,
     )

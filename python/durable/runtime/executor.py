@@ -23,6 +23,7 @@ from typing import Any
 
 from durable.engine.definition import ActivityDefinition
 from durable.engine.info import ACTIVITY_CONTEXT
+from durable.engine.interceptors import NO_HOOKS, Hooks
 from durable.engine.retry import next_delay_seconds
 from durable.errors import (
     CompleteLater,
@@ -36,6 +37,7 @@ from durable.runtime.attempt import COMPLETED, FAILED, RETRY, Attempt, Ending, S
 from durable.runtime.failures import Failure, cancelled_payload, failure_of, lost_payload, numbered
 from durable.runtime.metrics import Metrics
 from durable.runtime.slots import Slots
+from durable.runtime.surrounded import call_surrounded, place_of
 from durable.store.base import Store
 from durable.store.clock import StoreClock
 from durable.store.transactions import Transactions
@@ -60,9 +62,12 @@ class Executor:
         clock: StoreClock,
         metrics: Metrics,
         store: Store,
+        hooks: Hooks = NO_HOOKS,
     ) -> None:
         self._store = store
         self.definitions = definitions
+        self._around = hooks.around("run_activity")
+        self._surrounded: set[asyncio.Task[None]] = set()
         self._transactions = Transactions(store)
         self.slots = Slots(
             definitions,
@@ -106,6 +111,12 @@ class Executor:
         if attempt.definition.is_async:
             attempt.task = loop.create_task(self._run_async(attempt))
             return
+        if self._around:
+            attempt.task = loop.create_task(self._run_async(attempt))
+            # It has none while its code runs elsewhere.
+            self._surrounded.add(attempt.task)
+            attempt.task.add_done_callback(self._surrounded.discard)
+            return
         if attempt.definition.executor == "process":
             facts = job_facts(attempt.definition, attempt.context)
             attempt.job = self.processes.submit(facts, attempt.input, attempt.beaten)
@@ -127,14 +138,21 @@ class Executor:
             if definition.traits.is_transactional:
                 payload = await self._transact(attempt, args, kwargs)
             else:
-                value = await definition.fn(*args, **kwargs)
+                if self._around:
+                    fn = place_of(attempt, self._pool, self.processes)
+                    value = await call_surrounded(self._around, attempt, fn, args, kwargs)
+                else:
+                    value = await definition.fn(*args, **kwargs)
                 is_ours = True
                 payload = signature.check_result(value)
         except CompleteLater as error:
             await self._detach(attempt, error)
         except BaseException as error:
             # Whatever it is (SystemExit too): one attempt failed, the worker goes on.
-            self._failed(attempt, error, is_ours and isinstance(error, PayloadError))
+            if attempt.reply is not None and attempt.reply[0] is error:
+                self._process_failed(attempt, attempt.reply[1])
+            else:
+                self._failed(attempt, error, is_ours and isinstance(error, PayloadError))
         else:
             self._conclude(attempt, Ending(COMPLETED, payload), "completed")
         finally:
@@ -164,7 +182,11 @@ class Executor:
         """Run it in a transaction that also records its result."""
         definition = attempt.definition
         async with self._transactions.begin() as conn:
-            value = await definition.fn(conn, *args, **kwargs)
+            if self._around:
+                fn = partial(definition.fn, conn)
+                value = await call_surrounded(self._around, attempt, fn, args, kwargs)
+            else:
+                value = await definition.fn(conn, *args, **kwargs)
             payload = definition.signature.check_result(value)
             outcome = attempt.outcome(Ending(COMPLETED, payload))
             if not await self._transactions.record(conn, outcome):
@@ -220,12 +242,17 @@ class Executor:
         elif reply.failure is None:
             self._leave(attempt, CompleteLater())
             return
-        elif reply.is_lost and attempt.definition.traits.is_at_most_once and attempt.stop is None:
+        else:
+            self._process_failed(attempt, reply)
+        self._release(attempt)
+
+    def _process_failed(self, attempt: Attempt, reply: Reply) -> None:
+        assert reply.failure is not None
+        if reply.is_lost and attempt.definition.traits.is_at_most_once and attempt.stop is None:
             ending = Ending(FAILED, lost_payload(attempt.name, attempt.number))
             self._conclude(attempt, ending, "failed")
         else:
             self._failed(attempt, reply.failure, reply.gives_up)
-        self._release(attempt)
 
     # -- ending ------------------------------------------------------------------------------
 
@@ -376,6 +403,9 @@ class Executor:
         for attempt in list(self._attempts):
             self.void(attempt)
         tasks = [attempt.task for attempt in self._attempts if attempt.task is not None]
+        for task in self._surrounded:
+            task.cancel()
+        tasks += self._surrounded
         if tasks:
             await asyncio.wait(tasks, timeout=1.0)
         self._pool.shutdown(wait=False, cancel_futures=True)

@@ -104,6 +104,7 @@ def build(orders: Orders, app: App) -> tuple[Worker, Metrics]:
         keep_session=False,
         build_id=orders.build_id or "",
         codec=app.codec,
+        interceptors=app.interceptors,
     )
     return worker, metrics
 

@@ -266,7 +266,7 @@ class Station:
         # What user code prints must not end up in the report.
         sys.stdout = sys.stderr
         app = load_app(source.app, Path(source.folder))
-        self.registry = Registry(app.workflows, app.activities)
+        self.registry = Registry(app.workflows, app.activities, interceptors=app.interceptors)
         factory = asyncio.SelectorEventLoop if sys.platform == "win32" else None
         self.runner = asyncio.Runner(loop_factory=factory)
         # Behind the app's codec: what the workers sealed is opened as they would.

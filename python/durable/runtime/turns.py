@@ -12,8 +12,9 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from durable.codec import NO_CODEC, is_sealed
+from durable.engine.attributes import with_headers
 from durable.engine.execution import Execution, ScheduledActivity
-from durable.engine.info import ActivityContext
+from durable.engine.info import NO_HEADERS, ActivityContext
 from durable.engine.registry import Registry
 from durable.engine.retry import options_from_json
 from durable.engine.turn import cancelled_refs
@@ -502,6 +503,7 @@ class Turns:
             queue=each.queue,
             ref=each.ref,
             scheduled_us=each.scheduled_us,
+            headers=run.execution.headers if run.execution is not None else NO_HEADERS,
         )
         attempt = Attempt(
             self,
@@ -541,7 +543,7 @@ class Turns:
                 queue=context.queue,
                 priority=attempt.options.priority,
                 attempt=attempt.number + (1 if ending.count_attempt else 0),
-                input=attempt.input,
+                input=with_headers(attempt.input, context.headers),
                 options=shared_options(run, attempt.options_json),
                 delay_us=ending.delay_us,
                 last_failure=ending.payload,

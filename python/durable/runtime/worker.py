@@ -23,6 +23,7 @@ from types import TracebackType
 from typing import Any, Self
 
 from durable.codec import DEFAULT_CODEC, Codec
+from durable.engine.interceptors import Interceptor
 from durable.engine.registry import Registry
 from durable.errors import ConfigurationError, StoreError
 from durable.events import TypeInfo
@@ -66,7 +67,8 @@ class Worker:
 
     ``store`` is a DSN or a store, which the worker opens and closes. ``keep_session=False`` leaves
     the lease to a supervisor that reads `session_id` and `progress`. The pipeline of ``codec``
-    (compression, encryption) is between the worker and the store; clients need the same. Raises
+    (compression, encryption) is between the worker and the store; clients need the same.
+    ``interceptors`` are around its workflows and activities, the first outermost. Raises
     ConfigurationError when there is nothing to serve.
     """
 
@@ -82,9 +84,10 @@ class Worker:
         build_id: str | None = None,
         schema: str = "durable",
         codec: Codec = DEFAULT_CODEC,
+        interceptors: Iterable[Interceptor] = (),
     ) -> None:
         self.options = options = options or WorkerOptions()
-        self.registry = Registry(workflows, activities)
+        self.registry = Registry(workflows, activities, interceptors=interceptors)
         if not self.registry.workflows and not self.registry.activities:
             raise ConfigurationError("a worker needs at least one workflow or activity to serve")
         if options.verify_values:
@@ -124,6 +127,7 @@ class Worker:
             clock=clock,
             metrics=metrics,
             store=store,
+            hooks=self.registry.hooks,
         )
         self._turns = turns = Turns(
             registry=self.registry,

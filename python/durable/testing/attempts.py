@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import contextvars
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import orjson
@@ -19,6 +19,8 @@ import orjson
 from durable.codec import Signature, failure_to_payload, is_final, type_names
 from durable.engine.execution import ScheduledActivity
 from durable.engine.info import ACTIVITY_CONTEXT, ActivityContext
+from durable.engine.interceptors import ActivityCall as InterceptedCall
+from durable.engine.interceptors import surround
 from durable.engine.retry import next_delay_seconds
 from durable.errors import RetryAfter
 from durable.events import EventKind
@@ -50,6 +52,8 @@ class ActivityCall:
         on_call: Callable[[tuple[Any, ...], dict[str, Any]], None] | None,
         clock: Clock,
         threads: bool,
+        headers: Mapping[str, Any],
+        around: Sequence[Callable[..., Any]],
         ended: Ended,
         changed: Callable[[], object],
     ) -> None:
@@ -62,6 +66,8 @@ class ActivityCall:
         self._on_call = on_call
         self._clock = clock
         self._threads = threads
+        self._headers = headers
+        self._around = around
         self._ended = ended
         self._changed = changed
         self._attempt = 0
@@ -95,12 +101,13 @@ class ActivityCall:
             details=self._details,
             scheduled_us=scheduled.scheduled_us,
             on_heartbeat=self._heartbeat,
+            headers=self._headers,
         )
         self._limit()
         surrounding = contextvars.copy_context()
         surrounding.run(ACTIVITY_CONTEXT.set, context)
         number = self._attempt
-        if inspect.iscoroutinefunction(self._fn) or self._threads:
+        if inspect.iscoroutinefunction(self._fn) or self._threads or self._around:
             self._task = asyncio.get_running_loop().create_task(
                 self._run(number), context=surrounding
             )
@@ -131,7 +138,13 @@ class ActivityCall:
 
     async def _run(self, number: int) -> None:
         try:
-            if inspect.iscoroutinefunction(self._fn):
+            if self._around:
+                args, kwargs = self._arguments()
+                assert self._context is not None
+                call = InterceptedCall(self._context.info, args, dict(kwargs))
+                value = await surround(self._around, self._innermost)(call)
+                payload = self._signature.check_result(value)
+            elif inspect.iscoroutinefunction(self._fn):
                 args, kwargs = self._arguments()
                 payload = self._signature.check_result(await self._fn(*args, **kwargs))
             else:
@@ -141,6 +154,13 @@ class ActivityCall:
             self._failed(number, error)
         else:
             self._conclude(number, EventKind.ACTIVITY_COMPLETED, payload)
+
+    async def _innermost(self, call: InterceptedCall) -> Any:
+        if inspect.iscoroutinefunction(self._fn):
+            return await self._fn(*call.args, **call.kwargs)
+        if self._threads:
+            return await asyncio.to_thread(self._fn, *call.args, **call.kwargs)
+        return self._fn(*call.args, **call.kwargs)
 
     def _call_sync(self) -> bytes:
         args, kwargs = self._arguments()

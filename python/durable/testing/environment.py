@@ -22,6 +22,7 @@ from durable.codec import DEFAULT_CODEC
 from durable.engine.attributes import plain_headers, plain_memo, plain_search
 from durable.engine.definition import ActivityDefinition, WorkflowDefinition, handler_name
 from durable.engine.info import ACTIVITY_CONTEXT, duration_us, to_datetime, to_us
+from durable.engine.interceptors import Interceptor
 from durable.engine.jobs import headers_of, job_of
 from durable.engine.registry import Registry
 from durable.engine.start import StartMeta, new_run
@@ -79,7 +80,7 @@ class WorkflowEnvironment:
     a `NonDeterminismError`. ``check_values`` reads every argument and result back and compares.
     ``threads`` runs sync activities on threads instead of in place. ``patience`` is how long, in
     real seconds, a wait goes on while nothing at all happens. ``seed`` varies the runs' ids, and
-    with them their random numbers.
+    with them their random numbers. ``interceptors`` are those of the workers.
     """
 
     def __init__(
@@ -93,10 +94,11 @@ class WorkflowEnvironment:
         threads: bool = False,
         patience: float = 5.0,
         seed: int = 0,
+        interceptors: Iterable[Interceptor] = (),
     ) -> None:
         if not patience > 0:
             raise ConfigurationError(f"patience must be more than 0 seconds, not {patience!r}")
-        self._registry = Registry(workflows, activities)
+        self._registry = Registry(workflows, activities, interceptors=interceptors)
         self._world = World(
             self._registry,
             Clock(to_us(start_time)),

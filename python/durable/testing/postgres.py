@@ -21,6 +21,7 @@ from durable.client.starting import StartOptions
 from durable.engine.definition import ActivityDefinition, WorkflowDefinition, handler_name
 from durable.engine.execution import Execution
 from durable.engine.info import ACTIVITY_CONTEXT
+from durable.engine.interceptors import Interceptor
 from durable.engine.start import StartMeta
 from durable.errors import ContextError
 from durable.events import IdReuse, RunState, RunView
@@ -55,6 +56,7 @@ class PostgresEnvironment(WorkflowEnvironment):
         crash_at_every_event: bool = False,
         check_values: bool = True,
         patience: float = 30.0,
+        interceptors: Iterable[Interceptor] = (),
     ) -> None:
         super().__init__(
             workflows=workflows,
@@ -62,6 +64,7 @@ class PostgresEnvironment(WorkflowEnvironment):
             crash_at_every_event=crash_at_every_event,
             check_values=check_values,
             patience=patience,
+            interceptors=interceptors,
         )
         self._dsn = dsn
         self._schema = f"durable_test_{uuid.uuid4().hex[:12]}"
@@ -194,6 +197,7 @@ class PostgresEnvironment(WorkflowEnvironment):
             activities=activities,
             options=self._options,
             schema=self._schema,
+            interceptors=registry.hooks.interceptors,
         )
         await worker.__aenter__()
         self._worker, self._served = worker, names

@@ -17,6 +17,7 @@ from pathlib import Path
 from types import ModuleType
 
 from durable.codec import DEFAULT_CODEC, Codec
+from durable.engine.interceptors import Interceptor
 from durable.engine.registry import Registry
 from durable.errors import InvalidArgumentError, NonDeterminismError, UnknownWorkflowError
 from durable.runtime.recorded import Problem, RecordedRun, find_problem, replay
@@ -69,8 +70,11 @@ class ReplayReport:
 class Replayer:
     """Replays histories against ``workflows`` (definitions, or modules that hold some)."""
 
-    def __init__(self, workflows: Iterable[object]) -> None:
-        self._registry = Registry()
+    def __init__(
+        self, workflows: Iterable[object], *, interceptors: Iterable[Interceptor] = ()
+    ) -> None:
+        """``interceptors`` are the workers': they are around workflow code in each replay."""
+        self._registry = Registry(interceptors=interceptors)
         for each in workflows:
             if isinstance(each, ModuleType):
                 self._registry.collect(each)

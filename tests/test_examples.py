@@ -12,9 +12,9 @@ from typing import Any
 import psycopg
 import pytest
 
-from durable import Client, NonDeterminismError, NonRetryable, Worker
+from durable import Client, NonDeterminismError, NonRetryable, Supervisor, Worker
 from durable.errors import UpdateRejectedError, WorkflowCancelledError, WorkflowNotFoundError
-from durable.options import WorkerOptions
+from durable.options import SupervisorOptions, WorkerOptions
 from durable.testing import Replayer, WorkflowEnvironment
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
@@ -282,6 +282,49 @@ async def test_outbox_commits_both_or_neither(dsn: str) -> None:
             assert await handle.result(30) == f"order {first} confirmed"
         with pytest.raises(WorkflowNotFoundError):
             await client.get_handle(f"order-{first + 1}").describe()
+
+
+async def test_tracing_is_one_trace_over_worker_processes(
+    dsn: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    example = load("tracing")
+    app = str(EXAMPLES / "tracing.py")
+    # Its workers are processes that import the app by themselves, and its interceptors with it.
+    options = SupervisorOptions(processes=1, http_port=None)
+    caplog.set_level("INFO", "tracing")
+    async with Supervisor(app, dsn, options=options, worker_options=OPTIONS):
+        first, second = await example.main(dsn, "tea")
+    lines = [record.getMessage().split() for record in caplog.records if record.name == "tracing"]
+    assert [name for name, _, _ in lines] == ["start:ship", "request"]
+    (trace_id,) = {traceparent.split("-")[1] for _, traceparent, _ in lines}
+    assert first == f"tea {trace_id}"
+    assert second == f"tea, packed {trace_id}"
+
+
+async def test_tracing_hangs_each_span_below_the_right_one(
+    dsn: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    example = load("tracing")
+    caplog.set_level("INFO", "tracing")
+    async with Worker(
+        dsn,
+        workflows=[example.ship, example.pack],
+        activities=[example.label],
+        options=OPTIONS,
+        interceptors=example.interceptors,
+    ):
+        await example.main(dsn, "tea")
+    lines = [record.getMessage().split() for record in caplog.records if record.name == "tracing"]
+    names = {traceparent.split("-")[2]: name for name, traceparent, _ in lines}
+    below = sorted((name, names.get(parent, "-")) for name, _, parent in lines)
+    assert below == [
+        ("activity:label", "run:pack"),
+        ("activity:label", "run:ship"),
+        ("request", "-"),
+        ("run:pack", "run:ship"),
+        ("run:ship", "start:ship"),
+        ("start:ship", "request"),
+    ]
 
 
 async def test_encryption_leaves_nothing_to_read(dsn: str) -> None:

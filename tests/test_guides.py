@@ -289,6 +289,18 @@ async def test_sync(dsn: str, monkeypatch: pytest.MonkeyPatch) -> None:
             client.close()
 
 
+async def test_interceptors(dsn: str) -> None:
+    page = load("interceptors")
+    async with Worker(
+        dsn,
+        workflows=[page.report],
+        activities=[page.table],
+        options=WorkerOptions(poll_max_seconds=0.2, drain_seconds=1.0),
+        interceptors=page.interceptors,
+    ):
+        assert await page.ask(dsn) == "orders_acme of acme"
+
+
 @pytest.mark.parametrize("page", ["from-temporal", "from-dbos"])
 def test_names_for_newcomers_exist(page: str) -> None:
     text = (GUIDES / f"{page}.md").read_text()

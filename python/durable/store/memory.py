@@ -245,13 +245,13 @@ class MemoryStore:
         self.fault("resume", "after")
         return len(paused)
 
-    def make_ready(self, run: Run) -> None:
+    def make_ready(self, run: Run, *, late: bool = False) -> None:
         """Make a parked or delayed run claimable."""
         run.state = RunState.RUNNING
         run.park = None
         run.start = replace(run.start, debounce_key=None)
         self.tables.timers.pop((run.run_id, 0, TimerKind.UNPARK), None)
-        self.tables.wake(run.run_id)
+        self.tables.wake(run.run_id, late=late)
 
     async def view(
         self, *, workflow_id: str | None = None, run_id: str | None = None
@@ -470,16 +470,17 @@ class MemoryStore:
         tables = self.tables
         run = tables.runs[run_id]
         if kind == TimerKind.WORKFLOW:
-            tables.deliver(run_id, EventKind.TIMER_FIRED, ref)
+            tables.deliver(run_id, EventKind.TIMER_FIRED, ref, late=True)
         elif kind == TimerKind.RUN_TIMEOUT:
             failure = failure_json("TimeoutError", "the time of the run is over")
-            tables.deliver(run_id, EventKind.RUN_TIMED_OUT, ref, failure)
+            tables.deliver(run_id, EventKind.RUN_TIMED_OUT, ref, failure, late=True)
         elif kind == TimerKind.EXECUTION_TIMEOUT:
             failure = failure_json("TimeoutError", "the time of the whole execution is over")
-            tables.deliver(run_id, EventKind.RUN_TIMED_OUT, ref, failure, WHOLE_EXECUTION)
+            name = WHOLE_EXECUTION
+            tables.deliver(run_id, EventKind.RUN_TIMED_OUT, ref, failure, name, late=True)
         elif kind in (TimerKind.START, TimerKind.UNPARK):
             if run.state == (DELAYED if kind == TimerKind.START else RunState.PARKED):
-                self.make_ready(run)
+                self.make_ready(run, late=True)
         elif (run_id, ref) in tables.activities:
             if kind == TimerKind.ACTIVITY_TIMEOUT:
                 tables.time_out((run_id, ref))

@@ -41,6 +41,8 @@ DELAYED = 2
 """An open run that must not start yet."""
 WAITS, QUEUED, CLAIMED, HELD = 0, 1, 2, 3
 """States of activities; held is queued, but for a place of its fairness key."""
+LATE = 1000
+"""So many places behind the last a run stands whose time has come."""
 DOOMS = (EventKind.CANCEL_REQUESTED, EventKind.RUN_TERMINATED, EventKind.RUN_TIMED_OUT)
 """Mail that a delayed run is claimed for: it ends without having begun."""
 ENDINGS = (EventKind.RUN_TERMINATED, EventKind.RUN_TIMED_OUT)
@@ -244,14 +246,15 @@ class Tables:
         self.last_id += 1
         return self.last_id
 
-    def wake(self, run_id: str, *, shared: bool = False) -> None:
-        """Insert a wake token for whoever owns the run now."""
+    def wake(self, run_id: str, *, shared: bool = False, late: bool = False) -> None:
+        """Insert a wake token for whoever owns the run now; ``late``: its time has come."""
         run = self.runs.get(run_id)
         if run is not None:
             new = run.start
             session = None if shared else run.session
             token = Task(self.next_id(), RUN, new.queue, new.priority, new.workflow_type, run_id)
             token.session = session
+            token.place += LATE * late
             self.tasks[token.id] = token
 
     def deliver(
@@ -261,6 +264,8 @@ class Tables:
         ref: int = 0,
         payload: bytes | None = None,
         name: str | None = None,
+        *,
+        late: bool = False,
     ) -> None:
         """Put a fact into a run's inbox, with a token. Nothing happens when the run is gone."""
         if run_id in self.runs:
@@ -268,7 +273,7 @@ class Tables:
                 self.next_id(), run_id, kind, ref, name, None, payload, self.clock_us()
             )
             self.inbox[run_id].append(item)
-            self.wake(run_id)
+            self.wake(run_id, late=late)
 
     def tell_owner(self, run_id: str, word: str) -> None:
         """Say that a run was paused or resumed, before all other mail."""

@@ -12,6 +12,15 @@ CREATE FUNCTION {s}.wake(p_runs uuid[]) RETURNS void LANGUAGE sql AS $$
     FROM (SELECT DISTINCT unnest(p_runs) AS run_id) i JOIN {s}.run r USING (run_id)
 $$;
 
+-- The same for runs whose time has come, as if a thousand others had been there before: many timers
+-- may be due in one instant, and what comes now, from somebody who waits, does not stand behind them.
+CREATE FUNCTION {s}.wake_late(p_runs uuid[]) RETURNS void LANGUAGE sql AS $$
+    INSERT INTO {s}.task (id, queue, priority, kind, type, run_id, session) OVERRIDING SYSTEM VALUE
+    SELECT nextval('{s}.task_id_seq') + 1000, r.queue, r.priority, 1, r.workflow_type, r.run_id,
+           r.session
+    FROM (SELECT DISTINCT unnest(p_runs) AS run_id) i JOIN {s}.run r USING (run_id)
+$$;
+
 -- Start runs. Insert first, look after: the unique workflow id makes a concurrent start or close of
 -- the same id wait, so what the later statements see is final. Locks in order of workflow id.
 -- p_due_us: absolute start time, or NULL for p_delay_us from now. Returns the run that has the id, or

@@ -388,7 +388,7 @@ BEGIN
               JOIN unnest(v_act_run, v_act_ref) AS a(run_id, ref) USING (run_id, ref)
               WHERE i.kind = 3) late
         HAVING count(*) > 0;
-        PERFORM {s}.wake(array_agg(run_id)) FROM (
+        PERFORM {s}.wake_late(array_agg(run_id)) FROM (
             SELECT i.run_id FROM unnest(v_run, v_kind) AS i(run_id, kind)
             WHERE i.kind IN (1, 5, 7) AND i.run_id = ANY (v_held)
             UNION SELECT unnest(v_ready)

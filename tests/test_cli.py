@@ -326,3 +326,36 @@ def test_limits_of_queues_are_set_listed_and_removed(dsn: str) -> None:
     assert "gpu" not in durable("queue", "list", *on).stdout
     refused(durable("queue", "set", "gpu", "--rate", "0", *on), 2, "rate")
     assert durable("queue", "show", *on).stdout.split()[:2] == ["QUEUE", "QUEUED"]
+
+
+def test_a_schedule_is_made_shown_changed_and_removed(dsn: str) -> None:
+    create = ["schedule", "create", "nightly", "subscription", PLAN, "--app", SUBSCRIPTION]
+    refused(durable(*create, "--dsn", dsn), 2, "cron= or every=")
+    for id, team in (("nightly", "shop"), ("hourly", "mail")):
+        create[2] = id
+        options = ("--cron", "0 3 * * *", "--paused", "--search", f"team={team}", "--dsn", dsn)
+        made = durable(*create, *options)
+        assert (made.exit_code, made.stdout) == (0, "")
+    refused(durable(*create, *options), 1, "is taken")
+
+    def ask(command: str, *options: str) -> Result:
+        return durable("schedule", command, *options, "--dsn", dsn)
+
+    assert "hourly" in ask("list").stdout
+    listed = ask("list", "--search", "team=shop").stdout
+    assert "nightly" in listed
+    assert "hourly" not in listed
+    assert ask("resume", "nightly").exit_code == 0
+    assert json.loads(ask("describe", "nightly").stdout)["paused"] is None
+    assert ask("pause", "nightly", "--reason", "holiday").exit_code == 0
+    changed = ask("update", "nightly", "--every", "10m", "--overlap", "terminate_other")
+    assert changed.exit_code == 0
+    shown = json.loads(ask("describe", "nightly").stdout)
+    assert shown["paused"] == "holiday"
+    assert (shown["plan"]["cron"], shown["plan"]["every_us"]) == (None, 600_000_000)
+    times = ("--from", "2026-01-01T00:00:00Z", "--to", "2026-01-01T01:00:00Z")
+    assert ask("backfill", "nightly", *times).stdout == "7\n"
+    assert ask("trigger", "nightly").exit_code == 0
+    assert durable("schedule", "update", "nightly", "--dsn", dsn).exit_code == 2
+    assert ask("delete", "nightly").exit_code == 0
+    refused(ask("pause", "nothing"), 1, "nothing")

@@ -119,7 +119,13 @@ async def test_jitter_longer_than_the_interval_drops_no_time(env: WorkflowEnviro
 
 @pytest.mark.parametrize(
     ("overlap", "started", "skipped"),
-    [("skip", 2, 1), ("buffer_one", 2, 0), ("allow_all", 3, 0), ("cancel_other", 3, 0)],
+    [
+        ("skip", 2, 1),
+        ("buffer_one", 2, 0),
+        ("allow_all", 3, 0),
+        ("cancel_other", 3, 0),
+        ("terminate_other", 3, 0),
+    ],
 )
 async def test_a_run_that_takes_too_long_is_met_as_the_policy_says(
     env: WorkflowEnvironment, overlap: str, started: int, skipped: int
@@ -128,6 +134,17 @@ async def test_a_run_that_takes_too_long_is_met_as_the_policy_says(
     await env.advance(HOUR * 3)
     seen = await handle.vars()
     assert (seen["started"], seen["skipped"]) == (started, skipped)
+
+
+async def test_the_other_run_is_ended_and_none_besides(env: WorkflowEnvironment) -> None:
+    handle = await begin(env, name="long", overlap="terminate_other")
+    await env.advance(HOUR * 2.1)
+    with pytest.raises(WorkflowTerminatedError, match="the next time of s"):
+        await env.get_handle("s-2030-01-01T01:00:00Z").result()
+    assert (await handle.vars())["running"] == ["s-2030-01-01T02:00:00Z"]
+    await handle.signal(ORDERS, {"do": "pause", "reason": ""})
+    assert await env.get_handle("s-2030-01-01T02:00:00Z").result() is None
+    assert (await handle.vars())["running"] == []
 
 
 async def test_a_paused_schedule_starts_nothing_and_makes_nothing_up(
@@ -236,6 +253,37 @@ async def test_a_scheduled_job_has_the_options_its_activity_was_given(
     with pytest.raises(WorkflowFailedError, match="attempt 2"):
         await job.result(20)
     await schedule.delete()
+
+
+async def test_an_update_changes_what_it_names(client: Client, serve: Any) -> None:
+    await serve(add)
+    schedule = await client.create_schedule("sums", add, 2, 3, cron="0 3 * * *", jitter=5)
+    before = (await schedule.describe())["plan"]
+
+    await schedule.update(every=600, overlap="terminate_other", arguments=[4, 5])
+
+    after = (await schedule.describe())["plan"]
+    changes = {"cron": None, "every_us": 600_000_000, "overlap": "terminate_other"}
+    assert after == {**before, **changes, "arguments": "[4,5]"}
+    for options, said in [({"every": 0.1}, "one second"), ({"overlap": "hope"}, "overlap is")]:
+        with pytest.raises(InvalidArgumentError, match=said):
+            await schedule.update(**options)
+    await schedule.update(cron="0 4 * * *", timezone="Europe/Oslo", jitter=0, catch_up=60)
+    plan = (await schedule.describe())["plan"]
+    assert (plan["cron"], plan["every_us"], plan["jitter_us"]) == ("0 4 * * *", None, 0)
+    assert (plan["timezone"], plan["catch_up_us"]) == ("Europe/Oslo", 60_000_000)
+
+
+async def test_schedules_are_found_by_their_attributes(client: Client) -> None:
+    await client.create_schedule("one", tick, every=60, search={"team": "shop", "on": ["a", "b"]})
+    await client.create_schedule("two", tick, every=60, search={"team": "mail"})
+    await client.start(tick, id="run", search={"team": "shop"})
+
+    found = await client.list_schedules(search={"team": "shop", "on": ["b"]})
+
+    assert [view.workflow_id for view in found] == ["one"]
+    with pytest.raises(InvalidArgumentError, match="cannot be None"):
+        await client.list_schedules(search={"team": None})
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,9 @@ import pytest
 
 from durable import (
     Client,
+    ScheduleHandle,
     SyncClient,
+    SyncScheduleHandle,
     SyncWorkflowHandle,
     WorkflowHandle,
     activity,
@@ -303,8 +305,12 @@ def test_a_forked_child_begins_anew(client: SyncClient) -> None:
 
 @pytest.mark.parametrize(
     ("sync", "original"),
-    [(SyncClient, Client), (SyncWorkflowHandle, WorkflowHandle)],
-    ids=["client", "handle"],
+    [
+        (SyncClient, Client),
+        (SyncWorkflowHandle, WorkflowHandle),
+        (SyncScheduleHandle, ScheduleHandle),
+    ],
+    ids=["client", "handle", "schedule"],
 )
 def test_no_verb_is_missing(sync: type, original: type) -> None:
     """What the asyncio client can do, this one can, under the same name."""

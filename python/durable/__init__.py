@@ -56,7 +56,14 @@ from durable.interceptors import Interceptor
 from durable.options import ActivityOptions, RetryPolicy, SupervisorOptions, WorkerOptions
 
 if TYPE_CHECKING:
-    from durable.client import Client, SyncClient, SyncWorkflowHandle, WorkflowHandle
+    from durable.client import (
+        Client,
+        ScheduleHandle,
+        SyncClient,
+        SyncScheduleHandle,
+        SyncWorkflowHandle,
+        WorkflowHandle,
+    )
     from durable.runtime.supervisor import Supervisor
     from durable.runtime.worker import Worker
 
@@ -71,7 +78,9 @@ __all__ = [
     "Client",
     "IdReuse",
     "RunState",
+    "ScheduleHandle",
     "SyncClient",
+    "SyncScheduleHandle",
     "SyncWorkflowHandle",
     "WorkflowHandle",
     # running
@@ -128,7 +137,9 @@ __all__ = [
 # imported by every worker process, by tests and by tools that never connect.
 LATE = {
     "Client": "durable.client",
+    "ScheduleHandle": "durable.client",
     "SyncClient": "durable.client",
+    "SyncScheduleHandle": "durable.client",
     "SyncWorkflowHandle": "durable.client",
     "WorkflowHandle": "durable.client",
     "Supervisor": "durable.runtime.supervisor",

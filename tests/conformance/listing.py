@@ -35,6 +35,7 @@ AREAS = {
     "error": "Errors",
     "value": "Values",
     "client": "Clients",
+    "schedule": "Schedules",
     "replay": "Replay, guard, workers that come and go",
 }
 WHERE = {

@@ -10,6 +10,7 @@ from durable.cli.queues import queue
 from durable.cli.report import Commands
 from durable.cli.retention import retention
 from durable.cli.runs import COMMANDS
+from durable.cli.schedules import schedule
 from durable.cli.serve import dev, migrate, worker
 
 
@@ -23,5 +24,16 @@ def main() -> None:
     """
 
 
-for command in (dev, worker, migrate, retention, queue, enqueue, *COMMANDS, check, export):
+for command in (
+    dev,
+    worker,
+    migrate,
+    retention,
+    queue,
+    enqueue,
+    schedule,
+    *COMMANDS,
+    check,
+    export,
+):
     main.add_command(command)

@@ -26,13 +26,14 @@ from durable.client.client import Client
 from durable.client.handle import WorkflowHandle
 from durable.client.replica import HistoryEvent
 from durable.client.schedules import ScheduleHandle
-from durable.client.sync import SyncClient, SyncWorkflowHandle
+from durable.client.sync import SyncClient, SyncScheduleHandle, SyncWorkflowHandle
 
 __all__ = [
     "Client",
     "HistoryEvent",
     "ScheduleHandle",
     "SyncClient",
+    "SyncScheduleHandle",
     "SyncWorkflowHandle",
     "WorkflowHandle",
 ]

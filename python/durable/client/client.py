@@ -18,8 +18,7 @@ from durable.client.intercepting import surround_all
 from durable.client.jobs import JobClient
 from durable.client.schedules import ScheduleClient
 from durable.client.with_start import WithStartClient
-from durable.codec import DEFAULT_CODEC
-from durable.engine.attributes import message_meta, plain_headers, plain_search
+from durable.engine.attributes import message_meta, plain_headers, wanted_search
 from durable.engine.definition import ActivityDefinition, WorkflowDefinition, handler_name
 from durable.engine.interceptors import MessageCall
 from durable.engine.jobs import job_of
@@ -168,15 +167,7 @@ class Client(WithStartClient, JobClient, ScheduleClient, CompletingClient):
         least these elements. Found by an index, so what few runs have is found fast among many
         runs. Raises InvalidArgumentError for what no run can have.
         """
-        wanted = None
-        if search:
-            plain = plain_search(search, self.codec)
-            for name, value in plain.items():
-                if value is None:
-                    raise InvalidArgumentError(
-                        f"search attribute {name!r} cannot be None: that removes an attribute"
-                    )
-            wanted = DEFAULT_CODEC.encode(plain)
+        wanted = wanted_search(search, self.codec)
         return await self.store.views(
             workflow_type=workflow_type, states=states, search=wanted, limit=limit
         )

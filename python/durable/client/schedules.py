@@ -7,13 +7,14 @@ replay in this process, so no worker is asked.
 from __future__ import annotations
 
 import builtins
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import datetime, timedelta
 from typing import Any
 
 from durable.client.checks import check_id, micros
 from durable.client.handle import WorkflowHandle
 from durable.client.starting import StartingClient, StartOptions
+from durable.engine.attributes import wanted_search
 from durable.engine.calendar import check_plan, times_after
 from durable.engine.definition import ActivityDefinition
 from durable.engine.info import to_us
@@ -30,7 +31,8 @@ OPEN_STATES = (RunState.RUNNING, RunState.PARKED, RunState.PAUSED)
 class ScheduleHandle:
     """One schedule. Its calls raise WorkflowNotFoundError when there is none of its id."""
 
-    def __init__(self, run: WorkflowHandle[Any]) -> None:
+    def __init__(self, client: StartingClient, run: WorkflowHandle[Any]) -> None:
+        self._client = client
         self._run = run
 
     @property
@@ -70,6 +72,39 @@ class ScheduleHandle:
             await self._run.signal(ORDERS, {"do": "backfill", "times_us": times})
         return len(times)
 
+    async def update(
+        self,
+        *,
+        cron: str | None = None,
+        every: timedelta | float | None = None,
+        timezone: str | None = None,
+        jitter: timedelta | float | None = None,
+        overlap: str | None = None,
+        catch_up: timedelta | float | None = None,
+        arguments: Sequence[Any] | None = None,
+    ) -> None:
+        """Change what is given, from now on; the rest stays as it is, and so do runs that go on.
+
+        ``cron`` takes the place of ``every``, and the other way round. ``arguments`` are those of
+        each run. Of two updates at the same time the later one counts as a whole.
+        Raises InvalidArgumentError for a plan without times, or arguments that do not fit.
+        """
+        plan = dict((await self.describe())["plan"])
+        if cron is not None or every is not None:
+            plan.update(cron=cron, every_us=micros(every, "every"))
+        changes = {
+            "timezone": timezone,
+            "overlap": overlap,
+            "jitter_us": micros(jitter, "jitter"),
+            "catch_up_us": micros(catch_up, "catch_up"),
+        }
+        plan.update({name: value for name, value in changes.items() if value is not None})
+        if arguments is not None:
+            payload = await self._client._payload(plan["workflow"], tuple(arguments), {})
+            plan["arguments"] = payload.decode()
+        check_whole(plan)
+        await self._run.signal(ORDERS, {"do": "update", "plan": plan})
+
     async def delete(self, reason: str = "schedule deleted") -> None:
         """End the schedule. Runs that it started go on."""
         await self._run.terminate(reason)
@@ -82,6 +117,15 @@ class ScheduleHandle:
         another that ran, ``missed`` one by being too late, was ``refused`` one whose id was taken.
         """
         return await self._run.vars()
+
+
+def check_whole(plan: dict[str, Any]) -> None:
+    """Raise InvalidArgumentError for a plan that cannot be followed."""
+    if plan["overlap"] not in OVERLAPS:
+        raise InvalidArgumentError(
+            f"overlap is one of {', '.join(OVERLAPS)}, not {plan['overlap']!r}"
+        )
+    check_plan(plan)
 
 
 class ScheduleClient(StartingClient):
@@ -103,16 +147,18 @@ class ScheduleClient(StartingClient):
         priority: int = 0,
         memo: Mapping[str, Any] | None = None,
         run_timeout: timedelta | float | None = None,
+        search: Mapping[str, Any] | None = None,
     ) -> ScheduleHandle:
         """Start a workflow, or an activity as a job, at the times of ``cron`` or ``every`` so long.
 
         ``cron`` (five fields) is read in ``timezone``; the times of ``every`` are its multiples
         since 1970, UTC. Each run starts up to ``jitter`` later, always the same for a time, under
         the id ``<id>-<time>``. While the run before is open, ``overlap`` says what becomes of the
-        next: "skip" it, "buffer_one" (start one when that has ended), "allow_all", or
-        "cancel_other" (ask that to cancel itself, start at once). A time is still made up when it
-        is ``catch_up`` late at most. The rest is for each run, as for `start`; the schedule itself
-        runs on ``queue`` as well.
+        next: "skip" it, "buffer_one" (start one when that has ended), "allow_all", "cancel_other"
+        (ask that to cancel itself, start at once) or "terminate_other" (end it, start at once).
+        A time is still made up when it is ``catch_up`` late at most. ``search`` has the attributes
+        that the schedule is found by (`list_schedules`). The rest is for each run, as for `start`;
+        the schedule itself runs on ``queue`` as well.
 
         Raises InvalidArgumentError for a plan without times, and what `start` raises.
         """
@@ -120,8 +166,6 @@ class ScheduleClient(StartingClient):
         if isinstance(workflow, ActivityDefinition):
             headers = headers_of(workflow)
             workflow = job_of(workflow)
-        if overlap not in OVERLAPS:
-            raise InvalidArgumentError(f"overlap is one of {', '.join(OVERLAPS)}, not {overlap!r}")
         payload = await self._payload(workflow, args, {})
         queue = queue or getattr(workflow, "queue", None)
         options: dict[str, Any] = {
@@ -144,16 +188,28 @@ class ScheduleClient(StartingClient):
             "paused": "paused from the start" if paused else None,
             "options": {name: value for name, value in options.items() if value is not None},
         }
-        check_plan(plan)
+        check_whole(plan)
         check_id(id, "a schedule id")
-        chosen = StartOptions(queue=queue)
-        return ScheduleHandle(await self._begin_plain(SCHEDULE, id, (plan, {}), {}, chosen, {}))
+        chosen = StartOptions(queue=queue, search=search)
+        run = await self._begin_plain(SCHEDULE, id, (plan, {}), {}, chosen, {})
+        return ScheduleHandle(self, run)
 
     def get_schedule(self, id: str) -> ScheduleHandle:
         """A handle to a schedule by id. Asks nothing of the database."""
-        return ScheduleHandle(WorkflowHandle(self, check_id(id, "a schedule id"), None, SCHEDULE))
+        run = WorkflowHandle(self, check_id(id, "a schedule id"), None, SCHEDULE)
+        return ScheduleHandle(self, run)
 
-    async def list_schedules(self, *, limit: int = 100) -> builtins.list[RunView]:
-        """The schedules that there are, the newest first; their ids are the ``workflow_id``."""
-        views = await self.store.views(workflow_type=SCHEDULE_TYPE, states=OPEN_STATES, limit=limit)
+    async def list_schedules(
+        self, *, search: Mapping[str, Any] | None = None, limit: int = 100
+    ) -> builtins.list[RunView]:
+        """The schedules that there are, the newest first; their ids are the ``workflow_id``.
+
+        ``search`` leaves those that have all of these attributes, as for `Client.list`.
+        """
+        views = await self.store.views(
+            workflow_type=SCHEDULE_TYPE,
+            states=OPEN_STATES,
+            search=wanted_search(search, self.codec),
+            limit=limit,
+        )
         return builtins.list(views)

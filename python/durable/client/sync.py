@@ -354,6 +354,7 @@ class SyncScheduleHandle:
     resume = verb(ScheduleHandle.resume)
     trigger = verb(ScheduleHandle.trigger)
     backfill = verb(ScheduleHandle.backfill)
+    update = verb(ScheduleHandle.update)
     delete = verb(ScheduleHandle.delete)
     describe = verb(ScheduleHandle.describe)
 

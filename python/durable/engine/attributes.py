@@ -138,6 +138,19 @@ def plain_search(values: Mapping[str, Any], codec: Codec) -> dict[str, Any]:
     return plain
 
 
+def wanted_search(values: Mapping[str, Any] | None, codec: Codec) -> bytes | None:
+    """What runs are to be found by, as JSON; None for nothing. Raise InvalidArgumentError."""
+    if not values:
+        return None
+    plain = plain_search(values, codec)
+    for name, value in plain.items():
+        if value is None:
+            raise InvalidArgumentError(
+                f"search attribute {name!r} cannot be None: that removes an attribute"
+            )
+    return DEFAULT_CODEC.encode(plain)
+
+
 def check_search_size(payload: bytes) -> None:
     """Raise PayloadTooLargeError for attributes that are too many or too long."""
     if len(payload) > SEARCH_BYTES_MAX:

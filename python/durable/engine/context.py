@@ -273,10 +273,19 @@ class WorkflowContext:
         run_id: str | None,
         name: str | None,
         payload: bytes | None,
+        *,
+        terminate: bool = False,
     ) -> CommandFuture:
-        """Signal or cancel another run; the future is set when it was delivered."""
+        """Signal or cancel another run; the future is set when it was delivered.
+
+        With ``terminate`` a cancel ends it without running its code; ``payload`` is the failure.
+        """
         self.check_writable("messages to other workflows")
-        target = {"workflow_id": workflow_id} if run_id is None else {"run_id": run_id}
+        target: dict[str, Any] = (
+            {"workflow_id": workflow_id} if run_id is None else {"run_id": run_id}
+        )
+        if terminate:
+            target["terminate"] = True
         return self.loop.command(
             kind, name=name, options=self.codec.encode(target).decode(), payload=payload
         )

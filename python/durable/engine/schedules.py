@@ -9,6 +9,7 @@ recorded, so a newer time zone database changes what comes, not what was.
 from __future__ import annotations
 
 import asyncio
+from contextlib import suppress
 from typing import Any
 
 from durable.engine import guard
@@ -16,14 +17,14 @@ from durable.engine.calendar import jitter_us, next_time
 from durable.engine.context import ChildHandle, ContinueAsNew, WorkflowContext, context
 from durable.engine.definition import WorkflowDefinition, WorkflowOptions
 from durable.engine.info import to_datetime
-from durable.errors import ChildWorkflowError
+from durable.errors import ChildWorkflowError, WorkflowNotFoundError
 from durable.events import EventKind
 
 SCHEDULE_TYPE = "durable:schedule"
 """The workflow type of schedules."""
 ORDERS = "schedule"
 """The signal that carries orders to a schedule."""
-OVERLAPS = ("skip", "buffer_one", "allow_all", "cancel_other")
+OVERLAPS = ("skip", "buffer_one", "allow_all", "cancel_other", "terminate_other")
 RECENT_MAX = 10
 EVENTS_SOFT_MAX = 2_000
 """From here on a schedule continues as new as soon as it watches no run."""
@@ -131,11 +132,31 @@ class Schedule:
             for child in self.children:
                 child.cancel()
             await self.start(due_us)
+        elif self.plan["overlap"] == "terminate_other":
+            await self.terminate_others()
+            await self.start(due_us)
         elif self.plan["overlap"] == "buffer_one" and self.state["buffered_us"] is None:
             self.state["buffered_us"] = due_us
         else:
             self.state["counts"]["skipped"] += 1
         self.plan_next()
+
+    async def terminate_others(self) -> None:
+        """End the runs that are watched, whichever run their chains have come to."""
+        why = {"type": "Terminated", "message": f"the next time of {self.this.info.workflow_id}"}
+        children, self.children = self.children, []
+        for child in children:
+            sent = self.this.send_external(
+                EventKind.EXTERNAL_CANCEL,
+                child.workflow_id,
+                None,
+                None,
+                self.this.encode(why, "a failure"),
+                terminate=True,
+            )
+            # One that has just ended cannot be told.
+            with suppress(WorkflowNotFoundError):
+                await sent
 
     async def start(self, due_us: int, suffix: str = "") -> None:
         """Start the run of a time. One whose id is taken was started before: nothing to do."""

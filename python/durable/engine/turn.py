@@ -233,9 +233,13 @@ class TurnBuilder:
     def message(self, event: Event) -> Message:
         """The message that an EXTERNAL_SIGNAL or EXTERNAL_CANCEL asks for."""
         options = recorded_options(event)
-        is_signal = event[1] == EventKind.EXTERNAL_SIGNAL
+        kind = EventKind.CANCEL_REQUESTED
+        if event[1] == EventKind.EXTERNAL_SIGNAL:
+            kind = EventKind.SIGNAL_RECEIVED
+        elif options.get("terminate"):
+            kind = EventKind.RUN_TERMINATED
         return Message(
-            kind=EventKind.SIGNAL_RECEIVED if is_signal else EventKind.CANCEL_REQUESTED,
+            kind=kind,
             workflow_id=options.get("workflow_id"),
             run_id=options.get("run_id"),
             name=event[4],

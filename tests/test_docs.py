@@ -7,6 +7,7 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
+from click import Group
 from click.testing import CliRunner
 
 from durable import Client, Worker
@@ -70,7 +71,9 @@ def test_commands_in_the_docs_exist() -> None:
         for line in "\n".join(blocks(page, "console")).splitlines():
             words = line.removeprefix("$ ").split()
             if line.startswith("$ ") and words[0].endswith("durable"):
-                result = CliRunner().invoke(main, [words[1], "--help"])
+                # A command of a group has options of its own.
+                path = words[1:3] if isinstance(main.commands.get(words[1]), Group) else words[1:2]
+                result = CliRunner().invoke(main, [*path, "--help"])
                 assert result.exit_code == 0, f"{page.name}: {line}"
                 for option in (word for word in words if word.startswith("--")):
                     assert option in result.output, f"{page.name}: {line}"

@@ -179,6 +179,20 @@ async def test_an_update_is_kept_to_from_then_on(env: WorkflowEnvironment) -> No
     assert (await handle.vars())["started"] == 6
 
 
+async def test_an_update_loses_no_time_that_has_come(env: WorkflowEnvironment) -> None:
+    plan = plan_of(jitter_us=3_000_000_000)
+    handle = await begin(env, jitter_us=3_000_000_000)
+    first = to_us(env.now + HOUR)
+    put_off = jitter_us(plan, "s", first)
+    assert put_off > 10_000_000
+    await env.advance(HOUR + timedelta(seconds=5))
+    assert (await handle.vars())["started"] == 0
+    await handle.signal(ORDERS, {"do": "update", "plan": plan_of()})
+    assert (await handle.vars())["recent"] == ["s-2030-01-01T01:00:00Z"]
+    await env.advance(HOUR)
+    assert (await handle.vars())["started"] == 2
+
+
 async def test_a_fleet_that_was_away_makes_up_what_is_not_too_late(
     env: WorkflowEnvironment,
 ) -> None:

@@ -191,6 +191,9 @@ class Schedule:
             self.state.update(paused=None, after_us=now_us)
             self.plan_next()
         elif kind == "update":
+            # A time that has come, and waits for no more than its jitter, is still the old plan's.
+            while self.due_us is not None and self.due_us <= now_us:
+                await self.come(self.due_us)
             self.plan = order["plan"]
             self.state["after_us"] = now_us
             self.plan_next()

@@ -233,9 +233,9 @@ class TurnBuilder:
     def message(self, event: Event) -> Message:
         """The message that an EXTERNAL_SIGNAL or EXTERNAL_CANCEL asks for."""
         options = recorded_options(event)
-        kind = EventKind.CANCEL_REQUESTED
+        kind, headers = EventKind.CANCEL_REQUESTED, None
         if event[1] == EventKind.EXTERNAL_SIGNAL:
-            kind = EventKind.SIGNAL_RECEIVED
+            kind, headers = EventKind.SIGNAL_RECEIVED, message_meta(self.context.headers)
         elif options.get("terminate"):
             kind = EventKind.RUN_TERMINATED
         return Message(
@@ -243,7 +243,7 @@ class TurnBuilder:
             workflow_id=options.get("workflow_id"),
             run_id=options.get("run_id"),
             name=event[4],
-            meta=message_meta(self.context.headers) if is_signal else None,
+            meta=headers,
             payload=event[7],
             ref=event[0],
             request_id=f"{self.context.run_id}:{event[0]}",

@@ -13,7 +13,11 @@ impl EventLoop {
     /// Make it dead, close every coroutine, and let go of all that could be part of a cycle.
     pub(super) fn leave(slf: &Bound<'_, Self>) -> PyResult<()> {
         let py = slf.py();
-        let _entered = Self::enter(slf)?;
+        let _entered = if Self::has_unfinished_tasks(slf)? {
+            Self::enter(slf)?
+        } else {
+            Self::enter_quietly(slf)?
+        };
         let (tasks, pending, ready, main, effects, failure) = {
             let mut this = slf.borrow_mut();
             this.dead = true;
@@ -54,6 +58,23 @@ impl EventLoop {
         Ok(())
     }
 
+    /// Whether there is a coroutine to close: not in a run that came to its end.
+    fn has_unfinished_tasks(slf: &Bound<'_, Self>) -> PyResult<bool> {
+        let py = slf.py();
+        let tasks: Vec<_> = slf
+            .borrow()
+            .tasks
+            .iter()
+            .map(|it| it.clone_ref(py))
+            .collect();
+        for task in &tasks {
+            if !is_done(task.bind(py))? {
+                return Ok(true);
+            }
+        }
+        Ok(false)
+    }
+
     /// Forget the tasks that are done.
     pub(super) fn sweep_tasks(slf: &Bound<'_, Self>) -> PyResult<()> {
         let py = slf.py();
@@ -61,11 +82,7 @@ impl EventLoop {
         let mut kept = Vec::with_capacity(tasks.len());
         let mut ended = Vec::new();
         for task in tasks {
-            let done = task
-                .bind(py)
-                .call_method0(pyo3::intern!(py, "done"))?
-                .is_truthy()?;
-            if done {
+            if is_done(task.bind(py))? {
                 ended.push(task)
             } else {
                 kept.push(task)
@@ -81,6 +98,11 @@ impl EventLoop {
     }
 }
 
+fn is_done(task: &Bound<'_, PyAny>) -> PyResult<bool> {
+    task.call_method0(pyo3::intern!(task.py(), "done"))?
+        .is_truthy()
+}
+
 /// How often a task is asked to close in vain. Every time, it leaves one `finally` that awaits.
 const CLOSE_TRIES: usize = 100;
 
@@ -90,7 +112,7 @@ const CLOSE_TRIES: usize = 100;
 fn close_task(task: &Bound<'_, PyAny>) -> PyResult<()> {
     static GRAVEYARD: PyOnceLock<Py<PyList>> = PyOnceLock::new();
     let py = task.py();
-    if task.call_method0("done")?.is_truthy()? {
+    if is_done(task)? {
         return Ok(());
     }
     let _ = task.setattr("_log_destroy_pending", false);

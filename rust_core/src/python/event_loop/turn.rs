@@ -92,14 +92,23 @@ impl EventLoop {
     }
 
     pub(super) fn enter<'py>(slf: &Bound<'py, Self>) -> PyResult<Entered<'py>> {
-        {
-            let mut this = slf.borrow_mut();
-            if this.entered {
-                return Err(PyRuntimeError::new_err("this run is already running"));
-            }
-            this.entered = true;
-        }
+        Self::occupy(slf)?;
         Entered::new(slf)
+    }
+
+    /// As `enter`, where no coroutine will run: asyncio is not told.
+    pub(super) fn enter_quietly<'py>(slf: &Bound<'py, Self>) -> PyResult<Entered<'py>> {
+        Self::occupy(slf)?;
+        Ok(Entered::quiet(slf))
+    }
+
+    fn occupy(slf: &Bound<'_, Self>) -> PyResult<()> {
+        let mut this = slf.borrow_mut();
+        if this.entered {
+            return Err(PyRuntimeError::new_err("this run is already running"));
+        }
+        this.entered = true;
+        Ok(())
     }
 }
 
@@ -113,6 +122,15 @@ pub(super) struct Entered<'py> {
 }
 
 impl<'py> Entered<'py> {
+    fn quiet(event_loop: &Bound<'py, EventLoop>) -> Self {
+        Self {
+            event_loop: event_loop.clone(),
+            previous: Some(CURRENT.replace(Some(event_loop.clone().unbind()))),
+            running: None,
+            hooks: None,
+        }
+    }
+
     fn new(event_loop: &Bound<'py, EventLoop>) -> PyResult<Self> {
         let py = event_loop.py();
         let mut entered = Self {

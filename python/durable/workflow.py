@@ -500,12 +500,15 @@ def continue_as_new(
     this = context("continue_as_new()")
     this.check_writable("continue_as_new()")
     target = this.definition if workflow is None else workflow
+    options = {"queue": queue, "memo": memo}
     if isinstance(target, WorkflowDefinition):
         name, payload = target.name, target.signature.encode_args(args, {})
+        if target is not this.definition:
+            options["version"] = target.version
     else:
         name = target
         payload = this.encode(list(args), f"the arguments of workflow {name!r}")
-    raise ContinueAsNew(name, payload, {"queue": queue, "memo": memo})
+    raise ContinueAsNew(name, payload, options)
 
 
 async def map(

@@ -10,7 +10,14 @@ from typing import Any
 
 import pytest
 
-from durable import NonDeterminismError, Worker, activity, workflow
+from durable import (
+    DefinitionError,
+    NonDeterminismError,
+    UnknownWorkflowError,
+    Worker,
+    activity,
+    workflow,
+)
 from durable.events import RunState
 from durable.options import WorkerOptions
 from durable.testing import History, Replayer, WorkflowEnvironment
@@ -424,3 +431,75 @@ async def test_version_23(database: Any) -> None:
     ):
         await handle.unpark()
         assert await handle.result(20) == "charged 350"
+
+
+def pinned(version: str) -> Any:
+    """One version of a pinned workflow; each returns what it is."""
+
+    @workflow.defn(name="letter", version=version, pinned=True)
+    async def letter(turns: int = 0) -> str:
+        await workflow.wait_signal("go")
+        if turns > 0:
+            workflow.continue_as_new(turns - 1)
+        return f"{version} is {workflow.info().version}"
+
+    return letter
+
+
+async def test_version_24(database: Any) -> None:
+    """version-24: Runs of a pinned workflow wait for a worker that has their version."""
+    client, options = database.client, WorkerOptions(poll_max_seconds=0.2)
+    one, two = pinned("1"), pinned("2")
+    old = await client.start(one, id="old")
+    await old.signal("go")
+    async with Worker(database.dsn, workflows=[two], options=options):
+        new = await client.start(two, id="new")
+        await new.signal("go")
+        assert await new.result(20) == "2 is 2"
+        assert (await old.describe()).state == RunState.RUNNING
+        assert [event.kind for event in await old.history()] == ["RUN_STARTED"]
+    async with Worker(database.dsn, workflows=[one, two], options=options):
+        assert await old.result(20) == "1 is 1"
+
+
+async def test_version_25(env: WorkflowEnvironment) -> None:
+    """version-25: A pinned run goes on as new with its version, and its type names it."""
+    one = pinned("1")
+    handle = await env.start(one, 1)
+    for _ in range(2):
+        await handle.signal("go")
+    assert await handle.result() == "1 is 1"
+    assert one.name == "letter@1"
+
+
+async def test_version_26(env: WorkflowEnvironment) -> None:
+    """version-26: A run moves to another version when it goes on as new, if it says so."""
+    two = pinned("2")
+
+    @workflow.defn(name="letter", version="1", pinned=True)
+    async def one() -> str:
+        workflow.continue_as_new(0, workflow=two)
+
+    handle = await env.start(one)
+    await handle.signal("go")
+    assert await handle.result() == "2 is 2"
+
+
+async def test_version_27(database: Any) -> None:
+    """version-27: A pinned workflow is started with its version; the bare name is refused."""
+    options = WorkerOptions(poll_max_seconds=0.2)
+    workflows = [pinned("1"), pinned("2")]
+    async with Worker(database.dsn, workflows=workflows, options=options):
+        with pytest.raises(UnknownWorkflowError, match="letter@1, letter@2"):
+            await database.client.start("letter", id="which")
+        handle = await database.client.start("letter@2", id="which")
+        await handle.signal("go")
+        assert await handle.result(20) == "2 is 2"
+
+
+def test_version_28() -> None:
+    """version-28: A pinned workflow without a version is an error when it is defined."""
+    with pytest.raises(DefinitionError, match="needs a version"):
+
+        @workflow.defn(pinned=True)
+        async def letter() -> None: ...

@@ -412,6 +412,12 @@ class StartingClient(ConnectedClient):
         check_id(name, "a workflow name")
         if not await self._is_type(name):
             workflows = [each for each in self._types if not each.startswith(JOB_PREFIX)]
+            versions = [each for each in workflows if each.startswith(f"{name}@")]
+            if versions:
+                raise UnknownWorkflowError(
+                    f"workflow {name!r} is pinned to its versions: say which of "
+                    f"{', '.join(sorted(versions))}"
+                )
             known = ", ".join(sorted(workflows)) or "none; has a worker run yet?"
             raise UnknownWorkflowError(f"no workflow is called {name!r}; registered: {known}")
 

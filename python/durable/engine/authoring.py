@@ -140,6 +140,7 @@ def defn(
     version: str | None = None,
     queue: str | None = None,
     retry: RetryPolicy | None = None,
+    pinned: bool = False,
     codec: Codec = ...,
 ) -> WorkflowDecorator: ...
 
@@ -156,8 +157,13 @@ def defn(
 
     ``name`` is what history records (default: its own name); ``version`` and ``queue`` are what its
     runs are started with; ``retry`` starts the whole workflow again when it fails; ``codec`` has
-    the converters for types of your own. Raises DefinitionError when it cannot be one: not async,
-    or types that cannot travel.
+    the converters for types of your own.
+
+    ``pinned``: its runs stay with this ``version`` of the code. Their type is ``name@version``,
+    and a worker that does not have just that leaves them to one that has.
+
+    Raises DefinitionError when it cannot be one: not async, types that cannot travel, or pinned
+    without a version.
     """
     made = WorkflowOptions(**options)
     if target is not None:

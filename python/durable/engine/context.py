@@ -136,7 +136,8 @@ class WorkflowContext:
                 run_id=self.run_id,
                 name=self.definition.name,
                 queue=meta.queue,
-                version=meta.version,
+                # What was started by name says no version; a pinned type has one all the same.
+                version=self.definition.version if self.definition.options.pinned else meta.version,
                 attempt=meta.attempt,
                 parent=meta.parent,
                 continued_from=meta.continued_from,

@@ -243,10 +243,25 @@ class WorkflowOptions:
     version: str | None = None
     retry: RetryPolicy | None = None
     """Start the whole workflow again when it fails. None: it fails at once."""
+    pinned: bool = False
+    """Its runs are run by workers that have this version only."""
+
+
+def pinned_name(name: str, options: WorkflowOptions) -> str:
+    """The type of a pinned workflow, ``name@version``; raise DefinitionError without a version."""
+    if not options.version:
+        raise DefinitionError(
+            f'pinned workflow {name} needs a version: @workflow.defn(version="2", pinned=True)'
+        )
+    return f"{name}@{options.version}"
 
 
 class WorkflowDefinition(Generic[P, R]):
-    """A workflow: what a worker registers, a client starts, and a parent calls."""
+    """A workflow: what a worker registers, a client starts, and a parent calls.
+
+    Its ``name`` is the type of its runs, by which workers claim them. That of a pinned workflow has
+    its version in it, so each version is a type of its own.
+    """
 
     def __init__(
         self,
@@ -258,7 +273,7 @@ class WorkflowDefinition(Generic[P, R]):
         codec: Codec = DEFAULT_CODEC,
         signature: Signature | None = None,
     ) -> None:
-        self.name = check_name(name, "workflow")
+        self.name = check_name(pinned_name(name, options) if options.pinned else name, "workflow")
         self.fn = fn
         self.cls = cls
         self.options = options

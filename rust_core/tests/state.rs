@@ -124,6 +124,52 @@ fn a_recorded_value_is_read_where_history_has_it_and_made_where_it_ends() {
     assert!(replay.recorded(&asked.borrow()).is_err());
 }
 
+/// Kind; whether another reference, time, name or payload makes it another command.
+const COMPARED: [(Kind, [bool; 4]); 12] = [
+    (Kind::ActivityScheduled, [false, false, true, true]),
+    (Kind::ChildInitiated, [false, false, true, true]),
+    (Kind::ExternalSignal, [false, false, true, true]),
+    (Kind::TimerStarted, [false, true, false, false]),
+    (Kind::ActivityCancelRequested, [true, false, false, false]),
+    (Kind::TimerCancelled, [true, false, false, false]),
+    (Kind::ChildCancelRequested, [true, false, false, false]),
+    (Kind::UpdateCompleted, [true, false, false, false]),
+    (Kind::ExternalCancel, [false, false, true, false]),
+    (Kind::SideEffect, [false, false, true, false]),
+    (Kind::PatchMarker, [false, false, true, false]),
+    (Kind::RunCompleted, [false, false, false, false]),
+];
+
+#[test]
+fn a_command_is_the_same_when_what_is_compared_of_its_kind_is_the_same() {
+    let first = named(Kind::ActivityScheduled, "first");
+    for (kind, compared) in COMPARED {
+        let recorded = Owned {
+            reference: 1,
+            time: START_US + 5,
+            payload: Some(b"1".to_vec()),
+            options: Some("{}".into()),
+            ..named(kind, "a")
+        };
+        let mut changed = std::array::from_fn::<_, 4, _>(|_| recorded.clone());
+        changed[0].reference = 2;
+        changed[1].time += 1;
+        changed[2].name = Some("b".into());
+        changed[3].payload = None;
+        let mut other_options = recorded.clone();
+        other_options.options = None;
+        let alike = [recorded.clone(), other_options];
+        let cases = changed.into_iter().zip(compared);
+        for (made, differs) in cases.chain(alike.map(|it| (it, false))) {
+            let mut replay = cold::<()>(&[first.clone(), recorded.clone()]);
+            replay.advance().expect("a start");
+            replay.command(&first.borrow(), None).expect("the same");
+            let answer = replay.command(&made.borrow(), None);
+            assert_eq!(answer.is_err(), differs, "{recorded:?} {made:?}");
+        }
+    }
+}
+
 #[test]
 fn dense_ids_hash_apart_and_spread_over_the_top_bits() {
     let hash = |id: u32| {

@@ -37,6 +37,7 @@ from durable.interceptors import (
 from durable.options import WorkerOptions
 from durable.runtime.worker import Worker
 from durable.testing import Replayer, WorkflowEnvironment
+from durable.testing.postgres import PostgresEnvironment
 
 SOON = 20.0
 tenant: ContextVar[str] = ContextVar("tenant", default="")
@@ -567,3 +568,38 @@ async def test_a_cancel_request_is_surrounded(dsn: str, serve: Serve) -> None:
         with pytest.raises(Exception, match="enough"):
             await handle.result(SOON)
     assert cancels.reasons == [("c", ("enough",))]
+
+
+@pytest.mark.parametrize("crashes", [False, True])
+async def test_the_test_environment_is_a_client_too(crashes: bool) -> None:
+    audit, cancels = Audit(), Cancels()
+    around = [Tenants(), audit, cancels]
+    async with WorkflowEnvironment(interceptors=around, crash_at_every_event=crashes) as env:
+        tenant.set("acme")
+        found = await (await env.start(everywhere, headers={"own": 1})).result()
+        assert found["own"] == found["child"] == {"own": 1, "tenant": "acme"}
+        assert [found[name]["tenant"] for name in ("again", "queued", "thread")] == ["acme"] * 3
+        assert (await (await env.enqueue(queued, "j")).result())["tenant"] == "acme"
+
+        handle = await env.start(Counter, id="c")
+        await handle.signal("add", 2)
+        assert await handle.query("now") == 1004
+        assert await handle.update("set", 5) == 105
+        await env.signal_with_start(Counter, id="c", signal="add", signal_args=(4,))
+        assert await handle.result() == 13
+        assert ("signal", "add", (4,), "acme") in audit.seen
+        assert ("query", "now", (), "acme") in audit.seen
+        assert ("update", "set", (5,), "acme") in audit.seen
+
+        await env.signal_with_start(Counter, id="d", signal="add", signal_args=(1,))
+        await env.get_handle("d").cancel("enough")
+        assert cancels.reasons == [("d", ("enough",))]
+
+
+async def test_the_test_environment_on_a_database_is_a_client_too(dsn: str) -> None:
+    async with PostgresEnvironment(dsn, interceptors=[Tenants()]) as env:
+        tenant.set("acme")
+        handle = await env.start(everywhere, headers={"own": 1})
+        found = await handle.result()
+    assert found["own"] == {"own": 1, "tenant": "acme"}
+    assert found["again"]["tenant"] == "acme"

@@ -116,10 +116,10 @@ class Execution:
         self._loop = tasks.WorkflowLoop(bytes.fromhex(run_id.replace("-", "")), self)
         meta = StartMeta(workflow_id=workflow_id, queue=queue)
         hooks = registry.hooks_of(definition) if registry is not None else None
-        self._context = WorkflowContext(
+        self.context = WorkflowContext(
             self._loop, run_id, meta, codec, definition, self._fail, hooks
         )
-        self._loop.context = self._context
+        self._loop.context = self.context
         self._main: asyncio.Task[Any] | None = None
         self._handler_error: BaseException | None = None
         self._ended: Closing | None = None
@@ -196,7 +196,7 @@ class Execution:
         batch, head_hash, first_event_id, event_count, events = taken
         turn = Turn(batch, head_hash, first_event_id, event_count)
         is_plain = self._ended is None and not responses
-        if is_plain and put_plain(events, turn, self._context.meta.queue, self._loop.now_us):
+        if is_plain and put_plain(events, turn, self.context.meta.queue, self._loop.now_us):
             self._open += len(events)
             return turn
         self._sort_out(events, turn, responses)
@@ -204,7 +204,7 @@ class Execution:
         return turn
 
     def _sort_out(self, events: Sequence[Event], turn: Turn, responses: list[Response]) -> None:
-        builder = TurnBuilder(self._context, self._loop.now_us)
+        builder = TurnBuilder(self.context, self._loop.now_us)
         builder.build(events, turn)
         if self._ended is not None:
             turn.closing = self._ended
@@ -212,11 +212,11 @@ class Execution:
         if turn.closing is not None:
             self._close(turn, builder)
         for response in turn.responses:
-            self._context.requests.open.pop(response.request_id, None)
+            self.context.requests.open.pop(response.request_id, None)
 
     def pending_activities(self) -> list[ScheduledActivity]:
         """Activities without an outcome, oldest first: what a cold start must see to."""
-        queue, now_us = self._context.meta.queue, self._loop.now_us
+        queue, now_us = self.context.meta.queue, self._loop.now_us
         return [
             scheduled_activity(event, queue, now_us)
             for event in self._pending(EventKind.ACTIVITY_SCHEDULED)
@@ -237,7 +237,7 @@ class Execution:
             return self._codec.encode(self.vars)
         if name == QUERY_WHERE:
             return self._codec.encode(self.where())
-        answer = self._codec.encode(self._context.requests.answer(name, payload, headers))
+        answer = self._codec.encode(self.context.requests.answer(name, payload, headers))
         check_size(answer, f"the answer to query {name!r}")
         return answer
 
@@ -247,22 +247,22 @@ class Execution:
         self._loop.evict()
         # Its exception may have this object in its traceback.
         self._main = None
-        self._context.leave()
+        self.context.leave()
 
     @property
     def vars(self) -> dict[str, Any]:
         """The variables that the code set, as they are now."""
-        return dict(self._context.vars)
+        return dict(self.context.vars)
 
     @property
     def info(self) -> WorkflowInfo:
         """The facts of the run."""
-        return self._context.info
+        return self.context.info
 
     @property
     def status(self) -> str | None:
         """What the code said it is doing (`workflow.set_status`)."""
-        found = self._context.search.get("status")
+        found = self.context.search.get("status")
         return None if found is None else str(found)
 
     @property
@@ -273,7 +273,7 @@ class Execution:
     @property
     def is_dead(self) -> bool:
         """Whether it was evicted, or parted from its history: of no more use."""
-        return self._dead or self._context.is_spoilt or self._loop.is_dead
+        return self._dead or self.context.is_spoilt or self._loop.is_dead
 
     @property
     def bytes_estimate(self) -> int:
@@ -291,14 +291,9 @@ class Execution:
         return len(self._loop.pending())
 
     @property
-    def headers(self) -> Mapping[str, Any]:
-        """What goes along with the activities that it asks for."""
-        return self._context.headers
-
-    @property
     def fairness(self) -> Sequence[Any] | None:
         """The fairness key and weight that the run was started with."""
-        return self._context.meta.fairness
+        return self.context.meta.fairness
 
     @property
     def now_us(self) -> int:
@@ -322,15 +317,15 @@ class Execution:
         if kind == EventKind.SIGNAL_RECEIVED:
             if meta is not None:
                 payload = headed(payload, headers_in(meta))
-            self._context.deliver(name or "", payload)
+            self.context.deliver(name or "", payload)
         elif kind == EventKind.CHILD_STARTED:
-            started = self._context.children.get(ref)
+            started = self.context.children.get(ref)
             if started is not None and not started.done():
                 started.set_result(None)
         elif kind == EventKind.RUN_STARTED:
             self._start(meta, payload)
         elif kind == EventKind.UPDATE_ACCEPTED:
-            self._context.requests.accept(name or "", meta, payload)
+            self.context.requests.accept(name or "", meta, payload)
         elif kind == EventKind.CANCEL_REQUESTED:
             self._cancel(payload)
         elif kind in ENDED_FROM_OUTSIDE:
@@ -347,7 +342,7 @@ class Execution:
         if kind == EventKind.ACTIVITY_FAILED:
             return activity_error(called, payload, self._errors)
         error = child_error(called, payload, self._errors)
-        started = self._context.children.get(ref)
+        started = self.context.children.get(ref)
         if started is not None and not started.done():
             started.set_exception(error)
             # Told to whoever waits for the start; nobody has to.
@@ -356,13 +351,13 @@ class Execution:
 
     def on_idle(self) -> None:
         """Nothing is ready and conditions are waited for."""
-        self._context.check_conditions()
+        self.context.check_conditions()
 
     def on_finish(self) -> None:
         """The main task is done and nothing is ready: make the ending command."""
         main = self._main
         assert main is not None
-        under_way = self._context.running_handlers
+        under_way = self.context.running_handlers
         if under_way and not self._loop.is_replaying:
             tasks.log.warning(
                 "run %s ends while %d of its signal or update handlers are under way; await "
@@ -372,8 +367,8 @@ class Execution:
             )
         error = self._handler_error
         if error is None and main.cancelled():
-            if self._context.cancel_requested:
-                reason = self._context.cancel_reason or "cancel requested"
+            if self.context.cancel_requested:
+                reason = self.context.cancel_reason or "cancel requested"
                 payload = failure_to_payload(asyncio.CancelledError(reason))
                 self._loop.emit(EventKind.RUN_CANCELLED, payload=payload)
                 return
@@ -392,7 +387,7 @@ class Execution:
 
     def make_task(self, coro: Any, name: str | None, context: Context | None) -> Any:
         """Build the task of ``loop.create_task``, numbered within the run."""
-        self._context.check_writable("asyncio tasks")
+        self.context.check_writable("asyncio tasks")
         self._task_count += 1
         if not isinstance(coro, CoroutineType):
             coro = as_coroutine(coro)
@@ -414,7 +409,7 @@ class Execution:
                 self._main.cancel("a signal handler failed")
 
     def _start(self, meta: bytes | None, payload: bytes | None) -> None:
-        context = self._context
+        context = self.context
         context.begin(StartMeta.from_json(meta), payload)
         args, kwargs = self.definition.signature.decode_args(payload or b"[]")
         try:
@@ -436,7 +431,7 @@ class Execution:
     def _bind_handlers(self, instance: object | None) -> None:
         if not self.definition.handlers:
             return
-        requests = self._context.requests
+        requests = self.context.requests
         for handler in self.definition.handlers:
             bound = handler.fn.__get__(instance)
             validator = handler.validator.__get__(instance) if handler.validator else None
@@ -450,7 +445,7 @@ class Execution:
                 requests.add(requests.updates, handler.name, bound, validator)
 
     def _cancel(self, payload: bytes | None) -> None:
-        context = self._context
+        context = self.context
         context.cancel_requested = True
         reason = decode_json(payload) if payload else None
         if isinstance(reason, list):
@@ -480,9 +475,9 @@ class Execution:
         if policy is not None and not isinstance(error, asyncio.CancelledError):
             delay = next_delay_seconds(
                 policy,
-                self._context.meta.attempt,
+                self.context.meta.attempt,
                 type_names(error),
-                self._context.random.random(),
+                self.context.random.random(),
                 is_final=is_final(error),
             )
             if delay is not None:
@@ -525,11 +520,11 @@ class Execution:
 
     def _is_void(self, kind: int, ref: int) -> bool:
         loop = self._loop
-        if self._context.is_spoilt or self._ended is not None or loop.is_finished or loop.is_dead:
+        if self.context.is_spoilt or self._ended is not None or loop.is_finished or loop.is_dead:
             return True
         if kind in OUTCOMES:
             return not loop.is_pending(ref)
-        return kind == CANCEL_REQUESTED and self._context.cancel_requested
+        return kind == CANCEL_REQUESTED and self.context.cancel_requested
 
     def _pending(self, kind: EventKind) -> list[Event]:
         if self.is_finished:
@@ -545,13 +540,13 @@ class Execution:
             for event in pending
             if event[1] == EventKind.ACTIVITY_SCHEDULED and event[0] < turn.first_event_id
         ]
-        if not self._context.requests.open:
+        if not self.context.requests.open:
             return
         answered = {response.request_id for response in turn.responses}
         closed = failure_to_payload(UpdateRejectedError("the run ended before the update did"))
         turn.responses += [
             Response(request_id, failure=closed)
-            for request_id in self._context.requests.open
+            for request_id in self.context.requests.open
             if request_id not in answered
         ]
 
@@ -566,7 +561,7 @@ class Execution:
         self, time_us: int, name: str, meta: bytes | None, payload: bytes | None
     ) -> Response | None:
         request_id = request_id_of(meta)
-        requests = self._context.requests
+        requests = self.context.requests
         if request_id in requests.seen or self.is_dead:
             return None
         try:
@@ -574,7 +569,7 @@ class Execution:
                 raise UpdateRejectedError("the run has ended")
             requests.judge(name, payload)
         except Exception as error:
-            if self.is_dead and not self._context.is_spoilt:
+            if self.is_dead and not self.context.is_spoilt:
                 raise
             return Response(request_id, failure=failure_to_payload(refusal(name, error)))
         self._deliver(EventKind.UPDATE_ACCEPTED, 0, time_us, name, meta, payload)

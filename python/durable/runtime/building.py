@@ -145,7 +145,9 @@ def queued(each: ScheduledActivity, run: WarmRun) -> QueuedActivity:
         queue=each.queue,
         priority=each.priority,
         attempt=1,
-        input=with_headers(each.input, run.execution.headers if run.execution else NO_HEADERS),
+        input=with_headers(
+            each.input, run.execution.context.headers if run.execution else NO_HEADERS
+        ),
         options=shared_options(run, each.options_json.encode()),
         scheduled_us=each.scheduled_us,
     )

@@ -503,7 +503,7 @@ class Turns:
             queue=each.queue,
             ref=each.ref,
             scheduled_us=each.scheduled_us,
-            headers=run.execution.headers if run.execution is not None else NO_HEADERS,
+            headers=run.execution.context.headers if run.execution is not None else NO_HEADERS,
         )
         attempt = Attempt(
             self,

@@ -18,11 +18,18 @@ from datetime import UTC, datetime, timedelta
 from functools import partial
 from typing import Any, ParamSpec, TypeVar, TypeVarTuple, overload
 
+from durable.client.intercepting import start_call
 from durable.codec import DEFAULT_CODEC
-from durable.engine.attributes import plain_headers, plain_memo, plain_search
+from durable.engine.attributes import (
+    message_meta,
+    own_headers,
+    plain_headers,
+    plain_memo,
+    plain_search,
+)
 from durable.engine.definition import ActivityDefinition, WorkflowDefinition, handler_name
 from durable.engine.info import ACTIVITY_CONTEXT, duration_us, to_datetime, to_us
-from durable.engine.interceptors import Interceptor
+from durable.engine.interceptors import Interceptor, StartCall, surround
 from durable.engine.jobs import headers_of, job_of
 from durable.engine.registry import Registry
 from durable.engine.start import StartMeta, new_run
@@ -80,7 +87,8 @@ class WorkflowEnvironment:
     a `NonDeterminismError`. ``check_values`` reads every argument and result back and compares.
     ``threads`` runs sync activities on threads instead of in place. ``patience`` is how long, in
     real seconds, a wait goes on while nothing at all happens. ``seed`` varies the runs' ids, and
-    with them their random numbers. ``interceptors`` are those of the workers.
+    with them their random numbers. ``interceptors`` are those of the workers
+    and of the client, which the test is.
     """
 
     def __init__(
@@ -311,15 +319,38 @@ class WorkflowEnvironment:
         signal_args: Sequence[Any],
         options: Mapping[str, Any],
     ) -> TestHandle[Any]:
-        known = self._world.latest.get(id)
-        if known is None or not known.is_open:
-            await self._start(workflow, payload, id=id, **options)
-        run = self._world.latest[id]
-        told = encode_call(signal, tuple(signal_args))
-        fact = Fact(EventKind.SIGNAL_RECEIVED, 0, handler_name(signal), None, told)
-        self._world.tell(run, fact)
-        await self.settle()
-        return TestHandle(self._world, run)
+        label, told = handler_name(signal), encode_call(signal, tuple(signal_args))
+
+        async def send(call: StartCall) -> TestHandle[Any]:
+            known = self._world.latest.get(id)
+            headers = plain_headers(call.headers, workflow.codec)
+            if known is None or not known.is_open:
+                arguments = workflow.signature.encode_args(call.args, call.kwargs)
+                chosen = {**options, "headers": headers}
+                await self._begin(workflow, arguments, id=id, **chosen)
+            run = self._world.latest[id]
+            meta = message_meta(headers)
+            self._world.tell(run, Fact(EventKind.SIGNAL_RECEIVED, 0, label, meta, told))
+            await self.settle()
+            return TestHandle(self._world, run)
+
+        return await self._surrounded_start(workflow, payload, id, options, label, send)
+
+    async def _surrounded_start(
+        self,
+        workflow: WorkflowDefinition[Any, Any],
+        payload: bytes,
+        id: str | None,
+        options: Mapping[str, Any],
+        message: str | None,
+        begin: Callable[[StartCall], Awaitable[TestHandle[Any]]],
+    ) -> TestHandle[Any]:
+        """``begin`` with the interceptors around it."""
+        args, kwargs = workflow.signature.decode_args(payload)
+        call = start_call(workflow, id, tuple(args), dict(kwargs), options, message)
+        around = self._registry.hooks.around("start_workflow")
+        handle: TestHandle[Any] = await surround(around, begin)(call)
+        return handle
 
     async def enqueue(
         self,
@@ -382,6 +413,28 @@ class WorkflowEnvironment:
         return workflow, payload
 
     async def _start(
+        self,
+        workflow: WorkflowDefinition[Any, Any],
+        payload: bytes,
+        *,
+        id: str | None,
+        headers: Mapping[str, Any] | None = None,
+        **options: Any,
+    ) -> TestHandle[Any]:
+        if not self._registry.hooks.around("start_workflow"):
+            return await self._begin(workflow, payload, id=id, headers=headers, **options)
+        given = own_headers(headers or {})
+        ours = {name: value for name, value in (headers or {}).items() if name not in given}
+
+        async def begin(call: StartCall) -> TestHandle[Any]:
+            arguments = workflow.signature.encode_args(call.args, call.kwargs)
+            chosen = {**plain_headers(call.headers, workflow.codec), **ours}
+            return await self._begin(workflow, arguments, id=id, headers=chosen, **options)
+
+        told = {**options, "headers": given}
+        return await self._surrounded_start(workflow, payload, id, told, None, begin)
+
+    async def _begin(
         self,
         workflow: WorkflowDefinition[Any, Any],
         payload: bytes,

@@ -5,12 +5,14 @@ The methods are those of `durable.WorkflowHandle`, with what a test wants to kno
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, Generic, TypeVar, cast
 
 from durable.codec import DEFAULT_CODEC, Signature, failure_from_payload
+from durable.engine.attributes import message_meta, plain_headers
 from durable.engine.definition import DYNAMIC, WorkflowDefinition, handler_name
 from durable.engine.execution import Execution
+from durable.engine.interceptors import MessageCall, Proceed, surround
 from durable.errors import (
     InvalidArgumentError,
     PayloadError,
@@ -79,8 +81,21 @@ class TestHandle(Generic[R]):
 
     async def signal(self, name: str | Callable[..., Any], *args: Any) -> None:
         """Send a signal; raise WorkflowNotFoundError when the run has ended."""
-        self._send(EventKind.SIGNAL_RECEIVED, handler_name(name), encode_call(name, args))
-        await settle(self._world)
+        label = handler_name(name)
+
+        async def send(call: MessageCall) -> None:
+            meta = message_meta(plain_headers(call.headers, DEFAULT_CODEC))
+            self._send(EventKind.SIGNAL_RECEIVED, label, encode_call(name, call.args), meta)
+            await settle(self._world)
+
+        await self._surrounded("signal_workflow", label, args, send)
+
+    async def _surrounded(
+        self, hook: str, name: str, args: tuple[Any, ...], send: Proceed[MessageCall]
+    ) -> Any:
+        """Send a message, with the interceptors around it."""
+        call = MessageCall(self.workflow_id, None, name, args)
+        return await surround(self._world.registry.hooks.around(hook), send)(call)
 
     async def pause(self, reason: str = "") -> None:
         """Stop it until `resume`: its code gets no more turns, whatever reaches it.
@@ -102,9 +117,14 @@ class TestHandle(Generic[R]):
 
     async def cancel(self, reason: str | None = None) -> None:
         """Ask the run to cancel itself."""
-        payload = None if reason is None else DEFAULT_CODEC.encode({"reason": reason})
-        self._send(EventKind.CANCEL_REQUESTED, None, payload)
-        await settle(self._world)
+
+        async def send(call: MessageCall) -> None:
+            said = call.args[0] if call.args else ""
+            payload = DEFAULT_CODEC.encode({"reason": said}) if said else None
+            self._send(EventKind.CANCEL_REQUESTED, None, payload)
+            await settle(self._world)
+
+        await self._surrounded("cancel_workflow", "", (reason or "",), send)
 
     async def terminate(self, reason: str = "") -> None:
         """End the run from outside; its code does not run again."""
@@ -114,13 +134,17 @@ class TestHandle(Generic[R]):
 
     async def query(self, name: str | Callable[..., Any], *args: Any) -> Any:
         """Ask a question; raise what the handler raises, and TimeoutError while it is paused."""
-        await settle(self._world)
-        if self._last().is_paused and self._last().is_open:
-            raise TimeoutError(f"{self.workflow_id} is paused; it answers when it is resumed")
-        execution = self._execution()
         label = handler_name(name)
-        answer = execution.query(label, encode_call(name, args))
-        return decode_answer(self._run.definition, "query", label, answer)
+
+        async def send(call: MessageCall) -> Any:
+            await settle(self._world)
+            if self._last().is_paused and self._last().is_open:
+                raise TimeoutError(f"{self.workflow_id} is paused; it answers when it is resumed")
+            headers = plain_headers(call.headers, DEFAULT_CODEC)
+            answer = self._execution().query(label, encode_call(name, call.args), headers)
+            return decode_answer(self._run.definition, "query", label, answer)
+
+        return await self._surrounded("query_workflow", label, args, send)
 
     async def update(self, name: str | Callable[..., Any], *args: Any) -> Any:
         """Have the run change something and return its answer, letting time pass until it is there.
@@ -129,12 +153,19 @@ class TestHandle(Generic[R]):
         ``__cause__``, else what the handler raised.
         """
         label = handler_name(name)
+
+        async def send(call: MessageCall) -> Any:
+            payload = encode_call(name, call.args)
+            return await self._update(label, payload, plain_headers(call.headers, DEFAULT_CODEC))
+
+        return await self._surrounded("update_workflow", label, args, send)
+
+    async def _update(self, label: str, payload: bytes, headers: Mapping[str, Any]) -> Any:
         request_id = f"update {next(self._world.request_numbers)}"
-        meta = DEFAULT_CODEC.encode({"request_id": request_id})
+        meta = message_meta(headers, request_id=request_id)
         run = self._last()
         if not run.is_open:
             raise WorkflowNotFoundError(f"{self.workflow_id} has ended")
-        payload = encode_call(name, args)
         self._world.tell(run, Fact(MessageKind.UPDATE_REQUESTED, 0, label, meta, payload))
         responses = self._world.responses
         await until(
@@ -198,9 +229,12 @@ class TestHandle(Generic[R]):
             raise WorkflowNotFoundError(f"{self.workflow_id} has not begun")
         return self._world.revive(run) if run.execution.is_dead else run.execution
 
-    def _send(self, kind: EventKind, name: str | None, payload: bytes | None) -> None:
+    def _send(
+        self, kind: EventKind, name: str | None, payload: bytes | None, meta: bytes | None = None
+    ) -> None:
         run_id = self._last().new.run_id
-        if self._world.send(Message(kind, run_id=run_id, name=name, payload=payload)) is None:
+        message = Message(kind, run_id=run_id, name=name, meta=meta, payload=payload)
+        if self._world.send(message) is None:
             raise WorkflowNotFoundError(f"{self.workflow_id} has ended")
 
     def _failure(self, run: Run) -> WorkflowError:

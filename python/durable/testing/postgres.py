@@ -18,13 +18,14 @@ from typing import Any, TypeVar, cast
 from durable._core import decode
 from durable.client import Client, WorkflowHandle
 from durable.client.starting import StartOptions
+from durable.engine.attributes import own_headers
 from durable.engine.definition import ActivityDefinition, WorkflowDefinition, handler_name
 from durable.engine.execution import Execution
 from durable.engine.info import ACTIVITY_CONTEXT
 from durable.engine.interceptors import Interceptor
 from durable.engine.start import StartMeta
 from durable.errors import ContextError
-from durable.events import IdReuse, RunState, RunView
+from durable.events import RunState, RunView
 from durable.options import ActivityOptions, WorkerOptions, seconds
 from durable.runtime.recorded import RecordedRun
 from durable.runtime.worker import Worker
@@ -82,7 +83,9 @@ class PostgresEnvironment(WorkflowEnvironment):
         await super().__aenter__()
         await asyncio.to_thread(migrate, self._dsn, self._schema)
         self._stack.push_async_callback(asyncio.to_thread, drop_schema, self._dsn, self._schema)
-        client = Client.connect(self._dsn, schema=self._schema)
+        client = Client.connect(
+            self._dsn, schema=self._schema, interceptors=self._registry.hooks.interceptors
+        )
         self._client = await self._stack.enter_async_context(client)
         return self
 
@@ -125,34 +128,18 @@ class PostgresEnvironment(WorkflowEnvironment):
         payload: bytes,
         *,
         id: str | None,
-        queue: str | None = None,
-        version: str | None = None,
-        start_delay: timedelta | float | None = None,
-        start_at: datetime | None = None,
-        run_timeout: timedelta | float | None = None,
-        execution_timeout: timedelta | float | None = None,
-        id_reuse: IdReuse = IdReuse.REJECT,
-        memo: Mapping[str, Any] | None = None,
-        search: Mapping[str, Any] | None = None,
         headers: Mapping[str, Any] | None = None,
+        **options: Any,
     ) -> TestHandle[Any]:
         self._numbers += 1
         client = self._opened()
         await self._serve(workflow)
         args, kwargs = workflow.signature.decode_args(payload)
-        options = StartOptions(
-            queue=queue,
-            version=version,
-            start_delay=start_delay,
-            start_at=start_at,
-            run_timeout=run_timeout,
-            execution_timeout=execution_timeout,
-            id_reuse=id_reuse,
-            memo=memo,
-            search=search,
-        )
+        given = own_headers(headers or {})
+        ours = {name: value for name, value in (headers or {}).items() if name not in given}
+        chosen = cast(StartOptions, {**options, "headers": given})
         id = id or f"{workflow.name}-{self._numbers}"
-        handle = await client.begin(workflow, id, args, dict(kwargs), options, headers or {})
+        handle = await client.begin(workflow, id, args, dict(kwargs), chosen, ours)
         return PostgresHandle(client, handle.workflow_id, workflow, self._patience)
 
     async def _signal_with_start(

@@ -452,7 +452,7 @@ class World:
             on_call=None if mock is None else lambda *call: mock.calls.append(call),
             clock=self.clock,
             threads=self._threads,
-            headers=run.execution.headers if run.execution is not None else {},
+            headers=run.execution.context.headers if run.execution is not None else {},
             around=self.registry.hooks.around("run_activity"),
             ended=lambda call, kind, payload: self._ended(run, call, kind, payload),
             changed=self.news.set,

@@ -37,13 +37,15 @@ def shared_dsn(server_dsn: str, entrance: str) -> Iterator[str]:
 @pytest.fixture(params=["memory", "crashing", "postgres"])
 async def env(request: pytest.FixtureRequest) -> AsyncIterator[WorkflowEnvironment]:
     """Everywhere: waits must be short, as PostgreSQL's clock is the real one."""
+    around = getattr(request.module, "INTERCEPTORS", ())
     if request.param == "postgres":
-        async with PostgresEnvironment(request.getfixturevalue("shared_dsn")) as made:
+        dsn = request.getfixturevalue("shared_dsn")
+        async with PostgresEnvironment(dsn, interceptors=around) as made:
             yield made
     else:
         crash = request.param == "crashing"
         async with WorkflowEnvironment(
-            crash_at_every_event=crash, patience=PATIENCE_SECONDS
+            crash_at_every_event=crash, patience=PATIENCE_SECONDS, interceptors=around
         ) as made:
             yield made
 

@@ -36,6 +36,8 @@ AREAS = {
     "value": "Values",
     "client": "Clients",
     "schedule": "Schedules",
+    "header": "Headers",
+    "interceptor": "Interceptors",
     "replay": "Replay, guard, workers that come and go",
 }
 WHERE = {

@@ -1,8 +1,11 @@
 """Starting and testing workflows, as it should be done."""
 
+from collections.abc import Callable
 from datetime import timedelta
+from typing import Any
 
-from durable import Client, SyncClient, SyncWorkflowHandle, activity, workflow
+from durable import Client, Interceptor, SyncClient, SyncWorkflowHandle, activity, workflow
+from durable.interceptors import ActivityCall, HandlerCall, Proceed, RunCall, StartCall
 from durable.testing import Mock, Replayer, TestHandle, WorkflowEnvironment
 
 
@@ -98,3 +101,27 @@ async def test_order() -> None:
 async def outside() -> str:
     """Outside of a workflow an activity is the plain function."""
     return await charge(3)
+
+
+class Tenants(Interceptor):
+    async def start_workflow(self, call: StartCall, proceed: Proceed[StartCall]) -> Any:
+        call.headers["tenant"] = "acme"
+        return await proceed(call)
+
+    async def run_workflow(self, call: RunCall, proceed: Proceed[RunCall]) -> Any:
+        return None if call.is_replaying else await proceed(call)
+
+    def handle_query(self, call: HandlerCall, proceed: Callable[[HandlerCall], Any]) -> Any:
+        return proceed(call)
+
+    async def run_activity(self, call: ActivityCall, proceed: Proceed[ActivityCall]) -> str:
+        tenant: str = call.headers["tenant"]
+        await proceed(call)
+        return tenant
+
+
+async def surrounded(dsn: str) -> None:
+    async with Client.connect(dsn, interceptors=[Tenants()]) as client:
+        await client.start(order, 5, id="order-7", headers={"own": 1})
+    WorkflowEnvironment(interceptors=[Tenants()])
+    Replayer([order], interceptors=(Tenants(),))

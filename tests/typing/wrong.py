@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from right import Cart, Order, Payments, buy, child, price, ship
 
-from durable import Client, SyncClient, activity, workflow
+from durable import Client, Interceptor, SyncClient, activity, workflow
+from durable.interceptors import Proceed, RunCall, StartCall
 
 
 @workflow.defn
@@ -58,3 +59,17 @@ def use_without_asyncio(client: SyncClient) -> None:
     client.start(buy, Order("tea", 1))  # expect: call-overload
     handle.signal()  # expect: call-arg
     client.list(nothing=1)  # expect: call-arg
+
+
+Steps = Proceed[StartCall]
+
+
+class Wrong(Interceptor):
+    async def start_workflow(self, call: RunCall, proceed: Steps) -> None:  # expect: override
+        await proceed(call)  # expect: arg-type
+
+    def run_workflow(self, call: RunCall, proceed: Proceed[RunCall]) -> int:  # expect: override
+        return 1
+
+
+Client.connect("", interceptors=[Wrong])  # expect: list-item

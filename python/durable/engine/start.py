@@ -72,9 +72,18 @@ class StartMeta(msgspec.Struct):
     @classmethod
     def from_json(cls, data: bytes | None) -> StartMeta:
         """Read what `to_json` wrote; unknown keys are ignored."""
-        meta = decode_json(data) if data else {}
-        if meta.get("queue") and AS_RECORDED.issuperset(meta):
-            return cls(**meta)
+        if not data:
+            return cls()
+        try:
+            found = read_meta(data)
+        except msgspec.MsgspecError:
+            # Written by another hand, say in plain SQL: what is amiss there is taken as it is.
+            return cls._from_dict(decode_json(data))
+        found.queue = found.queue or DEFAULT_QUEUE
+        return found
+
+    @classmethod
+    def _from_dict(cls, meta: Mapping[str, Any]) -> StartMeta:
         parent = meta.get("parent")
         return cls(
             workflow_id=meta.get("workflow_id", ""),
@@ -96,8 +105,7 @@ class StartMeta(msgspec.Struct):
         )
 
 
-AS_RECORDED = frozenset(StartMeta.__struct_fields__) - {"parent", "signals"}
-"""Keys whose values are in JSON as they are in `StartMeta`."""
+read_meta = msgspec.json.Decoder(StartMeta).decode
 
 
 def new_run(

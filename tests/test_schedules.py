@@ -26,6 +26,7 @@ from durable.engine.info import to_datetime, to_us
 from durable.engine.schedules import ORDERS, SCHEDULE
 from durable.testing import WorkflowEnvironment
 from durable.testing.handle import TestHandle
+from durable.testing.postgres import PostgresEnvironment
 
 HOUR = timedelta(hours=1)
 
@@ -38,6 +39,11 @@ async def tick() -> str:
 @workflow.defn
 async def long() -> None:
     await asyncio.sleep(5400)
+
+
+@activity.defn
+async def add(a: int, b: int) -> int:
+    return a + b
 
 
 def plan_of(name: str = "tick", **changes: Any) -> dict[str, Any]:
@@ -206,17 +212,50 @@ async def test_a_fleet_that_was_away_makes_up_what_is_not_too_late(
     assert seen["recent"][0] == "s-2029-12-31T21:00:00Z"
 
 
+async def test_a_test_makes_schedules_as_a_client_does(env: WorkflowEnvironment) -> None:
+    ticks = await env.create_schedule("t", tick, every=HOUR, jitter=0, paused=True)
+    sums = await env.create_schedule("sums", add, 2, 3, cron="30 * * * *", queue="other")
+    await env.advance(HOUR * 2)
+    assert (await ticks.describe())["started"] == 0
+    assert (await sums.describe())["recent"] == [
+        f"sums-2030-01-01T0{hour}:30:00Z" for hour in (0, 1)
+    ]
+    assert await env.get_handle("sums-2030-01-01T00:30:00Z").result() == 5
+    await sums.update(arguments=[4, 5], every=HOUR)
+    with pytest.raises(InvalidArgumentError):
+        await sums.update(arguments=[4])
+    await ticks.resume()
+    await env.advance(HOUR)
+    assert (await ticks.describe())["started"] == 1
+    assert await env.get_handle("sums-2030-01-01T03:00:00Z").result() == 9
+    assert await ticks.backfill(env.now - HOUR * 2, env.now) == 3
+    await ticks.trigger()
+    assert (await ticks.describe())["started"] == 4
+    await ticks.delete()
+    with pytest.raises(WorkflowTerminatedError):
+        await env.get_handle("t").result()
+    with pytest.raises(InvalidArgumentError, match="cron= or every="):
+        await env.create_schedule("bad", tick)
+
+
 # -- with a database -------------------------------------------------------------------------
-
-
-@activity.defn
-async def add(a: int, b: int) -> int:
-    return a + b
 
 
 @activity.defn(retry=RetryPolicy(max_attempts=1))
 async def give_up() -> None:
     raise LookupError(f"attempt {activity.info().attempt}")
+
+
+async def test_a_test_on_postgresql_makes_schedules_too(dsn: str) -> None:
+    async with PostgresEnvironment(dsn) as env:
+        sums = await env.create_schedule("sums", add, 2, 3, cron="0 3 * * *")
+        first = datetime(2026, 1, 1, tzinfo=UTC)
+        assert await sums.backfill(first, first + timedelta(days=1)) == 1
+        async with asyncio.timeout(30):
+            while (await sums.describe())["started"] != 1:
+                await asyncio.sleep(0.05)
+        assert await env.get_handle("sums-2026-01-01T03:00:00Z").result() == 5
+        await sums.delete()
 
 
 async def test_a_schedule_of_a_client_starts_jobs_and_says_where_it_stands(

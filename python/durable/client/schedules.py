@@ -7,16 +7,16 @@ replay in this process, so no worker is asked.
 from __future__ import annotations
 
 import builtins
-from collections.abc import Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from datetime import datetime, timedelta
-from typing import Any
+from typing import Any, Protocol
 
 from durable.client.checks import check_id, micros
 from durable.client.handle import WorkflowHandle
 from durable.client.starting import StartingClient, StartOptions
 from durable.engine.attributes import wanted_search
 from durable.engine.calendar import check_plan, times_after
-from durable.engine.definition import ActivityDefinition
+from durable.engine.definition import ActivityDefinition, WorkflowDefinition
 from durable.engine.info import to_us
 from durable.engine.jobs import headers_of, job_of
 from durable.engine.schedules import ORDERS, OVERLAPS, SCHEDULE, SCHEDULE_TYPE
@@ -28,12 +28,31 @@ BACKFILL_MAX = 1_000
 OPEN_STATES = (RunState.RUNNING, RunState.PARKED, RunState.PAUSED)
 
 
+class ScheduleRun(Protocol):
+    """What a schedule's handle needs of the handle of its run: a client's, or that of a test."""
+
+    @property
+    def workflow_id(self) -> str:
+        """Its id."""
+
+    async def signal(self, signal: str, /, *args: Any) -> None:
+        """Send it a signal."""
+
+    async def terminate(self, reason: str = "") -> None:
+        """End it."""
+
+    async def vars(self) -> dict[str, Any]:
+        """Its variables."""
+
+
 class ScheduleHandle:
     """One schedule. Its calls raise WorkflowNotFoundError when there is none of its id."""
 
-    def __init__(self, client: StartingClient, run: WorkflowHandle[Any]) -> None:
-        self._client = client
+    def __init__(
+        self, run: ScheduleRun, encode: Callable[[str, Sequence[Any]], Awaitable[bytes]]
+    ) -> None:
         self._run = run
+        self._encode = encode
 
     @property
     def id(self) -> str:
@@ -100,8 +119,7 @@ class ScheduleHandle:
         }
         plan.update({name: value for name, value in changes.items() if value is not None})
         if arguments is not None:
-            payload = await self._client._payload(plan["workflow"], tuple(arguments), {})
-            plan["arguments"] = payload.decode()
+            plan["arguments"] = (await self._encode(plan["workflow"], arguments)).decode()
         check_whole(plan)
         await self._run.signal(ORDERS, {"do": "update", "plan": plan})
 
@@ -126,6 +144,48 @@ def check_whole(plan: dict[str, Any]) -> None:
             f"overlap is one of {', '.join(OVERLAPS)}, not {plan['overlap']!r}"
         )
     check_plan(plan)
+
+
+def plan_of(
+    workflow: WorkflowDefinition[Any, Any] | str,
+    payload: bytes,
+    headers: Mapping[str, Any],
+    *,
+    cron: str | None = None,
+    every: timedelta | float | None = None,
+    timezone: str = "UTC",
+    jitter: timedelta | float = 0,
+    overlap: str = "skip",
+    catch_up: timedelta | float = 3600,
+    paused: bool = False,
+    queue: str | None = None,
+    priority: int = 0,
+    memo: Mapping[str, Any] | None = None,
+    run_timeout: timedelta | float | None = None,
+) -> dict[str, Any]:
+    """The plan that `Client.create_schedule` describes; raise InvalidArgumentError."""
+    options: dict[str, Any] = {
+        "queue": queue or getattr(workflow, "queue", None),
+        "version": getattr(workflow, "version", None),
+        "priority": priority or None,
+        "memo": None if memo is None else dict(memo),
+        "headers": dict(headers) or None,
+        "run_timeout_us": micros(run_timeout, "run_timeout"),
+    }
+    plan = {
+        "workflow": workflow if isinstance(workflow, str) else workflow.name,
+        "arguments": payload.decode(),
+        "cron": cron,
+        "every_us": micros(every, "every"),
+        "timezone": timezone,
+        "jitter_us": micros(jitter, "jitter"),
+        "overlap": overlap,
+        "catch_up_us": micros(catch_up, "catch_up"),
+        "paused": "paused from the start" if paused else None,
+        "options": {name: value for name, value in options.items() if value is not None},
+    }
+    check_whole(plan)
+    return plan
 
 
 class ScheduleClient(StartingClient):
@@ -167,37 +227,35 @@ class ScheduleClient(StartingClient):
             headers = headers_of(workflow)
             workflow = job_of(workflow)
         payload = await self._payload(workflow, args, {})
-        queue = queue or getattr(workflow, "queue", None)
-        options: dict[str, Any] = {
-            "queue": queue,
-            "version": getattr(workflow, "version", None),
-            "priority": priority or None,
-            "memo": None if memo is None else dict(memo),
-            "headers": headers or None,
-            "run_timeout_us": micros(run_timeout, "run_timeout"),
-        }
-        plan = {
-            "workflow": workflow if isinstance(workflow, str) else workflow.name,
-            "arguments": payload.decode(),
-            "cron": cron,
-            "every_us": micros(every, "every"),
-            "timezone": timezone,
-            "jitter_us": micros(jitter, "jitter"),
-            "overlap": overlap,
-            "catch_up_us": micros(catch_up, "catch_up"),
-            "paused": "paused from the start" if paused else None,
-            "options": {name: value for name, value in options.items() if value is not None},
-        }
-        check_whole(plan)
+        plan = plan_of(
+            workflow,
+            payload,
+            headers,
+            cron=cron,
+            every=every,
+            timezone=timezone,
+            jitter=jitter,
+            overlap=overlap,
+            catch_up=catch_up,
+            paused=paused,
+            queue=queue,
+            priority=priority,
+            memo=memo,
+            run_timeout=run_timeout,
+        )
         check_id(id, "a schedule id")
-        chosen = StartOptions(queue=queue, search=search)
+        chosen = StartOptions(queue=plan["options"].get("queue"), search=search)
         run = await self._begin_plain(SCHEDULE, id, (plan, {}), {}, chosen, {})
-        return ScheduleHandle(self, run)
+        return ScheduleHandle(run, self._encoded)
+
+    async def _encoded(self, workflow: str, arguments: Sequence[Any]) -> bytes:
+        """Arguments for the runs of a schedule, checked where the workflow is known here."""
+        return await self._payload(workflow, tuple(arguments), {})
 
     def get_schedule(self, id: str) -> ScheduleHandle:
         """A handle to a schedule by id. Asks nothing of the database."""
         run = WorkflowHandle(self, check_id(id, "a schedule id"), None, SCHEDULE)
-        return ScheduleHandle(self, run)
+        return ScheduleHandle(run, self._encoded)
 
     async def list_schedules(
         self, *, search: Mapping[str, Any] | None = None, limit: int = 100

@@ -19,6 +19,7 @@ from functools import partial
 from typing import Any, ParamSpec, TypeVar, TypeVarTuple, overload
 
 from durable.client.intercepting import start_call
+from durable.client.schedules import ScheduleHandle, plan_of
 from durable.codec import DEFAULT_CODEC
 from durable.engine.attributes import (
     message_meta,
@@ -32,6 +33,7 @@ from durable.engine.info import ACTIVITY_CONTEXT, duration_us, to_datetime, to_u
 from durable.engine.interceptors import Interceptor, StartCall, surround
 from durable.engine.jobs import headers_of, job_of
 from durable.engine.registry import Registry
+from durable.engine.schedules import SCHEDULE
 from durable.engine.start import StartMeta, new_run
 from durable.errors import (
     ConfigurationError,
@@ -381,6 +383,34 @@ class WorkflowEnvironment:
             id_reuse=id_reuse,
             headers=headers_of(activity, retry),
         )
+
+    async def create_schedule(
+        self, id: str, workflow: Any, /, *args: Any, **options: Any
+    ) -> ScheduleHandle:
+        """Start a workflow, or an activity as a job, at the times of a plan, as time passes.
+
+        ``options`` (``cron``, ``every``, ``overlap``, ...) and the handle are those of
+        `Client.create_schedule`. Raises InvalidArgumentError for a plan without times.
+        """
+        headers: Mapping[str, Any] = {}
+        if isinstance(workflow, ActivityDefinition):
+            headers = headers_of(workflow)
+            if workflow.name not in self._registry.activities:
+                self._registry.add(workflow)
+            definition, payload = self._checked(job_of(workflow), args, {})
+        else:
+            definition, payload = self._prepare(workflow, args, {})
+        search = options.pop("search", None)
+        plan = plan_of(definition, payload, headers, **options)
+        arguments = SCHEDULE.signature.encode_args((plan, {}), {})
+        run = await self._start(
+            SCHEDULE, arguments, id=id, queue=plan["options"].get("queue"), search=search
+        )
+
+        async def encode(_: str, arguments: Sequence[Any]) -> bytes:
+            return self._checked(definition, tuple(arguments), {})[1]
+
+        return ScheduleHandle(run, encode)
 
     def get_handle(self, workflow_id: str) -> TestHandle[Any]:
         """The handle of a workflow id, such as a child's; raise WorkflowNotFoundError."""

@@ -35,6 +35,8 @@ from durable.store.clock import StoreClock
 
 BEAT_SECONDS = 1.0
 """How often new heartbeat details are written."""
+IDLE_SECONDS = 60.0
+"""The pause while no attempt is open: the first one ends it."""
 UNREADABLE_SECONDS = 10.0
 """How long an attempt that needs another key waits before it is offered again."""
 BEAT_SECONDS_MIN = 0.05
@@ -234,7 +236,7 @@ class AttemptPoller(Service):
         attempt.details = each.details
         context.on_heartbeat = attempt.beat
         self._claimed[key] = attempt
-        if attempt.beat_limit is not None:
+        if attempt.beat_limit is not None or len(self._claimed) == 1:
             self.beats.wake()
         limit = running_seconds(options)
         if limit is not None:
@@ -317,6 +319,10 @@ class Beats(Service):
         self.ready()
         while not self.stopping:
             open_attempts = self._poller.attempts
+            if not open_attempts:
+                self._written.clear()
+                await self._wakeup.wait_hint(IDLE_SECONDS)
+                continue
             limits = [each.beat_limit / 3 for each in open_attempts if each.beat_limit is not None]
             await self._wakeup.wait_hint(max(min([BEAT_SECONDS, *limits]), BEAT_SECONDS_MIN))
             open_attempts = self._poller.attempts

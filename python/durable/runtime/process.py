@@ -25,7 +25,7 @@ from typing import Any, NoReturn
 from durable.engine import guard
 from durable.errors import DurableError
 from durable.runtime.app import App, describe, load_app
-from durable.runtime.metrics import Metrics
+from durable.runtime.metrics import Metrics, Snapshot
 from durable.runtime.parent import die_with, take_socket
 from durable.runtime.spawn import BOOT_FAILURE_CODE, LINE_BYTES_MAX, LOG_FORMAT, Orders
 from durable.runtime.worker import Worker
@@ -130,7 +130,8 @@ async def run(
     loop = asyncio.get_running_loop()
     if sys.platform != "win32":
         loop.add_signal_handler(signal.SIGTERM, worker.request_stop)
-    beating = asyncio.create_task(beat(worker, metrics, writer))
+    voice = Voice(worker, metrics, writer)
+    beating = asyncio.create_task(beat(voice))
     listening = asyncio.create_task(listen(worker, reader))
     await asyncio.wait({running})
     beating.cancel()
@@ -138,7 +139,7 @@ async def run(
     if running.exception() is not None:
         log.error("the worker ended", exc_info=running.exception())
         return 1
-    send(writer, "beat", worker, metrics)
+    voice.say("beat")
     writer.close()
     return 0
 
@@ -159,26 +160,39 @@ async def listen(worker: Worker, reader: asyncio.StreamReader) -> None:
         worker.hint(Hint(runs_only=b"runs" in line))
 
 
-async def beat(worker: Worker, metrics: Metrics, writer: asyncio.StreamWriter) -> None:
+async def beat(voice: Voice) -> None:
     """Say hello, then tell session, progress and metrics twice a second."""
-    send(writer, "hello", worker, metrics)
+    voice.say("hello")
     while True:
         await asyncio.sleep(BEAT_SECONDS)
-        send(writer, "beat", worker, metrics)
+        voice.say("beat")
 
 
-def send(writer: asyncio.StreamWriter, word: str, worker: Worker, metrics: Metrics) -> None:
-    """One line up; left out while the supervisor has not read the last ones."""
-    if writer.is_closing() or writer.transport.get_write_buffer_size() > LINE_BYTES_MAX:
-        return
-    message = {
-        word: {
-            "session": worker.session_id,
-            "progress": worker.progress,
-            "metrics": metrics.snapshot(),
-        }
-    }
-    writer.write(json.dumps(message).encode() + b"\n")
+class Voice:
+    """What a worker says to its supervisor."""
+
+    def __init__(self, worker: Worker, metrics: Metrics, writer: asyncio.StreamWriter) -> None:
+        self._worker = worker
+        self._metrics = metrics
+        self._writer = writer
+        self._told: Snapshot | None = None
+        """The metrics as the supervisor has them."""
+
+    def say(self, word: str) -> None:
+        """One line up; left out while the supervisor has not read the last ones.
+
+        The metrics are in it only when they changed: an idle worker costs two short lines a second.
+        """
+        writer = self._writer
+        if writer.is_closing() or writer.transport.get_write_buffer_size() > LINE_BYTES_MAX:
+            return
+        worker = self._worker
+        worker.move()
+        message: dict[str, Any] = {"session": worker.session_id, "progress": worker.progress}
+        snapshot = self._metrics.snapshot()
+        if snapshot != self._told:
+            message["metrics"] = self._told = snapshot
+        writer.write(json.dumps({word: message}).encode() + b"\n")
 
 
 async def give_up(writer: asyncio.StreamWriter, reason: str) -> int:

@@ -6,8 +6,8 @@ Each worker is a fresh interpreter (never a fork of the supervisor) that runs
 * down: first the `Orders`, then ``{"hint": 1}`` (look for work now), ``{"hint": "runs"}``
   (for runs, but not for activities and timers), ``{"lost": 1}`` (see whether your session lives)
   and ``{"stop": 1}`` (drain);
-* up: ``{"hello": ...}`` once it serves, ``{"beat": ...}`` twice a second with its session, progress
-  and metrics, ``{"fail": ...}`` when it cannot start.
+* up: ``{"hello": ...}`` once it serves, ``{"beat": ...}`` twice a second with its session and
+  progress, and with its metrics if they changed, ``{"fail": ...}`` when it cannot start.
 
 The socket closes when either side dies, so neither outlives the other for long. Nothing that a
 worker sends is ever executed or unpickled, and a worker that reads nothing costs at most
@@ -213,7 +213,8 @@ class WorkerProcess:
             self.progress = beat["progress"]
             self.progress_at = time.monotonic()
         self.up.set()
-        self._on_beat(self, beat["metrics"])
+        if "metrics" in beat:
+            self._on_beat(self, beat["metrics"])
 
 
 def launch(theirs: socket.socket, module: str = WORKER) -> subprocess.Popen[bytes]:

@@ -66,8 +66,9 @@ class Worker:
     """Serves workflows and activities until it is told to stop.
 
     ``store`` is a DSN or a store, which the worker opens and closes. ``keep_session=False`` leaves
-    the lease to a supervisor that reads `session_id` and `progress`. The pipeline of ``codec``
-    (compression, encryption) is between the worker and the store; clients need the same.
+    the lease to a supervisor that calls `move` and reads `session_id` and `progress`. The pipeline
+    of ``codec`` (compression, encryption) is between the worker and the store; clients need the
+    same.
     ``interceptors`` are around its workflows and activities, the first outermost. Raises
     ConfigurationError when there is nothing to serve.
     """
@@ -211,6 +212,12 @@ class Worker:
         """Begin to drain; `run` returns when that is done. Safe twice, and before the start."""
         self._stop.set()
 
+    def move(self) -> None:
+        """Show that the loop turns. Who keeps the session calls this, on the loop, before it reads
+        `progress`: a clock of the worker's own would wake an idle process once more."""
+        self.progress += 1
+        self.metrics.set("durable_slots_used", len(self._executor.attempts))
+
     async def started(self) -> None:
         """Wait until it serves."""
         await self._started.wait()
@@ -270,14 +277,15 @@ class Worker:
         for service in (*writers, *pollers):
             service.failed = self._service_failed
             service.start()
-        ticking = asyncio.create_task(self._tick())
+        ticking = asyncio.create_task(self._tick()) if self._keep_session else None
         try:
             await asyncio.gather(*(service.started() for service in (*writers, *pollers)))
             self._started.set()
             await self._stop.wait()
             await self._drain(pollers, writers)
         finally:
-            ticking.cancel()
+            if ticking is not None:
+                ticking.cancel()
             for service in (*pollers, *writers):
                 await service.abort()
 
@@ -311,10 +319,8 @@ class Worker:
         log.warning("cannot end the session; its lease runs out in %g s: %s", seconds, why)
 
     async def _tick(self) -> None:
-        """Show that the loop turns."""
         while True:
-            self.progress += 1
-            self.metrics.set("durable_slots_used", len(self._executor.attempts))
+            self.move()
             await asyncio.sleep(PROGRESS_SECONDS)
 
     def _types(self) -> list[TypeInfo]:

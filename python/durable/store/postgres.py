@@ -71,7 +71,7 @@ KEY_TRIES = 10
 """Connections besides the one of the group commit and that of LISTEN."""
 PURGE_SECONDS = 60.0
 """Pause between two purges of answers that nobody fetched."""
-TIDY_SECONDS = 5.0
+TIDY_SECONDS = 10.0
 """Pause between two looks for claims that are over."""
 MOVES_MAX = 3
 """How often a history is looked for: upkeep moves one once in a retention period."""

@@ -27,7 +27,8 @@ CREATE TABLE {s}.session (
     expires_at timestamptz NOT NULL
 ) WITH (fillfactor = 50, autovacuum_vacuum_scale_factor = 0, autovacuum_vacuum_threshold = 1000);
 
--- An open run. Room on each page keeps the one update per flush HOT: it touches no indexed column.
+-- An open run. Claims and flushes touch no indexed column, and room on each page keeps them HOT: more
+-- than half of it, for one commit may write every row that is there.
 CREATE TABLE {s}.run (
     run_id uuid PRIMARY KEY,
     workflow_id text NOT NULL,
@@ -53,7 +54,7 @@ CREATE TABLE {s}.run (
     debounce_key text,
     CONSTRAINT run_workflow_id_key UNIQUE (workflow_id)
 ) WITH (
-    fillfactor = 60,
+    fillfactor = 45,
     autovacuum_vacuum_scale_factor = 0.02, autovacuum_vacuum_threshold = 5000,
     autovacuum_vacuum_cost_delay = 0
 );

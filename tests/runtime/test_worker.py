@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from datetime import timedelta
 from typing import Any
 
@@ -20,7 +21,7 @@ from durable.errors import (
     WorkflowParkedError,
     WorkflowTerminatedError,
 )
-from durable.events import CommitResult, EventKind, Message, RunCommit, RunState
+from durable.events import ClaimedRun, CommitResult, EventKind, Message, RunCommit, RunState
 from durable.options import WorkerOptions
 from durable.runtime import worker as worker_module
 from durable.runtime.runs import MAIL_MAX
@@ -266,6 +267,61 @@ async def test_a_run_that_ends_at_the_first_of_many_signals_ends(count: int, is_
                 await store.send(messages)
                 worker.hint()
             assert await handle.result(SOON) == ([-1, 0] if is_warm else [0, 1])
+
+
+class SlowHistories(MemoryStore):
+    """A store whose histories can be read when `opened` is set."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.opened = asyncio.Event()
+        self.asked = asyncio.Event()
+
+    async def claim_runs(
+        self, session: int, queues: Sequence[str], types: Sequence[str], limit: int
+    ) -> tuple[list[ClaimedRun], list[str], int]:
+        claimed, mail, now_us = await super().claim_runs(session, queues, types, limit)
+        first = await self.first_batches({run.run_id: run.part for run in claimed})
+        # As on PostgreSQL, what a new run starts with comes with the claim.
+        runs = [
+            replace(run, start=first[run.run_id]) if run.next_seq == 1 else run for run in claimed
+        ]
+        return runs, mail, now_us
+
+    async def first_batches(self, runs: Mapping[str, int]) -> dict[str, bytes]:
+        return {run_id: batches[0] for run_id, batches in (await super().load(runs)).items()}
+
+    async def load(self, runs: Mapping[str, int]) -> dict[str, list[bytes]]:
+        self.asked.set()
+        await self.opened.wait()
+        return await super().load(runs)
+
+
+async def test_a_new_run_does_not_wait_for_the_histories_of_others() -> None:
+    store = SlowHistories()
+    store.opened.set()
+    options = WorkerOptions(poll_max_seconds=600.0)
+    async with Client(store) as client:
+        async with Worker(store, workflows=[collect], options=options):
+            old = await client.start(collect, 2, id="old")
+            await old.signal("number", 1)
+            async with asyncio.timeout(SOON):
+                while await old.vars() != {"got": [1]}:
+                    await asyncio.sleep(0.01)
+        store.opened.clear()
+        store.asked.clear()
+        await old.signal("number", 2)
+        new = await client.start(count, 1, id="new")
+        try:
+            # One claim takes both, the older first.
+            async with Worker(store, workflows=[collect, count], activities=[add], options=options):
+                assert await new.result(SOON) == 0
+                async with asyncio.timeout(SOON):
+                    await store.asked.wait()
+                store.opened.set()
+                assert await old.result(SOON) == [1, 2]
+        finally:
+            store.opened.set()
 
 
 async def test_a_failure_keeps_its_type_and_cause(client: Client, serve: Any) -> None:

@@ -231,8 +231,13 @@ class RunPoller(Service):
         session = self._session.id
         chunk: list[ClaimedRun] = []
         batches = 0
+        # Runs that only begin need no history, and do not wait until those of the others are read.
+        self._opened.sort(key=is_cold)
         for claimed in self._opened:
-            if chunk and batches + claimed.next_seq > LOAD_BATCHES_MAX:
+            if chunk and (
+                batches + claimed.next_seq > LOAD_BATCHES_MAX
+                or is_cold(claimed) > is_cold(chunk[0])
+            ):
                 break
             chunk.append(claimed)
             batches += claimed.next_seq
@@ -242,7 +247,7 @@ class RunPoller(Service):
         histories: dict[str, list[bytes] | StoreError] = {
             claimed.run_id: [claimed.start] for claimed in chunk if claimed.start is not None
         }
-        cold = [claimed for claimed in chunk if claimed.start is None]
+        cold = list(filter(is_cold, chunk))
         if cold:
             histories |= await self._load({claimed.run_id: claimed.part for claimed in cold})
         ids = [claimed.run_id for claimed in chunk if claimed.has_mail]
@@ -389,6 +394,11 @@ def end_reading(run: WarmRun) -> None:
     run.reading = False
     run.seen.difference_update(run.read_back)
     run.read_back.clear()
+
+
+def is_cold(claimed: ClaimedRun) -> bool:
+    """Whether the run's history has to be read before it can go on."""
+    return claimed.start is None
 
 
 def by_run(items: Iterable[InboxItem]) -> dict[str, list[InboxItem]]:

@@ -173,6 +173,20 @@ async def test_a_paused_run_is_shown_with_its_reason(rig: Rig) -> None:
     assert running.workflow_id == "b"
 
 
+async def test_a_paused_run_is_found_by_search_and_state(rig: Rig) -> None:
+    run_id = await rig.start("a", search=b'{"x":1}')
+    await rig.start("b", search=b'{"x":1}')
+    await rig.store.pause({run_id: b"{}"})
+
+    async def names(*states: RunState) -> list[tuple[str, RunState]]:
+        views = await rig.other.views(search=b'{"x":1}', states=states)
+        return [(view.workflow_id, view.state) for view in views]
+
+    assert await names(RunState.PAUSED) == [("a", RunState.PAUSED)]
+    assert await names(RunState.RUNNING) == [("b", RunState.RUNNING)]
+    assert sorted(await names()) == [("a", RunState.PAUSED), ("b", RunState.RUNNING)]
+
+
 async def test_a_start_with_the_id_of_a_paused_run_is_told_its_state(rig: Rig) -> None:
     run_id = await rig.start("a")
     await rig.store.pause({run_id: b"{}"})

@@ -110,9 +110,11 @@ WITH found AS MATERIALIZED (
     SELECT * FROM {s}.run
     WHERE search @> $4::jsonb
       AND ($1::text IS NULL OR workflow_type = $1)
-      AND (cardinality($2::smallint[]) = 0 OR CASE state WHEN 2 THEN 0 ELSE state END = ANY ($2))
+      AND (cardinality($2::smallint[]) = 0
+           OR CASE WHEN pause IS NOT NULL THEN 3 WHEN state = 2 THEN 0 ELSE state END = ANY ($2))
 )
-SELECT run_id::text, workflow_id, workflow_type, queue, version, state, {s}.us(created_at),
+SELECT run_id::text, workflow_id, workflow_type, queue, version,
+       CASE WHEN pause IS NULL THEN state ELSE 3 END, {s}.us(created_at),
        NULL::bigint, next_seq, head_hash, part, NULL::bytea, NULL::bytea, search::text, session
 FROM found ORDER BY created_at DESC LIMIT $3
 

@@ -100,6 +100,17 @@ async def test_a_run_started_by_sql_is_a_run_like_any_other(dsn: str, conn: Conn
         assert kinds == ["RUN_STARTED", "SIGNAL_RECEIVED", "SIGNAL_RECEIVED", "RUN_COMPLETED"]
 
 
+async def test_version_and_fairness_are_those_of_a_start(dsn: str, conn: Conn) -> None:
+    options = "version => '7', fairness_key => 'Ann', fairness_weight => 2.5"
+    run_id = await call(conn, f"start_workflow('Talk', 'one', {options})")
+    async with Client.connect(dsn) as client:
+        view = await client.get_handle("one").describe()
+        assert (view.run_id, view.version) == (run_id, "7")
+        (event,) = await client.get_handle("one").history()
+        assert isinstance(event.meta, dict)
+        assert (event.meta["version"], event.meta["fairness"]) == ("7", ["Ann", 2.5])
+
+
 async def test_what_is_rolled_back_never_was(dsn: str, conn: Conn) -> None:
     async with conn.transaction(force_rollback=True):
         await call(conn, "start_workflow('Talk', 'one')")
@@ -240,6 +251,15 @@ BAD = {
     "arguments": (
         f"start_workflow('Talk', 'a', to_jsonb(repeat('x', {PAYLOAD_BYTES_MAX})))",
         f"over the limit of {PAYLOAD_BYTES_MAX}",
+    ),
+    "a version": ("start_workflow('Talk', 'a', version => '')", "a version must be"),
+    "a fairness key": (
+        "start_workflow('Talk', 'a', fairness_key => repeat('x', 129))",
+        "a fairness_key has",
+    ),
+    "a fairness weight": (
+        "start_workflow('Talk', 'a', fairness_weight => 'NaN')",
+        "a fairness_weight is",
     ),
     "a signal": ("signal_workflow('a', '')", "a signal must be"),
 }

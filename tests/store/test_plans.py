@@ -28,6 +28,7 @@ from durable.events import (
     QueuedActivity,
     Response,
     RunState,
+    TypeInfo,
 )
 from durable.store.limits import Limits
 
@@ -59,12 +60,26 @@ def check(plan: Plan, call: str) -> None:
         assert node.rows <= ROWS_MAX, f"{call}: {node} in {plan.text}"
 
 
+PLAIN_SQL = {
+    "start_workflow": b"SELECT durable.start_workflow('order', $1, '[1]', search => '{\"a\": 1}')",
+    "signal_workflow": b"SELECT durable.signal_workflow($1, 'paid', '[1]')",
+    "cancel_workflow": b"SELECT durable.cancel_workflow($1, 'enough')",
+}
+"""What no client sends, but people do."""
+
+
 async def calls(rig: PostgresRig, turn: str) -> AsyncIterator[tuple[str, Call]]:
     """Every call of the hot paths, one after the other, each with something to do."""
     store = rig.store
     assert isinstance(store, WatchedStore)
     session = await rig.session(9 * HOUR_US)
     worker = await rig.session(9 * HOUR_US)
+    store.queries = {**store.queries, **PLAIN_SQL}
+    store.names.update((query.decode(), name) for name, query in PLAIN_SQL.items())
+    await store.register_types([TypeInfo(TYPE, "workflow", "sql", "order()")])
+    yield "SQL start", lambda: store.fetch("start_workflow", (f"{turn}sql",))
+    yield "SQL signal", lambda: store.fetch("signal_workflow", (f"{turn}sql",))
+    yield "SQL cancel", lambda: store.fetch("cancel_workflow", (f"{turn}sql",))
     yield "start_runs", lambda: store.start_runs([new_run(f"{turn}{n}") for n in range(8)])
     yield (
         "start_runs, taken",
@@ -156,6 +171,9 @@ async def calls(rig: PostgresRig, turn: str) -> AsyncIterator[tuple[str, Call]]:
 
 
 BUDGETS = {
+    "start_workflow": 120,
+    "signal_workflow": 45,
+    "cancel_workflow": 45,
     "start_runs": 300,
     "replace_start": 40,
     "start_and_send": 400,

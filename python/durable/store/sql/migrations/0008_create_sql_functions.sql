@@ -2,6 +2,9 @@
 -- one thing at a time, check what they get and say what is wrong with it. They run with the rights of
 -- the schema's owner and nobody may call them until it is granted (docs/guides/sql.md).
 --
+-- The settings on the three functions for people hold for what they call, as in
+-- 0002_create_client_functions.sql.
+--
 -- SQLSTATE: 22023 a bad argument, DUR10 the id or key is taken, DUR11 no such workflow type, DUR12 no
 -- open run, DUR13 the workers of that type read nothing that is not encrypted.
 --
@@ -103,8 +106,13 @@ CREATE FUNCTION {s}.start_workflow(
     priority integer DEFAULT 0, delay interval DEFAULT NULL, start_at timestamptz DEFAULT NULL,
     run_timeout interval DEFAULT NULL, execution_timeout interval DEFAULT NULL,
     memo jsonb DEFAULT NULL, search jsonb DEFAULT NULL, id_reuse text DEFAULT 'reject',
-    dedup_key text DEFAULT NULL, on_conflict text DEFAULT 'error', notify boolean DEFAULT true
-) RETURNS uuid LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+    dedup_key text DEFAULT NULL, on_conflict text DEFAULT 'error', notify boolean DEFAULT true,
+    version text DEFAULT NULL, fairness_key text DEFAULT NULL,
+    fairness_weight double precision DEFAULT 1
+) RETURNS uuid LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp
+SET enable_seqscan = off SET enable_hashjoin = off SET enable_mergejoin = off SET jit = off
+SET plan_cache_mode = force_generic_plan
+AS $$
 #variable_conflict use_variable
 DECLARE
     v_type_queue text := {s}.sql_type_queue(workflow_type);
@@ -129,6 +137,7 @@ BEGIN
     PERFORM {s}.sql_check_id(workflow_id, 'a workflow id');
     PERFORM {s}.sql_check_id(v_queue, 'a queue');
     PERFORM {s}.sql_check_id(dedup_key, 'a dedup_key') WHERE dedup_key IS NOT NULL;
+    PERFORM {s}.sql_check_id(version, 'a version') WHERE version IS NOT NULL;
     IF priority IS NULL OR priority NOT BETWEEN -32768 AND 32767 THEN
         PERFORM {s}.sql_refuse(format('a priority is -32768 to 32767, not %s', priority));
     ELSIF delay IS NOT NULL AND start_at IS NOT NULL THEN
@@ -137,6 +146,11 @@ BEGIN
         PERFORM {s}.sql_refuse('id_reuse is reject, after_close or after_failure');
     ELSIF on_conflict IS NULL OR on_conflict NOT IN ('error', 'existing') THEN
         PERFORM {s}.sql_refuse('on_conflict is error or existing');
+    ELSIF length(fairness_key) NOT BETWEEN 1 AND 128 THEN
+        PERFORM {s}.sql_refuse('a fairness_key has 1 to 128 characters');
+    ELSIF fairness_weight IS NULL OR fairness_weight NOT BETWEEN 0.001 AND 1000 THEN
+        PERFORM {s}.sql_refuse(format('a fairness_weight is 0.001 to 1000, not %s',
+                                      fairness_weight));
     ELSIF NOT isfinite(start_at) OR start_at >= '9999-01-01' THEN
         PERFORM {s}.sql_refuse('start_at must be a point in time before the year 9999');
     END IF;
@@ -149,6 +163,13 @@ BEGIN
     END IF;
     IF v_timeout_us IS NOT NULL THEN
         v_meta := v_meta || jsonb_build_object('run_timeout_us', v_timeout_us);
+    END IF;
+    IF version IS NOT NULL THEN
+        v_meta := v_meta || jsonb_build_object('version', version);
+    END IF;
+    IF fairness_key IS NOT NULL THEN
+        v_meta := v_meta || jsonb_build_object(
+            'fairness', jsonb_build_array(fairness_key, fairness_weight));
     END IF;
     IF v_memo <> '{}' THEN
         v_meta := v_meta || jsonb_build_object('memo', v_memo);
@@ -164,7 +185,7 @@ BEGIN
     FOR attempt IN 1..10 LOOP
         SELECT s.* INTO v_found FROM {s}.start_runs(
             ARRAY[v_run_id], ARRAY[workflow_id], ARRAY[workflow_type], ARRAY[v_queue],
-            ARRAY[priority::smallint], ARRAY[NULL::text], ARRAY[v_start], ARRAY[0::bigint],
+            ARRAY[priority::smallint], ARRAY[version], ARRAY[v_start], ARRAY[0::bigint],
             ARRAY[v_delay_us], ARRAY[v_start_us], ARRAY[v_timeout_us],
             ARRAY[{s}.sql_us(execution_timeout, 'execution_timeout')], ARRAY[v_reuse::smallint],
             ARRAY[NULL::uuid], ARRAY[NULL::integer],
@@ -222,7 +243,10 @@ END $$;
 CREATE FUNCTION {s}.signal_workflow(
     workflow_id text, name text, args jsonb DEFAULT NULL, request_id text DEFAULT NULL,
     notify boolean DEFAULT true
-) RETURNS uuid LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+) RETURNS uuid LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp
+SET enable_seqscan = off SET enable_hashjoin = off SET enable_mergejoin = off SET jit = off
+SET plan_cache_mode = force_generic_plan
+AS $$
 BEGIN
     PERFORM {s}.sql_check_id(name, 'a signal');
     RETURN {s}.sql_send(5::smallint, workflow_id, name,
@@ -233,7 +257,10 @@ END $$;
 -- Ask the open run of a workflow id to end; return its run id.
 CREATE FUNCTION {s}.cancel_workflow(
     workflow_id text, reason text DEFAULT NULL, notify boolean DEFAULT true
-) RETURNS uuid LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+) RETURNS uuid LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp
+SET enable_seqscan = off SET enable_hashjoin = off SET enable_mergejoin = off SET jit = off
+SET plan_cache_mode = force_generic_plan
+AS $$
 BEGIN
     RETURN {s}.sql_send(6::smallint, workflow_id, NULL,
                         CASE WHEN reason <> ''
@@ -243,7 +270,7 @@ END $$;
 
 REVOKE ALL ON FUNCTION
     {s}.start_workflow(text, text, jsonb, text, integer, interval, timestamptz, interval, interval,
-                       jsonb, jsonb, text, text, text, boolean),
+                       jsonb, jsonb, text, text, text, boolean, text, text, double precision),
     {s}.signal_workflow(text, text, jsonb, text, boolean),
     {s}.cancel_workflow(text, text, boolean)
 FROM PUBLIC;

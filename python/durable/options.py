@@ -129,6 +129,9 @@ class WorkerOptions:
     supervisor together (the shortest follows the load)."""
     drain_seconds: float = 20.0
     """How long running activities may take to end after SIGTERM."""
+    connect_seconds: float = 60.0
+    """How long the start of a worker, or of a supervisor, waits for a database that is not up. One
+    that refuses the password, or does not exist, is not waited for."""
 
     verify_values: bool = False
     """Read every argument and result back where it is written and compare: for development."""
@@ -152,8 +155,9 @@ class WorkerOptions:
                     raise ConfigurationError(
                         f"{name} of {queue!r} must be more than 0, and {QUEUE_RATE_MAX:g} at most"
                     )
-        if self.drain_seconds < 0:
-            raise ConfigurationError("drain_seconds must be 0 or more")
+        for name in ("drain_seconds", "connect_seconds"):
+            if getattr(self, name) < 0:
+                raise ConfigurationError(f"{name} must be 0 or more")
 
 
 @dataclass(frozen=True)

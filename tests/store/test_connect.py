@@ -1,12 +1,17 @@
 """Connecting for the first time: what is told at once, and what is waited for."""
 
+import asyncio
 import socket
 
 import psycopg
+import psycopg.conninfo
 import pytest
 
+from durable import activity
 from durable.client import Client
 from durable.errors import ConfigurationError, StoreUnavailableError
+from durable.runtime.worker import Worker
+from durable.store import connection
 from durable.store.connection import Conn, Target
 from durable.store.postgres import PostgresStore
 
@@ -98,3 +103,75 @@ def test_where_a_database_is_has_no_more_than_hosts_and_ports(
     monkeypatch.delenv("PGHOST", raising=False)
     monkeypatch.delenv("PGPORT", raising=False)
     assert Target(dsn, "durable").where() == where
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        "Connection refused",
+        "No such file or directory",
+        "connection timeout expired",
+        "server closed the connection unexpectedly",
+    ],
+)
+async def test_a_server_that_is_not_up_is_waited_for_when_asked_to(
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    dsn: str,
+    said: str,
+) -> None:
+    monkeypatch.setattr(connection, "FIRST_SECONDS", 0.001)
+    asked = failing(monkeypatch, said, 3)
+    store = PostgresStore(dsn, connect_seconds=60.0)
+    try:
+        await store.open()
+        assert await store.now_us() > 0
+    finally:
+        await store.close()
+    assert len(asked) == 4
+    assert "Waiting for it" in caplog.text
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        'FATAL:  password authentication failed for user "someone"',
+        'FATAL:  database "nothing" does not exist',
+        "failed to resolve host 'nohost': Name or service not known",
+    ],
+)
+async def test_what_waiting_does_not_change_is_told_at_once(
+    monkeypatch: pytest.MonkeyPatch, dsn: str, said: str
+) -> None:
+    asked = failing(monkeypatch, said, 9)
+    with pytest.raises(StoreUnavailableError):
+        await PostgresStore(dsn, connect_seconds=60.0).open()
+    assert len(asked) == 1
+
+
+async def test_a_real_server_refuses_a_password_and_a_database_at_once(dsn: str) -> None:
+    given = psycopg.conninfo.conninfo_to_dict(dsn)
+    for wrong in ({"dbname": "no_such_database"}, {"password": "no such password"}):
+        elsewhere = psycopg.conninfo.make_conninfo(**{**given, **wrong})
+        async with asyncio.timeout(30):
+            with pytest.raises((StoreUnavailableError, ConfigurationError)):
+                await PostgresStore(elsewhere, connect_seconds=600.0).open()
+
+
+async def test_the_wait_for_a_server_has_an_end(closed_port: int) -> None:
+    store = PostgresStore(f"postgresql://127.0.0.1:{closed_port}/nothing", connect_seconds=0.3)
+    with pytest.raises(StoreUnavailableError, match="is it running"):
+        await store.open()
+
+
+async def test_a_worker_that_starts_before_its_server_serves_when_it_is_up(
+    monkeypatch: pytest.MonkeyPatch, dsn: str
+) -> None:
+    @activity.defn
+    async def nothing() -> None:
+        return None
+
+    monkeypatch.setattr(connection, "FIRST_SECONDS", 0.001)
+    asked = failing(monkeypatch, "Connection refused", 2)
+    async with asyncio.timeout(60), Worker(dsn, activities=[nothing]):
+        assert len(asked) > 2

@@ -173,6 +173,13 @@ async def reload_on_change(supervisor: Supervisor, app: str, folder: Path) -> No
     help="How long running activities may take to end after SIGTERM.",
 )
 @click.option(
+    "--connect",
+    type=Duration(),
+    default="60s",
+    show_default=True,
+    help="How long to wait for a database that is not up yet.",
+)
+@click.option(
     "--hang",
     type=Duration(),
     default="30s",
@@ -209,6 +216,7 @@ def worker(app: str, dsn: str | None, schema: str, verbose: bool, **settings: An
         queue_rates=dict(settings["queue_rates"]),
         lease_seconds=settings["lease"].total_seconds(),
         drain_seconds=settings["drain"].total_seconds(),
+        connect_seconds=settings["connect"].total_seconds(),
     )
     supervisor = Supervisor(
         app,

@@ -33,6 +33,8 @@ from durable.store.base import Hint
 from durable.store.postgres import PostgresStore
 
 BEAT_SECONDS = 0.5
+CONNECT_SECONDS_MAX = 20.0
+"""How long a worker process waits for a database that is not up: then the next one does."""
 
 log = logging.getLogger("durable.worker")
 
@@ -94,7 +96,9 @@ def settle_heap() -> None:
 def build(orders: Orders, app: App) -> tuple[Worker, Metrics]:
     """The worker of this process."""
     metrics = Metrics()
-    store = PostgresStore(orders.dsn, schema=orders.schema)
+    # The supervisor has reached the database, and soon thinks that who is silent hangs.
+    wait = min(orders.options.connect_seconds, CONNECT_SECONDS_MAX)
+    store = PostgresStore(orders.dsn, schema=orders.schema, connect_seconds=wait)
     worker = Worker(
         store,
         workflows=app.workflows,

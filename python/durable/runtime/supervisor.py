@@ -86,7 +86,8 @@ class Supervisor:
             build_id=build_id,
             log_level=log.getEffectiveLevel(),
         )
-        self._store = store or PostgresStore(dsn, schema=schema)
+        wait = self._worker_options.connect_seconds
+        self._store = store or PostgresStore(dsn, schema=schema, connect_seconds=wait)
         self._metrics = Metrics()
         self._maintenance: Maintenance | None = None
         if isinstance(self._store, PostgresStore):

@@ -96,7 +96,10 @@ class Worker:
                 workflow.codec.verify = True
             for activity in self.registry.activities.values():
                 activity.codec.verify = True
-        plain = PostgresStore(store, schema=schema) if isinstance(store, str) else store
+        plain = store
+        if isinstance(plain, str):
+            wait = options.connect_seconds
+            plain = PostgresStore(plain, schema=schema, connect_seconds=wait)
         self.store = seal_store(plain, codec)
         self.metrics = metrics or Metrics()
         self.build_id = build_id or ""

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import os
 import random
 import socket
@@ -70,8 +71,20 @@ STALE_PLAN = "0A000"
 READ_ONLY = "25006"
 
 
+FIRST_SECONDS = 0.25
+"""The pause after the first refusal of a connection that never was; it doubles."""
+TELL_SECONDS = 10.0
+"""How often the log says that somebody waits for a database."""
 NOT_YET = ("the database system is", "too many clients", "too many connections", "connection slots")
 """What a server says that will take connections in a moment. Refusals to connect have no code."""
+NOT_THERE = (
+    "Connection refused",
+    "No such file or directory",
+    "No route to host",
+    "timeout expired",
+    "closed the connection unexpectedly",
+)
+"""What the system says of a server that is not up."""
 
 
 class DataRejectedError(StoreError):
@@ -201,6 +214,37 @@ def unreachable(error: psycopg.Error, target: Target) -> StoreUnavailableError |
         f"the database at {target.where()} did not answer: {why}; is the DSN right, and is it "
         "running?"
     )
+
+
+async def patiently(target: Target, seconds: float, work: Callable[[], Awaitable[T]]) -> T:
+    """Do ``work``; for ``seconds`` again while the server was never reached and may yet come up.
+
+    What the server itself refuses (a password, a database that it does not have) and a host that
+    has no address are raised at once: waiting changes nothing about them.
+    """
+    deadline = time.monotonic() + seconds
+    tell_at = -math.inf
+    pause = FIRST_SECONDS
+    while True:
+        try:
+            return await work()
+        except StoreUnavailableError as error:
+            now = time.monotonic()
+            if target.reached or now >= deadline or not may_come(error.__cause__):
+                raise
+            if now >= tell_at:
+                tell_at = now + TELL_SECONDS
+                logger.warning("%s Waiting for it, for %.0f s at most", error, deadline - now)
+        await asyncio.sleep(min(pause * random.uniform(0.5, 1.0), deadline - now))
+        pause = min(pause * 2, BACKOFF_SECONDS_MAX)
+
+
+def may_come(cause: BaseException | None) -> bool:
+    """Whether who refused the connection may take the next one."""
+    said = str(cause)
+    if any(words in said for words in NOT_YET):
+        return True
+    return "FATAL" not in said and any(words in said for words in NOT_THERE)
 
 
 class Lane:

@@ -56,7 +56,7 @@ from durable.store.commits import (
     start_and_send_params,
     start_params,
 )
-from durable.store.connection import Conn, DataRejectedError, Lanes, Target, sever
+from durable.store.connection import Conn, DataRejectedError, Lanes, Target, patiently, sever
 from durable.store.migrate import check_version
 from durable.store.notify import channel, hints, write
 from durable.store.queries import DEFAULT_SCHEMA, load_queries, quote_schema
@@ -87,7 +87,8 @@ class PostgresStore:
     """The durable state of workflows in one schema of a PostgreSQL database.
 
     ``dsn`` may lead through PgBouncer in transaction mode (``pooler=True`` where that cannot be
-    noticed); LISTEN then needs ``listen_dsn``, straight to the server.
+    noticed); LISTEN then needs ``listen_dsn``, straight to the server. ``connect_seconds`` is how
+    long `open` waits for a server that is not up; 0 fails at once.
     """
 
     def __init__(
@@ -98,8 +99,10 @@ class PostgresStore:
         listen_dsn: str | None = None,
         application_name: str = "durable",
         pooler: bool = False,
+        connect_seconds: float = 0.0,
     ) -> None:
         self.schema = schema
+        self.connect_seconds = connect_seconds
         self.queries = load_queries(schema)
         self.target = Target(dsn, application_name, pooler)
         self.listen_dsn = listen_dsn
@@ -110,6 +113,9 @@ class PostgresStore:
 
     async def open(self) -> None:
         """Connect and check the schema; raise SchemaVersionError or StoreUnavailableError."""
+        await patiently(self.target, self.connect_seconds, self._open)
+
+    async def _open(self) -> None:
         name = quote_schema(self.schema)
         try:
             there = await self.fetch("has_meta", (name,))

@@ -118,3 +118,22 @@ async def test_a_claim_that_is_under_way_is_not_forgotten(postgres: PostgresRig)
 
     assert await noted(postgres) == (1, 1)
     assert await postgres.store.end_sessions([session]) == 1
+
+
+async def test_what_the_next_look_does_not_reach_is_handed_over_all_the_same(
+    postgres: PostgresRig,
+) -> None:
+    session = await postgres.session()
+    runs = await claim_many(postgres, session, "a", MANY)
+    await end(postgres, runs[3:])
+    assert await tidy(postgres) > 0
+    async with await psycopg.AsyncConnection.connect(postgres.dsn) as conn:
+        await conn.execute("UPDATE durable.claim SET claimed_at = claimed_at - interval '1 hour'")
+
+    await end(postgres, await claim_many(postgres, session, "b", MANY))
+    assert await tidy(postgres) > 0
+
+    assert await noted(postgres) == (1, 3)
+    owned, _ = await postgres.store.owned(session)
+    assert {run.run_id for run in owned} == {run.run_id for run in runs[:3]}
+    assert await postgres.store.end_sessions([session]) == 3

@@ -23,6 +23,7 @@ CREATE TABLE {s}.session (
     build_id text NOT NULL,
     queues text[] NOT NULL,
     suspect uuid,
+    claims_since timestamptz NOT NULL DEFAULT '-infinity',
     started_at timestamptz NOT NULL DEFAULT clock_timestamp(),
     expires_at timestamptz NOT NULL
 ) WITH (fillfactor = 50, autovacuum_vacuum_scale_factor = 0, autovacuum_vacuum_threshold = 1000);

@@ -169,6 +169,9 @@ END $$;
 -- more than were left to it the last time, and so twice for each claim in the long run. A session
 -- that is being ended is waited for, and then it is gone. One statement, so one snapshot: a claim that
 -- is not seen leaves its own row. Oldest first, and what is left to do is done the next time.
+--
+-- Rows that were forgotten are walked over in the index until vacuum has been there, so a look begins
+-- a minute before the last time. A claim that took longer than that stays until its session ends.
 CREATE FUNCTION {s}.tidy_claims() RETURNS integer LANGUAGE plpgsql
 SET enable_seqscan = off SET enable_hashjoin = off SET enable_mergejoin = off SET jit = off
 SET plan_cache_mode = force_generic_plan
@@ -176,19 +179,23 @@ AS $$
 #variable_conflict use_column
 DECLARE
     v_sessions bigint[];
-    v_count integer;
+    v_seen integer;
+    v_gone integer;
 BEGIN
     v_sessions := ARRAY(
         SELECT s.id FROM {s}.session s WHERE 1000 < (
             SELECT sum(CASE WHEN c.kept THEN -cardinality(c.runs) ELSE cardinality(c.runs) END)
-            FROM {s}.claim c WHERE c.session = s.id)
+            FROM {s}.claim c WHERE c.session = s.id AND c.claimed_at >= s.claims_since)
         ORDER BY s.id FOR KEY SHARE OF s);
     IF cardinality(v_sessions) = 0 THEN
         RETURN 0;
     END IF;
     WITH head AS MATERIALIZED (
-        SELECT c.ctid, sum(cardinality(c.runs)) OVER (ORDER BY c.session, c.claimed_at) AS so_far
-        FROM {s}.claim c WHERE c.session = ANY (v_sessions)
+        SELECT c.ctid, sum(cardinality(c.runs)) OVER (ORDER BY s.id, c.claimed_at) AS so_far
+        FROM {s}.session s CROSS JOIN LATERAL (
+            SELECT c.ctid, c.claimed_at, c.runs FROM {s}.claim c
+            WHERE c.session = s.id AND c.claimed_at >= s.claims_since OFFSET 0
+        ) c WHERE s.id = ANY (v_sessions)
     ), gone AS (
         DELETE FROM {s}.claim c USING head h WHERE c.ctid = h.ctid AND h.so_far <= 200000
         RETURNING c.session, c.runs
@@ -199,8 +206,12 @@ BEGIN
     ), kept AS (
         INSERT INTO {s}.claim (session, kept, runs)
         SELECT session, true, array_agg(run_id) FROM owned GROUP BY session, n / 100
-    ) SELECT count(*) INTO v_count FROM gone;
-    RETURN v_count;
+    ) SELECT (SELECT count(*) FROM head), (SELECT count(*) FROM gone) INTO v_seen, v_gone;
+    IF v_gone = v_seen THEN
+        UPDATE {s}.session SET claims_since = statement_timestamp() - interval '1 minute'
+        WHERE id = ANY (v_sessions);
+    END IF;
+    RETURN v_gone;
 END $$;
 
 -- Give a token to runs that have unread messages, no owner and no token: a wake-up was lost. This

@@ -243,7 +243,7 @@ async def test_a_test_makes_schedules_as_a_client_does(env: WorkflowEnvironment)
 
 @activity.defn(retry=RetryPolicy(max_attempts=1))
 async def give_up() -> None:
-    raise LookupError(f"attempt {activity.info().attempt}")
+    raise LookupError(f"attempt {activity.info().attempt} of {dict(activity.info().headers)}")
 
 
 async def test_a_test_on_postgresql_makes_schedules_too(dsn: str) -> None:
@@ -286,12 +286,14 @@ async def test_a_schedule_of_a_client_starts_jobs_and_says_where_it_stands(
     assert (await client.get_handle("sums").describe()).state == RunState.TERMINATED
 
 
-async def test_a_scheduled_job_has_the_options_its_activity_was_given(
+async def test_a_scheduled_job_has_the_options_of_its_activity_and_the_headers_of_its_schedule(
     client: Client, serve: Any
 ) -> None:
     await serve(give_up)
     changed = give_up.with_options(retry=RetryPolicy(max_attempts=2, initial_interval=0.01))
-    await client.create_schedule("tries", changed, cron="0 3 * * *", paused=True)
+    await client.create_schedule(
+        "tries", changed, cron="0 3 * * *", paused=True, headers={"trace": "4b"}
+    )
     schedule = client.get_schedule("tries")
     first = datetime(2026, 1, 1, tzinfo=UTC)
     assert await schedule.backfill(first, first + timedelta(days=1)) == 1
@@ -303,7 +305,7 @@ async def test_a_scheduled_job_has_the_options_its_activity_was_given(
                 break
             except WorkflowNotFoundError:
                 await asyncio.sleep(0.02)
-    with pytest.raises(WorkflowFailedError, match="attempt 2"):
+    with pytest.raises(WorkflowFailedError, match=r"attempt 2 of \{'trace': '4b'\}"):
         await job.result(20)
     await schedule.delete()
 

@@ -14,7 +14,7 @@ from typing import Any, Protocol
 from durable.client.checks import check_id, micros
 from durable.client.handle import WorkflowHandle
 from durable.client.starting import StartingClient, StartOptions
-from durable.engine.attributes import wanted_search
+from durable.engine.attributes import plain_headers, wanted_search
 from durable.engine.calendar import check_plan, times_after
 from durable.engine.definition import ActivityDefinition, WorkflowDefinition
 from durable.engine.info import to_us
@@ -208,6 +208,7 @@ class ScheduleClient(StartingClient):
         memo: Mapping[str, Any] | None = None,
         run_timeout: timedelta | float | None = None,
         search: Mapping[str, Any] | None = None,
+        headers: Mapping[str, Any] | None = None,
     ) -> ScheduleHandle:
         """Start a workflow, or an activity as a job, at the times of ``cron`` or ``every`` so long.
 
@@ -222,15 +223,15 @@ class ScheduleClient(StartingClient):
 
         Raises InvalidArgumentError for a plan without times, and what `start` raises.
         """
-        headers: dict[str, Any] = {}
+        carried = plain_headers(headers or {}, self.codec)
         if isinstance(workflow, ActivityDefinition):
-            headers = headers_of(workflow)
+            carried |= headers_of(workflow)
             workflow = job_of(workflow)
         payload = await self._payload(workflow, args, {})
         plan = plan_of(
             workflow,
             payload,
-            headers,
+            carried,
             cron=cron,
             every=every,
             timezone=timezone,

@@ -59,14 +59,16 @@ async def columns_with(dsn: str, text: str) -> list[str]:
     found = []
     async with await psycopg.AsyncConnection.connect(dsn) as conn:
         rows = await conn.execute(
-            "SELECT table_name, column_name FROM information_schema.columns"
+            "SELECT table_name, column_name, data_type FROM information_schema.columns"
             " JOIN information_schema.tables USING (table_schema, table_name)"
             " WHERE table_schema = 'durable' AND table_type = 'BASE TABLE'"
         )
-        for table, column in await rows.fetchall():
+        for table, column, kind in await rows.fetchall():
+            # Python has no time that is infinite.
+            as_text = sql.SQL("::text") if kind.startswith("timestamp") else sql.SQL("")
             cells = await conn.execute(
-                sql.SQL("SELECT {} FROM durable.{}").format(
-                    sql.Identifier(column), sql.Identifier(table)
+                sql.SQL("SELECT {}{} FROM durable.{}").format(
+                    sql.Identifier(column), as_text, sql.Identifier(table)
                 )
             )
             for (cell,) in await cells.fetchall():

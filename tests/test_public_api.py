@@ -15,8 +15,8 @@ from durable import activity, errors, workflow
 
 PROMISED = """
     activity workflow ActivityOptions Interceptor RetryPolicy
-    Client IdReuse RunState ScheduleHandle SyncClient SyncScheduleHandle SyncWorkflowHandle
-    WorkflowHandle
+    BulkResult Client IdReuse RunFilter RunState ScheduleHandle SyncClient SyncScheduleHandle
+    SyncWorkflowHandle WorkflowHandle
     Supervisor SupervisorOptions Worker WorkerOptions
     ApplicationError NonRetryable RetryAfter
     ActivityError ActivityProcessError AttemptLostError CompleteLater

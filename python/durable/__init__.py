@@ -57,7 +57,9 @@ from durable.options import ActivityOptions, RetryPolicy, SupervisorOptions, Wor
 
 if TYPE_CHECKING:
     from durable.client import (
+        BulkResult,
         Client,
+        RunFilter,
         ScheduleHandle,
         SyncClient,
         SyncScheduleHandle,
@@ -75,8 +77,10 @@ __all__ = [
     "Interceptor",
     "RetryPolicy",
     # starting and asking
+    "BulkResult",
     "Client",
     "IdReuse",
+    "RunFilter",
     "RunState",
     "ScheduleHandle",
     "SyncClient",
@@ -136,7 +140,9 @@ __all__ = [
 # What needs a database driver is imported when it is first asked for: a module with workflows is
 # imported by every worker process, by tests and by tools that never connect.
 LATE = {
+    "BulkResult": "durable.client",
     "Client": "durable.client",
+    "RunFilter": "durable.client",
     "ScheduleHandle": "durable.client",
     "SyncClient": "durable.client",
     "SyncScheduleHandle": "durable.client",

@@ -12,6 +12,7 @@ Inside:
     with_start  the calls that talk to a run, and start it when it is not there
     schedules   the calls for schedules, and `ScheduleHandle`
     completing  the calls for activities that others complete
+    bulk        the calls about all open runs that fit a `RunFilter`
     connected   an open store, and what all calls share
     handle      `WorkflowHandle`: everything about one run
     sync        `SyncClient`: the same for code without asyncio
@@ -22,6 +23,7 @@ Inside:
     checks      ids and durations
 """
 
+from durable.client.bulk import BulkResult, RunFilter
 from durable.client.client import Client
 from durable.client.handle import WorkflowHandle
 from durable.client.replica import HistoryEvent
@@ -29,8 +31,10 @@ from durable.client.schedules import ScheduleHandle
 from durable.client.sync import SyncClient, SyncScheduleHandle, SyncWorkflowHandle
 
 __all__ = [
+    "BulkResult",
     "Client",
     "HistoryEvent",
+    "RunFilter",
     "ScheduleHandle",
     "SyncClient",
     "SyncScheduleHandle",

@@ -2,7 +2,7 @@
 
 A client talks to the database only; workers need not run. The calls that begin runs are in
 `starting`, `with_start`, `jobs` and `schedules`, those for activities that others complete in
-`completing`.
+`completing`, those about many open runs in `bulk`.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import uuid
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, TypeVar, overload
 
+from durable.client.bulk import BulkClient
 from durable.client.checks import check_id
 from durable.client.completing import CompletingClient
 from durable.client.handle import WorkflowHandle, encode_call
@@ -29,7 +30,7 @@ from durable.store.limits import Limits
 R = TypeVar("R")
 
 
-class Client(WithStartClient, JobClient, ScheduleClient, CompletingClient):
+class Client(WithStartClient, JobClient, ScheduleClient, CompletingClient, BulkClient):
     """Starts workflows, and hands out handles to them. An async context manager."""
 
     # -- signals -----------------------------------------------------------------------------

@@ -38,6 +38,9 @@ Ts = TypeVarTuple("Ts")
 CALL_SECONDS = 30.0
 """Longer than the store tries by itself before it says that the database does not answer."""
 
+SWEEP_SECONDS = 3600.0
+"""What is done to many runs may take so much longer."""
+
 CLOSED = "this client is closed; make another with SyncClient.connect()"
 
 
@@ -298,6 +301,14 @@ class SyncClient:
     fail_activity = verb(Client.fail_activity)
     heartbeat_activity = verb(Client.heartbeat_activity)
     list = verb(Client.list)
+    count = verb(Client.count)
+    page = verb(Client.page)
+    cancel_many = verb(Client.cancel_many, SWEEP_SECONDS)
+    terminate_many = verb(Client.terminate_many, SWEEP_SECONDS)
+    signal_matching = verb(Client.signal_matching, SWEEP_SECONDS)
+    pause_many = verb(Client.pause_many, SWEEP_SECONDS)
+    resume_many = verb(Client.resume_many, SWEEP_SECONDS)
+    unpark_many = verb(Client.unpark_many, SWEEP_SECONDS)
 
 
 class SyncWorkflowHandle(Generic[R]):

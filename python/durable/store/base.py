@@ -40,6 +40,7 @@ from durable.events import (
     Started,
     TypeInfo,
 )
+from durable.store.pages import OpenRuns
 
 HINT_RUNS_MAX = 200
 """Run ids that one hint can name: what fits into the payload of a NOTIFY."""
@@ -163,6 +164,18 @@ class Store(Protocol):
         ``search``, a JSON object, leaves those whose search attributes contain it, in the sense of
         ``jsonb @>``: each name with this value, and of a list at least these elements.
         """
+
+    async def open_page(
+        self, wanted: OpenRuns, *, after: str | None = None, limit: int = 200
+    ) -> list[RunView]:
+        """The next open runs that fit, by run id, those after run ``after``.
+
+        Without the reasons of parked and paused ones. Fewer than ``limit``: there are no more.
+        Reads every open run between ``after`` and the last of the page.
+        """
+
+    async def count_open(self, wanted: OpenRuns) -> int:
+        """How many open runs fit. Reads all open runs: not for a hot path."""
 
     async def closed(self, run_ids: Sequence[str]) -> list[RunView]:
         """Those of the runs that are closed, with results."""

@@ -57,6 +57,7 @@ from durable.store.memory_tables import (
     contains,
     failure_json,
 )
+from durable.store.pages import OpenRuns
 
 Fault = Callable[[str, Literal["before", "after"]], None]
 RESPONSE_US_MAX = 3_600_000_000
@@ -284,6 +285,17 @@ class MemoryStore:
         ]
         found = [view for view in views if not states or view.state in states]
         return sorted(found, key=lambda view: view.created_us, reverse=True)[:limit]
+
+    async def open_page(
+        self, wanted: OpenRuns, *, after: str | None = None, limit: int = 200
+    ) -> list[RunView]:
+        """The next open runs by run id, without the reasons of parked and paused ones."""
+        found = [view for view in self.tables.fitting(wanted) if view.run_id > (after or "")]
+        return sorted(found, key=lambda view: view.run_id)[:limit]
+
+    async def count_open(self, wanted: OpenRuns) -> int:
+        """How many open runs fit."""
+        return len(self.tables.fitting(wanted))
 
     async def closed(self, run_ids: Sequence[str]) -> list[RunView]:
         """Those of the runs that are closed, with results."""

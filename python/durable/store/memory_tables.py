@@ -34,6 +34,7 @@ from durable.events import (
     TypeInfo,
 )
 from durable.store.memory_queues import Buckets, KeyRooms, Shares
+from durable.store.pages import OpenRuns
 
 RUN, ACTIVITY = 1, 2
 """Kinds of tasks."""
@@ -549,6 +550,15 @@ class Tables:
             states = (count[QUEUED], count[HELD], count[CLAIMED], count[WAITS])
             found.append(QueueDepth(queue, *states, min(waiting, default=None)))
         return found
+
+    def fitting(self, wanted: OpenRuns) -> list[RunView]:
+        """The open runs that are wanted."""
+
+        def has_attributes(whole: bytes, part: bytes) -> bool:
+            return contains(orjson.loads(whole), orjson.loads(part))
+
+        views = [run.view(full=False) for run in self.runs.values()]
+        return [view for view in views if wanted.fits(view, has_attributes)]
 
 
 def failure_json(kind: str, message: str) -> bytes:

@@ -59,7 +59,9 @@ from durable.store.commits import (
 from durable.store.connection import Conn, DataRejectedError, Lanes, Target, patiently, sever
 from durable.store.migrate import check_version
 from durable.store.notify import channel, hints, write
+from durable.store.pages import OpenRuns
 from durable.store.queries import DEFAULT_SCHEMA, load_queries, quote_schema
+from durable.store.rows import run_view, view_state
 from durable.store.written import begin, first_batch, give_heads
 
 logger = logging.getLogger("durable.store")
@@ -78,8 +80,6 @@ MOVES_MAX = 3
 NO_SESSION = "DUR01"
 NOW_COLUMN = 12
 """Where the last row of a claim has the store's time: in the place of created_us."""
-DELAYED = 2
-"""Inside the tables: an open run that must not start yet."""
 VERDICTS = {str(int(v)): v for v in Verdict}
 
 
@@ -324,6 +324,17 @@ class PostgresStore:
         found = [run_view(row) for row in rows]
         found.sort(key=lambda view: view.created_us, reverse=True)
         return await give_heads(found[:limit], self.first_batches)
+
+    async def open_page(
+        self, wanted: OpenRuns, *, after: str | None = None, limit: int = 200
+    ) -> list[RunView]:
+        """The next open runs by run id, without the reasons of parked and paused ones."""
+        rows = await self.fetch("open_page", (*page_params(wanted), after, limit))
+        return await give_heads([run_view(row) for row in rows], self.first_batches)
+
+    async def count_open(self, wanted: OpenRuns) -> int:
+        """How many open runs fit."""
+        return int((await self.fetch("count_open", page_params(wanted)))[0][0])
 
     async def closed(self, run_ids: Sequence[str]) -> list[RunView]:
         """Those of the runs that are closed, with results."""
@@ -570,28 +581,8 @@ def is_dead_session(error: StoreError) -> bool:
     return isinstance(cause, psycopg.Error) and cause.sqlstate == NO_SESSION
 
 
-def view_state(state: int) -> RunState:
-    """A state of the tables as clients see it."""
-    return RunState.RUNNING if state == DELAYED else RunState(state)
-
-
-def run_view(row: tuple[Any, ...]) -> RunView:
-    """A row of the view queries as a RunView."""
-    state, search = row[5], row[13]
-    return RunView(
-        row[0],
-        row[1],
-        row[2],
-        row[3],
-        row[4],
-        view_state(state),
-        row[6],
-        row[7],
-        row[8],
-        row[9],
-        row[10],
-        row[11],
-        row[12],
-        None if search is None else search.encode(),
-        row[14],
-    )
+def page_params(wanted: OpenRuns) -> Params:
+    """A filter as the statements take it."""
+    search = None if wanted.search is None else wanted.search.decode()
+    plain = wanted.workflow_type, literal(wanted.states), wanted.queue, wanted.id_prefix
+    return (*plain, search, wanted.from_us, wanted.until_us)

@@ -130,6 +130,16 @@ SELECT run_id::text, workflow_id, workflow_type, queue, version, state, {s}.us(c
        NULL::bigint
 FROM found ORDER BY closed_at DESC LIMIT $3
 
+-- name: open_page
+SELECT run_id::text, workflow_id, workflow_type, queue, version,
+       CASE WHEN pause IS NULL THEN state ELSE 3 END, {s}.us(created_at),
+       NULL::bigint, next_seq, head_hash, part, NULL::bytea, NULL::bytea, search::text, session
+FROM {s}.open_page($1, $2::smallint[], $3, $4, $5::jsonb, $6, $7, $8::uuid, $9)
+
+-- name: count_open
+SELECT count(*) FROM {s}.run r
+WHERE {s}.fits(r, $1::text, $2::smallint[], $3::text, $4::text, $5::jsonb, $6::bigint, $7::bigint)
+
 -- name: closed
 SELECT run_id::text, workflow_id, workflow_type, queue, version, state, {s}.us(created_at),
        {s}.us(closed_at), next_seq, head_hash, part, result, failure, search::text, NULL::bigint

@@ -1,0 +1,143 @@
+"""What is done to many open runs: to which of them, how often, and what is refused."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from datetime import UTC, datetime
+from typing import Any
+
+import pytest
+
+from durable import BulkResult, Client, RunFilter, RunState, workflow
+from durable.client import bulk
+from durable.errors import InvalidArgumentError
+from durable.events import EventKind
+from durable.store.memory import MemoryStore
+from durable.store.postgres import PostgresStore
+
+ORDERS = RunFilter(id_prefix="order-")
+
+
+@workflow.defn
+async def waits() -> int:
+    return await workflow.wait_signal("go", type=int)
+
+
+@pytest.fixture(params=["memory", "postgres"])
+async def client(
+    request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
+) -> AsyncIterator[Client]:
+    """With five orders and another run, and pages of two."""
+    monkeypatch.setattr(bulk, "PAGE_RUNS", 2)
+    is_memory = request.param == "memory"
+    store = MemoryStore() if is_memory else PostgresStore(request.getfixturevalue("dsn"))
+    async with Client.connect(store) as made:
+        for number in range(5):
+            await made.start(waits, id=f"order-{number}", search={"number": number})
+        await made.start(waits, id="other")
+        yield made
+
+
+async def mail(client: Client, kind: EventKind) -> list[str]:
+    """The workflow ids of the runs that were sent this, once for each time."""
+    names = {view.run_id: view.workflow_id for view in await client.list()}
+    items = await client.store.inbox(list(names))
+    return sorted(names[item.run_id] for item in items if item.kind == kind)
+
+
+FIVE = [f"order-{number}" for number in range(5)]
+
+
+async def test_cancel_many_asks_all_that_fit(client: Client) -> None:
+    seen: list[BulkResult] = []
+
+    result = await client.cancel_many(ORDERS, reason="late", progress=seen.append)
+
+    assert result == BulkResult(done=5, skipped=0)
+    assert [each.done for each in seen] == [2, 4, 5]
+    assert await mail(client, EventKind.CANCEL_REQUESTED) == FIVE
+
+
+async def test_terminate_many_sends_the_end_to_all_that_fit(client: Client) -> None:
+    assert await client.terminate_many(ORDERS, reason="late") == BulkResult(5, 0)
+    assert await mail(client, EventKind.RUN_TERMINATED) == FIVE
+
+
+async def test_a_signal_with_the_same_request_id_is_sent_once(client: Client) -> None:
+    for _ in range(2):
+        await client.signal_matching(ORDERS, "go", 7, request_id="r")
+
+    assert await mail(client, EventKind.SIGNAL_RECEIVED) == FIVE
+
+
+async def test_paused_runs_are_resumed_and_others_left_alone(client: Client) -> None:
+    await client.get_handle("other").pause()
+    assert await client.pause_many(RunFilter(search={"number": 3})) == BulkResult(1, 0)
+    assert await client.pause_many(ORDERS, reason="audit") == BulkResult(5, 0)
+    assert await client.count(RunFilter(states=[RunState.PAUSED])) == 6
+
+    assert await client.resume_many(ORDERS) == BulkResult(5, 0)
+    assert await client.resume_many(ORDERS) == BulkResult(0, 0)
+
+    (paused,) = await client.page(RunFilter(states=[RunState.PAUSED]))
+    assert paused.workflow_id == "other"
+
+
+async def test_no_run_that_is_not_parked_is_unparked(client: Client) -> None:
+    assert await client.unpark_many(RunFilter(everything=True)) == BulkResult(0, 0)
+
+
+async def test_runs_that_changed_meanwhile_are_skipped(client: Client) -> None:
+    await client.pause_many(ORDERS)
+    page = client.store.open_page
+
+    async def late(*args: Any, **options: Any) -> Any:
+        found = await page(*args, **options)
+        await client.store.resume([view.run_id for view in found[:1]])
+        return found
+
+    client.store.open_page = late  # type: ignore[method-assign]
+    assert await client.resume_many(ORDERS) == BulkResult(done=2, skipped=3)
+
+
+async def test_everything_must_be_said(client: Client) -> None:
+    with pytest.raises(InvalidArgumentError, match="everything=True"):
+        await client.cancel_many(RunFilter())
+    assert await mail(client, EventKind.CANCEL_REQUESTED) == []
+
+    assert (await client.cancel_many(RunFilter(everything=True))).done == 6
+
+
+async def test_runs_are_counted_and_iterated(client: Client) -> None:
+    found = [view.run_id async for view in client.iterate()]
+
+    assert found == sorted(found)
+    assert len(found) == await client.count() == 6
+    assert await client.count(RunFilter(workflow_type="waits", search={"number": 4})) == 1
+
+
+@pytest.mark.parametrize(
+    ("wrong", "says"),
+    [
+        (RunFilter(states=[RunState.FAILED]), "only open runs"),
+        (RunFilter(id_prefix=""), "not empty"),
+        (RunFilter(search={"a": None}), "cannot be None"),
+        (RunFilter(started_after=datetime(2026, 1, 1)), "time zone"),  # noqa: DTZ001
+    ],
+)
+async def test_a_filter_that_cannot_be_is_refused(wrong: RunFilter, says: str) -> None:
+    async with Client.connect(MemoryStore()) as client:
+        with pytest.raises(InvalidArgumentError, match=says):
+            await client.count(wrong)
+
+
+async def test_runs_started_since_a_time_are_meant(client: Client) -> None:
+    assert await client.count(RunFilter(started_after=datetime(2999, 1, 1, tzinfo=UTC))) == 0
+    assert await client.count(RunFilter(started_before=datetime(2999, 1, 1, tzinfo=UTC))) == 6
+
+
+@pytest.mark.parametrize("options", [{"limit": 0}, {"limit": 10_001}, {"after": "order-1"}])
+async def test_a_page_that_cannot_be_is_refused(options: dict[str, Any]) -> None:
+    async with Client.connect(MemoryStore()) as client:
+        with pytest.raises(InvalidArgumentError):
+            await client.page(**options)

@@ -122,7 +122,7 @@ async def test_runs_are_counted_and_iterated(client: Client) -> None:
         (RunFilter(states=[RunState.FAILED]), "only open runs"),
         (RunFilter(id_prefix=""), "not empty"),
         (RunFilter(search={"a": None}), "cannot be None"),
-        (RunFilter(started_after=datetime(2026, 1, 1)), "time zone"),  # noqa: DTZ001
+        (RunFilter(started_after=datetime(2026, 1, 1)), "time zone"),
     ],
 )
 async def test_a_filter_that_cannot_be_is_refused(wrong: RunFilter, says: str) -> None:

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-import psycopg
 import pytest
-from support.plans import WatchedStore, check, plan_functions
-from support.store_rig import HOUR_US, TYPE, Rig, new_run
+from support.store_rig import HOUR_US, TYPE, Rig
 
 from durable.events import RunState
 from durable.store.pages import OpenRuns
@@ -70,26 +68,3 @@ async def test_pages_go_on_where_the_last_one_ended(rig: Rig) -> None:
         found += [view.run_id for view in page]
 
     assert found == started
-
-
-async def test_a_page_reads_no_further_than_its_last_run(dsn: str) -> None:
-    await plan_functions(dsn, "force_generic_plan")
-    store = WatchedStore(dsn, "force_generic_plan")
-    await store.open()
-    try:
-        await store.start_runs([new_run(f"run{n}") for n in range(3000)])
-        async with await psycopg.AsyncConnection.connect(dsn, autocommit=True) as conn:
-            await conn.execute("VACUUM ANALYZE durable.run")
-        page = await store.open_page(OpenRuns(workflow_type=TYPE), limit=5)
-        store.take()
-        again = await store.open_page(
-            OpenRuns(workflow_type=TYPE, search=None), after=page[-1].run_id, limit=5
-        )
-        plans, buffers = store.take()
-    finally:
-        await store.close()
-
-    assert len(again) == 5
-    for plan in plans:
-        check(plan, "open_page")
-    assert buffers["open_page"] < 40

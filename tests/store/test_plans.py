@@ -31,6 +31,7 @@ from durable.events import (
     TypeInfo,
 )
 from durable.store.limits import Limits
+from durable.store.pages import OpenRuns
 
 ROWS_MAX = 150
 """Rows that one node of a plan may read: the calls are about twelve runs, at most."""
@@ -281,6 +282,25 @@ async def test_a_key_is_found_among_many(dsn: str, mode: str) -> None:
     for plan in plans:
         check(plan, "a start with a key")
     assert max(buffers.values()) < BUDGETS["start_runs"], buffers
+
+
+@pytest.mark.parametrize("mode", ["generic", "custom"])
+async def test_a_page_reads_no_further_than_its_last_run(dsn: str, mode: str) -> None:
+    await plan_functions(dsn, f"force_{mode}_plan")
+    async with shaped(dsn, "sleeping"):
+        store = WatchedStore(dsn, f"force_{mode}_plan")
+        await store.open()
+        try:
+            page = await store.open_page(OpenRuns(), limit=5)
+            store.take()
+            after = await store.open_page(OpenRuns(), after=page[-1].run_id, limit=5)
+            plans, buffers = store.take()
+        finally:
+            await store.close()
+    assert [view.run_id > page[-1].run_id for view in after] == [True] * 5
+    for plan in plans:
+        check(plan, "open_page")
+    assert buffers["open_page"] < 60
 
 
 async def test_a_listing_is_seen_to_read_them_all(dsn: str) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import click
 
+from durable.cli.bulk import bulk
 from durable.cli.check import check, export
 from durable.cli.jobs import enqueue
 from durable.cli.queues import queue
@@ -33,6 +34,7 @@ for command in (
     enqueue,
     schedule,
     *COMMANDS,
+    bulk,
     check,
     export,
 ):

@@ -1,0 +1,196 @@
+"""Bulk: the commands that do the same to every open run that fits."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Any, TypeVar
+
+import click
+
+from durable.cli.report import Commands, show_json, show_table
+from durable.cli.runs import SEARCH, json_of, moment, with_client
+from durable.cli.target import Moment, database_options, find_target
+from durable.client import BulkResult, Client, RunFilter
+from durable.events import RunState, RunView
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+OPEN_STATES = ["running", "parked", "paused"]
+SHOWN = 5
+"""Runs that --dry-run and the question show."""
+
+Act = Callable[[Client, RunFilter, Callable[[BulkResult], None]], Awaitable[BulkResult]]
+
+
+@click.group(cls=Commands)
+def bulk() -> None:
+    """Do the same to every open run that fits.
+
+    Shows how many there are and asks first; --yes does not ask, --dry-run only shows. What is done
+    is done page by page: after an interruption the same command goes on with the rest.
+
+    \b
+      durable bulk cancel --type order --search customer=Ann --dry-run
+      durable bulk pause --queue gpu --reason "the driver is updated"
+      durable bulk resume --queue gpu --yes
+      durable bulk signal recheck --id-prefix order-2026-
+      durable bulk unpark --all
+    """
+
+
+def filter_options(command: F) -> F:
+    """The options that say which runs, and whether to ask."""
+    options = (
+        click.option("--type", "workflow_type", help="Only runs of this workflow type."),
+        click.option(
+            "--state",
+            "states",
+            multiple=True,
+            type=click.Choice(OPEN_STATES),
+            help="May be repeated.",
+        ),
+        click.option("--queue", "-q", help="Only runs of this task queue."),
+        click.option("--id-prefix", help="Only runs whose id begins so."),
+        click.option("--search", "search", **SEARCH, help="Only with this attribute; repeatable."),
+        click.option("--started-after", type=Moment(), help="Started then or later."),
+        click.option("--started-before", type=Moment(), help="Started before."),
+        click.option("--all", "everything", is_flag=True, help="Every open run."),
+        click.option("--dry-run", is_flag=True, help="Show how many fit, and the first few."),
+        click.option("--yes", "-y", is_flag=True, help="Do not ask."),
+    )
+    for option in reversed(options):
+        command = option(command)
+    return database_options(command)
+
+
+def run(act: Act, verb: str, only: RunState | None, options: dict[str, Any]) -> None:
+    """Show what fits, ask, do it, and print the counts as JSON."""
+    is_dry, is_sure = options.pop("dry_run"), options.pop("yes")
+    target = find_target(options.pop("dsn"), options.pop("schema"))
+    states = [RunState[each.upper()] for each in options.pop("states")]
+    if only is not None and states not in ([], [only]):
+        raise click.UsageError(f"{verb} is for runs that are {only.name.lower()}")
+    search = dict(options.pop("search"))
+    asked = RunFilter(states=tuple(states), search=search or None, **options)
+    if asked == RunFilter():
+        raise click.UsageError("say which runs; --all for every open run")
+    shown = asked if only is None else RunFilter(states=(only,), search=search or None, **options)
+
+    async def look(client: Client) -> tuple[int, Sequence[RunView]]:
+        return await client.count(shown), await client.page(shown, limit=SHOWN)
+
+    if is_dry or not is_sure:
+        count, first = with_client(target, look)
+        show_first(count, first, to_stderr=not is_dry)
+        if is_dry:
+            return
+        click.confirm(f"{verb} {count} runs?", abort=True, err=True)
+
+    def progress(result: BulkResult) -> None:
+        click.echo(f"\r{verb}: {result.done} done, {result.skipped} skipped", nl=False, err=True)
+
+    result = with_client(target, lambda client: act(client, asked, progress))
+    click.echo("", err=True)
+    show_json({"done": result.done, "skipped": result.skipped})
+
+
+def show_first(count: int, first: Sequence[RunView], *, to_stderr: bool) -> None:
+    """How many runs fit, and the first few."""
+    more = f", the first {len(first)}:" if count > len(first) else ""
+    click.echo(f"{count} runs{more}", err=to_stderr)
+    if to_stderr or not first:
+        return
+    show_table(
+        ("id", "type", "state", "started", "run"),
+        [
+            (
+                view.workflow_id,
+                view.workflow_type,
+                view.state.name.lower(),
+                moment(view.created_us),
+                view.run_id,
+            )
+            for view in first
+        ],
+    )
+
+
+@bulk.command()
+@click.option("--reason", default="", help="Told to the runs.")
+@filter_options
+def cancel(reason: str, **options: Any) -> None:
+    """Ask runs to end: their code gets a CancelledError and may clean up."""
+    run(
+        lambda client, runs, tell: client.cancel_many(runs, reason=reason, progress=tell),
+        "cancel",
+        None,
+        options,
+    )
+
+
+@bulk.command()
+@click.option("--reason", default="", help="Kept with the runs.")
+@filter_options
+def terminate(reason: str, **options: Any) -> None:
+    """End runs from outside, without running their code."""
+    run(
+        lambda client, runs, tell: client.terminate_many(runs, reason=reason, progress=tell),
+        "terminate",
+        None,
+        options,
+    )
+
+
+@bulk.command()
+@click.argument("name")
+@click.argument("value", required=False, metavar="[JSON]")
+@click.option("--request-id", help="A repeated command with it signals no run twice.")
+@filter_options
+def signal(name: str, value: str | None, request_id: str | None, **options: Any) -> None:
+    """Send signal NAME to runs."""
+    args = [] if value is None else [json_of(value, "the signal's value")]
+    run(
+        lambda client, runs, tell: client.signal_matching(
+            runs, name, *args, request_id=request_id, progress=tell
+        ),
+        "signal",
+        None,
+        options,
+    )
+
+
+@bulk.command()
+@click.option("--reason", default="", help="Kept with the runs while they are paused.")
+@filter_options
+def pause(reason: str, **options: Any) -> None:
+    """Stop runs until they are resumed."""
+    run(
+        lambda client, runs, tell: client.pause_many(runs, reason=reason, progress=tell),
+        "pause",
+        None,
+        options,
+    )
+
+
+@bulk.command()
+@filter_options
+def resume(**options: Any) -> None:
+    """Let paused runs go on where they were."""
+    run(
+        lambda client, runs, tell: client.resume_many(runs, progress=tell),
+        "resume",
+        RunState.PAUSED,
+        options,
+    )
+
+
+@bulk.command()
+@filter_options
+def unpark(**options: Any) -> None:
+    """Let parked runs be tried again now."""
+    run(
+        lambda client, runs, tell: client.unpark_many(runs, progress=tell),
+        "unpark",
+        RunState.PARKED,
+        options,
+    )

@@ -1,0 +1,102 @@
+"""`durable bulk`: what it shows, asks, does and refuses."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+
+import pytest
+from click.testing import CliRunner, Result
+
+from durable import Client, RunFilter, RunState, workflow
+from durable.cli.main import main
+
+
+@workflow.defn
+async def waits() -> int:
+    return await workflow.wait_signal("go", type=int)
+
+
+@pytest.fixture(autouse=True)
+def runs(dsn: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Seven runs, of which six are orders."""
+    monkeypatch.setenv("DURABLE_DSN", dsn)
+
+    async def start() -> None:
+        async with Client.connect(dsn) as client:
+            for number in range(6):
+                await client.start(waits, id=f"order-{number}")
+            await client.start(waits, id="other")
+
+    asyncio.run(start())
+
+
+def durable(*arguments: str, said: str | None = None) -> Result:
+    return CliRunner().invoke(main, ["bulk", *arguments], input=said)
+
+
+def paused(dsn: str) -> int:
+    async def count() -> int:
+        async with Client.connect(dsn) as client:
+            return await client.count(RunFilter(states=[RunState.PAUSED]))
+
+    return asyncio.run(count())
+
+
+def test_a_dry_run_shows_and_changes_nothing(dsn: str) -> None:
+    result = durable("pause", "--id-prefix", "order-", "--dry-run")
+
+    lines = result.stdout.splitlines()
+    assert result.exit_code == 0
+    assert lines[0] == "6 runs, the first 5:"
+    assert len(lines) == 7
+    assert all("order-" in line for line in lines[2:])
+    assert paused(dsn) == 0
+
+
+def test_it_is_done_to_what_fits_and_undone(dsn: str) -> None:
+    result = durable("pause", "--id-prefix", "order-", "--reason", "audit", "--yes")
+    assert json.loads(result.stdout) == {"done": 6, "skipped": 0}
+    assert "6 done, 0 skipped" in result.stderr
+    assert paused(dsn) == 6
+
+    result = durable("resume", "--all", "--yes")
+    assert json.loads(result.stdout) == {"done": 6, "skipped": 0}
+    assert paused(dsn) == 0
+
+
+@pytest.mark.parametrize(("said", "count"), [("n\n", 0), ("y\n", 7)])
+def test_it_asks_first(dsn: str, said: str, count: int) -> None:
+    result = durable("pause", "--type", "waits", said=said)
+
+    assert "pause 7 runs?" in result.stderr
+    assert (result.exit_code == 0) == (count > 0)
+    assert paused(dsn) == count
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [["cancel", "--reason", "r"], ["terminate"], ["signal", "go", "7"], ["signal", "go"]],
+)
+def test_every_other_command_reaches_the_runs(arguments: list[str]) -> None:
+    result = durable(*arguments, "--id-prefix", "order-", "--yes")
+    assert json.loads(result.stdout) == {"done": 6, "skipped": 0}
+
+
+def test_nothing_parked_is_nothing_done() -> None:
+    result = durable("unpark", "--all", "--yes")
+    assert json.loads(result.stdout) == {"done": 0, "skipped": 0}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["cancel", "--yes"], "--all for every open run"),
+        (["resume", "--state", "running", "--yes"], "resume is for runs that are paused"),
+        (["signal", "go", "{", "--all", "--yes"], "not JSON"),
+    ],
+)
+def test_what_cannot_be_meant_is_refused(arguments: list[str], says: str) -> None:
+    result = durable(*arguments)
+    assert result.exit_code == 2
+    assert says in result.stderr

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
 
 import pytest
 
-from durable import activity, workflow
+from durable import RetryPolicy, activity, workflow
 from durable.client import Client
-from durable.events import RunState, SessionInfo
+from durable.events import EventKind, RunState, SessionInfo
 from durable.runtime.parking import CRASHES_MAX
+from durable.store.postgres import PostgresStore
 
 SOON = 20.0
 
@@ -188,3 +190,65 @@ async def test_a_run_that_only_waited_is_not_blamed_for_crashes(
         worker._session.suspect()
     await handle.signal("go", "on")
     assert await handle.result(SOON) == "on"
+
+
+class PausingStore(PostgresStore):
+    """Lets something happen between the claim of a run and the read of what it waits for."""
+
+    between: Callable[[], Awaitable[None]] | None = None
+
+    async def waiting(self, run_ids: Sequence[str]) -> dict[str, set[int]]:
+        between, self.between = self.between, None
+        if between is not None:
+            await between()
+        return await super().waiting(run_ids)
+
+
+async def test_a_result_that_comes_while_its_run_is_claimed_is_taken_not_made_again(
+    client: Client, serve: Any, dsn: str, until: Any
+) -> None:
+    began, ends = asyncio.Event(), asyncio.Event()
+    attempts: list[int] = []
+
+    @activity.defn(retry=RetryPolicy(initial_interval=0.01))
+    async def shaky() -> str:
+        attempts.append(activity.info().attempt)
+        began.set()
+        await ends.wait()
+        if len(attempts) == 1:
+            raise ValueError("not yet")
+        return "well"
+
+    @workflow.defn
+    async def calls() -> str:
+        return await shaky()
+
+    slow = PausingStore(dsn)
+    await serve(calls, shaky, store=slow)
+    handle = await client.start(calls, id="calls")
+    run_id = (await handle.describe()).run_id
+    async with asyncio.timeout(SOON):
+        await began.wait()
+    await handle.pause()
+
+    async def is_released() -> bool:
+        view = await handle.describe()
+        return view.state == RunState.PAUSED and view.session is None
+
+    async def is_read() -> bool:
+        return not await client.store.inbox([run_id])
+
+    async def is_answered() -> bool:
+        items = await client.store.inbox([run_id])
+        return any(item.kind == EventKind.ACTIVITY_COMPLETED for item in items)
+
+    async def answer() -> None:
+        await until(is_answered)
+
+    await until(is_read)
+    ends.set()
+    await until(is_released)
+    slow.between = answer
+    await handle.resume()
+    assert await handle.result(SOON) == "well"
+    assert attempts == [1, 2]

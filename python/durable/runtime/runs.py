@@ -250,7 +250,8 @@ class RunPoller(Service):
         cold = list(filter(is_cold, chunk))
         if cold:
             histories |= await self._load({claimed.run_id: claimed.part for claimed in cold})
-        ids = [claimed.run_id for claimed in chunk if claimed.has_mail]
+        # Also of a run that had no mail when it was claimed: it may have come since.
+        ids = [each.run_id for each in chunk if each.has_mail or each.next_seq > 1]
         mail = by_run(await self._store.inbox(ids)) if ids else {}
         if session != self._session.id:
             return

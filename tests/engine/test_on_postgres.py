@@ -86,9 +86,12 @@ async def leaves(policy: str) -> str:
 
 @workflow.defn
 async def drops_child() -> str:
+    handle = workflow.start_child(waits_for_ever, id="dropped")
+    # A child that is dropped before this turn is committed would never have been started.
+    await handle.started()
     try:
         async with asyncio.timeout(0.2):
-            await workflow.start_child(waits_for_ever, id="dropped")
+            await handle
     except TimeoutError:
         return "moved on"
     return "stayed"

@@ -8,13 +8,18 @@ from typing import Any
 
 import pytest
 
-from durable import BulkResult, Client, RunFilter, RunState, workflow
+from durable import BulkResult, Client, RunFilter, RunState, Worker, workflow
 from durable.client import bulk
-from durable.errors import InvalidArgumentError
+from durable.errors import (
+    InvalidArgumentError,
+    WorkflowCancelledError,
+    WorkflowTerminatedError,
+)
 from durable.events import EventKind
 from durable.store.memory import MemoryStore
 from durable.store.postgres import PostgresStore
 
+SOON = 30.0
 ORDERS = RunFilter(id_prefix="order-")
 
 
@@ -98,6 +103,23 @@ async def test_runs_that_changed_meanwhile_are_skipped(client: Client) -> None:
 
     client.store.open_page = late  # type: ignore[method-assign]
     assert await client.resume_many(ORDERS) == BulkResult(done=2, skipped=3)
+
+
+async def test_workers_end_what_many_runs_are_told(dsn: str) -> None:
+    async with Client.connect(dsn) as client, Worker(dsn, workflows=[waits]):
+        handles = [await client.start(waits, id=f"{kind}-1") for kind in ("end", "stop", "go")]
+        await client.pause_many(RunFilter(id_prefix="end-"))
+
+        await client.terminate_many(RunFilter(id_prefix="end-"), reason="late")
+        await client.cancel_many(RunFilter(id_prefix="stop-"))
+        await client.signal_matching(RunFilter(id_prefix="go-"), "go", 7)
+
+        with pytest.raises(WorkflowTerminatedError, match="late"):
+            await handles[0].result(SOON)
+        with pytest.raises(WorkflowCancelledError):
+            await handles[1].result(SOON)
+        assert await handles[2].result(SOON) == 7
+        assert await client.count() == 0
 
 
 async def test_everything_must_be_said(client: Client) -> None:

@@ -9,6 +9,7 @@ from durable.cli.check import check, export
 from durable.cli.jobs import enqueue
 from durable.cli.queues import queue
 from durable.cli.report import Commands
+from durable.cli.reset import fork, reset
 from durable.cli.retention import retention
 from durable.cli.runs import COMMANDS
 from durable.cli.schedules import schedule
@@ -34,8 +35,5 @@ for command in (
     enqueue,
     schedule,
     *COMMANDS,
-    bulk,
-    check,
-    export,
-):
-    main.add_command(command)
+    reset,
+    fork,

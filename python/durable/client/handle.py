@@ -8,7 +8,19 @@ from collections.abc import Callable, Mapping, Sequence
 from datetime import timedelta
 from typing import Any, Generic, TypeVar
 
+from durable.client.checks import check_id
 from durable.client.connected import ConnectedClient
+from durable.client.forking import (
+    ForkPlan,
+    check_fork_id,
+    end_run,
+    fact_at,
+    new_copy,
+    plan_of,
+    read_run,
+    signals_behind,
+    start_copy,
+)
 from durable.client.replica import HistoryEvent, events_of, read_moment, rebuild
 from durable.codec import NO_CODEC, Codec, Signature, check_size, failure_from_payload, is_sealed
 from durable.engine.attributes import MEMO, merged, message_meta, plain_headers
@@ -29,7 +41,7 @@ from durable.errors import (
     WorkflowTerminatedError,
     WorkflowTimedOutError,
 )
-from durable.events import EventKind, Message, MessageKind, Response, RunState, RunView
+from durable.events import EventKind, IdReuse, Message, MessageKind, Response, RunState, RunView
 from durable.options import seconds
 
 R = TypeVar("R")
@@ -279,6 +291,89 @@ class WorkflowHandle(Generic[R]):
         self._client.hinter.work(runs_only=True)
         return count > 0
 
+    async def plan_reset(
+        self,
+        *,
+        to_event: int | None = None,
+        before_activity: str | None = None,
+        to_last_turn: bool = False,
+    ) -> ForkPlan:
+        """Where `reset` or `fork` to that point would go on, and what would be done again.
+
+        Changes nothing. Raises InvalidArgumentError as they do.
+        """
+        point = fork_point(to_event, before_activity, to_last_turn)
+        return plan_of(await read_run(self._client, await self.describe()), point)
+
+    async def reset(
+        self,
+        *,
+        to_event: int | None = None,
+        before_activity: str | None = None,
+        to_last_turn: bool = False,
+        reason: str = "",
+        keep_signals: bool = True,
+        timeout: timedelta | float = ANSWER_SECONDS,  # noqa: ASYNC109
+    ) -> WorkflowHandle[R]:
+        """End its run and go on, as a new run of the same id, from a point of its history.
+
+        The point is one of: ``to_event``, the last event that is kept (or the last fact before it,
+        if that is a command); ``before_activity``, before the last call of the activity of that
+        name; ``to_last_turn``, before what its code asked for last. What the code had asked for by
+        then and has no outcome of begins again: activities with their first attempt, timers as
+        they are due. What came later is undone only in the history: what activities did is done.
+        ``keep_signals`` sends the signals that came after the point again.
+
+        Works on open runs (also parked and paused ones), which are terminated first, and on closed
+        ones. Returns the handle of the new run. Raises InvalidArgumentError for a point that there
+        is not, or at which a child or a message to another run has no outcome yet;
+        NonDeterminismError, with nothing done, when code that this client has does not fit the part
+        that is kept; TimeoutError when the old run has not ended in ``timeout`` (reset it again);
+        WorkflowAlreadyStartedError when somebody else started the id meanwhile.
+        """
+        limit = seconds(timeout, "timeout")
+        client, view = self._client, await self.describe()
+        before = await read_run(client, view)
+        last = plan_of(before, fork_point(to_event, before_activity, to_last_turn)).event_id
+        definition = self._definition or client.known(view.workflow_type)
+        run_id = str(uuid.uuid4())
+        run = new_copy(
+            client, before, last, run_id, view.workflow_id, definition, IdReuse.AFTER_CLOSE
+        )
+        after = before
+        if view.state < RunState.COMPLETED:
+            message = reason or f"reset to event {last}"
+            ended = {"type": "Reset", "message": message, "new_run_id": run_id}
+            closed = await end_run(client, view, client.codec.encode(ended), limit)
+            after = await read_run(client, closed)
+        signals = signals_behind(before, after, last) if keep_signals else ()
+        await start_copy(client, run, fact_at(before, last, run_id), signals)
+        return WorkflowHandle(client, view.workflow_id, run_id, self._definition)
+
+    async def fork(
+        self,
+        id: str,
+        *,
+        to_event: int | None = None,
+        before_activity: str | None = None,
+        to_last_turn: bool = False,
+        keep_signals: bool = False,
+    ) -> WorkflowHandle[R]:
+        """Start another workflow, ``id``, that begins with its history up to a point.
+
+        As `reset`, which says what a point is and what is raised, but this run goes on as it was.
+        """
+        client, view = self._client, await self.describe()
+        check_fork_id(view, check_id(id, "a workflow id"))
+        recorded = await read_run(client, view)
+        last = plan_of(recorded, fork_point(to_event, before_activity, to_last_turn)).event_id
+        definition = self._definition or client.known(view.workflow_type)
+        run_id = str(uuid.uuid4())
+        run = new_copy(client, recorded, last, run_id, id, definition, IdReuse.REJECT)
+        signals = recorded.signals_after(last) if keep_signals else ()
+        await start_copy(client, run, fact_at(recorded, last, run_id), signals)
+        return WorkflowHandle(client, id, run_id, self._definition)
+
     async def query(
         self,
         query: str | Callable[..., Any],
@@ -478,6 +573,17 @@ class WorkflowHandle(Generic[R]):
         batches, items = await read_moment(self._client.store, view)
         registry = self._client.registry
         return rebuild(view, definition, registry, batches, items)
+
+
+def fork_point(
+    to_event: int | None, before_activity: str | None, to_last_turn: bool
+) -> dict[str, Any]:
+    """A point of a history as one value."""
+    return {
+        "to_event": to_event,
+        "before_activity": before_activity,
+        "to_last_turn": to_last_turn,
+    }
 
 
 def encode_call(codec: Codec, handler: str | Callable[..., Any], args: Sequence[Any]) -> bytes:

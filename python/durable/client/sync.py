@@ -343,6 +343,19 @@ class SyncWorkflowHandle(Generic[R]):
     cancel = verb(WorkflowHandle.cancel)
     terminate = verb(WorkflowHandle.terminate)
     unpark = verb(WorkflowHandle.unpark)
+    plan_reset = verb(WorkflowHandle.plan_reset)
+
+    def reset(self, **options: Any) -> SyncWorkflowHandle[R]:
+        """Go on as a new run from a point of its history. See `WorkflowHandle.reset`."""
+        client, handle = self._reach()
+        limit = seconds(options.get("timeout", ANSWER_SECONDS), "timeout")
+        return SyncWorkflowHandle(client, client._wait(handle.reset(**options), limit))
+
+    def fork(self, id: str, **options: Any) -> SyncWorkflowHandle[R]:
+        """Start another workflow with part of its history. See `WorkflowHandle.fork`."""
+        client, handle = self._reach()
+        return SyncWorkflowHandle(client, client._wait(handle.fork(id, **options)))
+
     describe = verb(WorkflowHandle.describe)
     memo = verb(WorkflowHandle.memo)
     history = verb(WorkflowHandle.history)

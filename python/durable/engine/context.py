@@ -176,7 +176,7 @@ class WorkflowContext:
     def random(self) -> Random:
         """The run's own random numbers: the same in every replay."""
         if self._random is None:
-            self._random = Random(uuid.UUID(self.run_id).int)
+            self._random = Random(uuid.UUID(self.meta.seed or self.run_id).int)
         return self._random
 
     def mailbox(self, name: str) -> Mailbox:

@@ -129,6 +129,8 @@ class Execution:
         self._open = 0
         """About how many commands wait for their outcome; counting them exactly takes longer."""
         self._dead = False
+        self.recorded = 0
+        """How many events its history had when it was loaded."""
 
     # -- what the runtime does with it --------------------------------------------------------
 
@@ -144,13 +146,13 @@ class Execution:
             if batches and is_sealed(batches[0]):
                 raise UnreadablePayloadError(NO_CODEC)
             self._loop.load(batches, head_hash)
-            recorded = self._loop.event_count
+            self.recorded = self._loop.event_count
             self._loop.replay()
         except BaseException as error:
             raise self._died(error) from None
         if not self._loop.is_finished:
             # Those made just now are counted when they are taken.
-            self._open = sum(event[0] <= recorded for event in self._loop.pending())
+            self._open = sum(event[0] <= self.recorded for event in self._loop.pending())
 
     def deliver(
         self,

@@ -40,6 +40,10 @@ class StartMeta(msgspec.Struct):
     start_us: int | None = None
     """When the run was meant to begin; None is when it was recorded."""
     continued_from: str | None = None
+    forked_from: str | None = None
+    """The run whose history this one began with."""
+    seed: str | None = None
+    """The run whose random numbers this one has, for they are in its history; None: its own."""
     fairness: Sequence[Any] | None = None
     """Fairness key and weight of its activities, children and successors."""
     signals: Sequence[tuple[str, bytes | None]] = ()
@@ -48,7 +52,7 @@ class StartMeta(msgspec.Struct):
     def to_json(self) -> bytes:
         """Compact JSON without what is at its default."""
         meta: dict[str, Any] = {"workflow_id": self.workflow_id, "queue": self.queue}
-        for name in ("version", "run_timeout_us", "start_us", "continued_from", "fairness"):
+        for name in OPTIONAL:
             if getattr(self, name) is not None:
                 meta[name] = getattr(self, name)
         for name in ("memo", "headers", "search"):
@@ -97,6 +101,8 @@ class StartMeta(msgspec.Struct):
             run_timeout_us=meta.get("run_timeout_us"),
             start_us=meta.get("start_us"),
             continued_from=meta.get("continued_from"),
+            forked_from=meta.get("forked_from"),
+            seed=meta.get("seed"),
             fairness=meta.get("fairness"),
             signals=[
                 (name, None if payload is None else headed(base64.b64decode(payload), *headers))
@@ -105,54 +111,13 @@ class StartMeta(msgspec.Struct):
         )
 
 
-read_meta = msgspec.json.Decoder(StartMeta).decode
-
-
-def new_run(
-    workflow: WorkflowDefinition[Any, Any] | str,
-    payload: bytes | None,
-    meta: StartMeta,
-    *,
-    run_id: str,
-    now_us: int,
-    priority: int = 0,
-    start_delay_us: int = 0,
-    start_at_us: int | None = None,
-    run_timeout_us: int | None = None,
-    execution_timeout_us: int | None = None,
-    id_reuse: IdReuse = IdReuse.REJECT,
-    dedup_key: str | None = None,
-    debounce_key: str | None = None,
-) -> NewRun:
-    """Make a run that is ready to be stored.
-
-    ``payload`` is the encoded argument list, ``run_id`` a UUID, ``now_us`` the time of the start
-    as the caller knows it: the database decides when the run begins, the code sees this time as
-    its first now.
-    """
-    name = workflow if isinstance(workflow, str) else workflow.name
-    begin_us = max(now_us + start_delay_us, start_at_us or 0)
-    if meta.start_us is None and begin_us != now_us:
-        meta.start_us = begin_us
-    meta.run_timeout_us = run_timeout_us
-    batch, head_hash = start_batch(uuid.UUID(run_id).bytes, name, begin_us, meta.to_json(), payload)
-    return NewRun(
-        run_id=run_id,
-        workflow_id=meta.workflow_id,
-        workflow_type=name,
-        queue=meta.queue,
-        batch=batch,
-        head_hash=head_hash,
-        priority=priority,
-        version=meta.version,
-        start_delay_us=start_delay_us,
-        start_at_us=start_at_us,
-        run_timeout_us=run_timeout_us,
-        execution_timeout_us=execution_timeout_us,
-        id_reuse=id_reuse,
-        dedup_key=dedup_key,
-        debounce_key=debounce_key,
-        parent_run_id=meta.parent.run_id if meta.parent else None,
-        parent_ref=meta.parent.ref if meta.parent else None,
-        search=DEFAULT_CODEC.encode(dict(meta.search)) if meta.search else None,
-    )
+OPTIONAL = (
+    "version",
+    "run_timeout_us",
+    "start_us",
+    "continued_from",
+    "forked_from",
+    "seed",
+    "fairness",
+)
+"""Fields that are written where they are not None."""

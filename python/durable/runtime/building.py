@@ -41,7 +41,14 @@ def build(run: WarmRun, reserve: Reserve) -> RunCommit | None:
             if ref not in run.running:
                 commit.activities_done.append(ref)
         cancelled += turn.unstarted_activities
-    elif not (run.consumed or run.activities or run.responses or run.timers_done or run.settles):
+    elif not (
+        run.consumed
+        or run.activities
+        or run.rearmed
+        or run.responses
+        or run.timers_done
+        or run.settles
+    ):
         run.facts.clear()
         return None
     put_side_rows(run, commit)
@@ -106,6 +113,8 @@ def put_side_rows(run: WarmRun, commit: RunCommit) -> None:
     if run.timers_done:
         commit.timers_done += run.timers_done
         run.timers_done = []
+    if run.rearmed:
+        commit.timers += [each for each in run.rearmed if each.ref not in commit.timers_done]
 
 
 def build_last(run: WarmRun) -> RunCommit:

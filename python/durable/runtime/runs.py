@@ -15,6 +15,7 @@ import time
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
 
+from durable.engine.forking import is_copy
 from durable.errors import StoreError, StoreUnavailableError
 from durable.events import ClaimedRun, EventKind, InboxItem
 from durable.runtime.committer import Committer
@@ -241,7 +242,11 @@ class RunPoller(Service):
                 break
             chunk.append(claimed)
             batches += claimed.next_seq
-        started = [claimed.run_id for claimed in chunk if claimed.next_seq > 1]
+        started = [
+            claimed.run_id
+            for claimed in chunk
+            if claimed.next_seq > 1 or claimed.start is None or is_copy(claimed.start)
+        ]
         # In this order: an activity whose outcome came between the two reads is then in the inbox.
         waiting = await self._store.waiting(started) if started else {}
         histories: dict[str, list[bytes] | StoreError] = {
@@ -306,14 +311,17 @@ class RunPoller(Service):
                 self._metrics.observe("durable_replay_seconds", time.monotonic() - began)
                 assert run.execution is not None
                 self._metrics.inc("durable_replay_events_total", run.execution.event_count)
-                if claimed.next_seq == 1 and not any(item.kind in ENDS for item in items):
+                is_new = claimed.next_seq == 1 and not (history and is_copy(history[0]))
+                if is_new and not any(item.kind in ENDS for item in items):
                     # Its start is all it knows, and is durable: what it asks for can begin.
                     turns.begin(run)
                     turns.deliver_mail(run, items, is_rebuilt=True)
                 else:
                     # What the mail causes begins when the commit that has the mail is durable.
-                    owed = turns.owed(run) if claimed.next_seq > 1 else []
+                    owed = [] if is_new else turns.owed(run)
                     turns.deliver_mail(run, items, is_rebuilt=True)
+                    if claimed.next_seq == 1 and not is_new:
+                        turns.rearm(run)
                     turns.resume(run, owed, waiting, history or [])
                 return
         ending = ending_of(item for item in items if item.kind == EventKind.RUN_TERMINATED)

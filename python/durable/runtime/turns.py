@@ -145,7 +145,19 @@ class Turns:
 
     def owed(self, run: WarmRun) -> list[ScheduledActivity]:
         """The activities that the run waits for now."""
-        return run.execution.pending_activities() if run.execution is not None else []
+        execution = run.execution
+        if execution is None:
+            return []
+        # What its code asked for beyond its history is started by the commit that records it.
+        pending = execution.pending_activities()
+        return [each for each in pending if each.ref <= execution.recorded]
+
+    def rearm(self, run: WarmRun) -> None:
+        """Have the timers of a copied history written: what was copied has no rows."""
+        execution = run.execution
+        if execution is not None and not execution.is_finished:
+            timers = execution.pending_timers()
+            run.rearmed = [each for each in timers if each.ref <= execution.recorded]
 
     def resume(
         self,
@@ -347,6 +359,7 @@ class Turns:
             run.head_hash = commit.head_hash
             run.early.clear()
             self._metrics.inc("durable_workflow_tasks_total", outcome="committed")
+        run.rearmed.clear()
         self._news.add(commit)
         for activity in commit.activities:
             self._expect(activity)

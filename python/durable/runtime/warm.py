@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, NamedTuple
 
 from durable.engine.execution import Execution, ScheduledActivity
-from durable.events import ClaimedRun, Closing, QueuedActivity, Response, RunCommit
+from durable.events import ClaimedRun, Closing, NewTimer, QueuedActivity, Response, RunCommit
 
 if TYPE_CHECKING:
     from durable.runtime.attempt import Attempt
@@ -68,6 +68,7 @@ class WarmRun:
         "queue",
         "read_back",
         "reading",
+        "rearmed",
         "release",
         "responses",
         "run_id",
@@ -104,6 +105,8 @@ class WarmRun:
         self.responses: list[Response] = []
         self.timers_done: list[int] = []
         self.activities: list[QueuedActivity] = []
+        self.rearmed: list[NewTimer] = []
+        """Timers that came with a copied history: their rows are owed until a commit has them."""
         self.flight: Flight | None = None
         self.is_dirty = False
         self.settles = False

@@ -1,0 +1,245 @@
+"""Forking, for a client: plan where a run is to go on, and start the run that goes on from there.
+
+The new run is stored with the copied history as its first batch (`engine.forking`), delayed, so
+that the fact at the cut and the signals that came after it are in its inbox when it begins. Then it
+is put forward, as a debounced run is. Should this process die in between, it begins after the
+delay: an activity whose outcome was not sent is then done again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import uuid
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+from durable._core import decode
+from durable.client.connected import ConnectedClient
+from durable.client.replica import read_moment
+from durable.codec import NO_CODEC, is_sealed
+from durable.engine.definition import WorkflowDefinition
+from durable.engine.execution import Execution
+from durable.engine.forking import check_cut, copy_events, cut_before
+from durable.errors import (
+    InvalidArgumentError,
+    UnreadablePayloadError,
+    WorkflowAlreadyStartedError,
+)
+from durable.events import EventKind, IdReuse, Message, NewRun, RunView
+
+if TYPE_CHECKING:
+    from durable._core import Event
+
+Signal = tuple[str | None, bytes | None, bytes | None]
+"""Name, meta and payload."""
+
+
+MAIL_SECONDS = 60
+"""How long a new run waits for its mail, at most: more than the store tries to send it."""
+
+
+@dataclass(frozen=True)
+class ForkPlan:
+    """Where a run would go on, and what would be done again."""
+
+    run_id: str
+    """The run whose history is cut."""
+    event_id: int
+    """The last event that is kept."""
+    event_count: int
+    """The events that there are."""
+    activities: tuple[str, ...] = ()
+    """Activities that were in flight at that point: each begins again, with its first attempt."""
+    timers: int = 0
+    """Timers that ran at that point; they keep the time at which they are due."""
+    signals: tuple[str, ...] = ()
+    """Signals that came after that point, by name: they can be sent again."""
+
+
+@dataclass(frozen=True)
+class Recorded:
+    """A run as it was at one moment."""
+
+    view: RunView
+    events: list[Event]
+    unread: list[Signal]
+
+    def plan(self, last: int) -> ForkPlan:
+        """What a cut after event ``last`` means; raise InvalidArgumentError where it cannot be."""
+        work = check_cut(self.events, last)
+        return ForkPlan(
+            run_id=self.view.run_id,
+            event_id=last,
+            event_count=len(self.events),
+            activities=tuple(
+                each[4] or "" for each in work if each[1] == EventKind.ACTIVITY_SCHEDULED
+            ),
+            timers=sum(each[1] == EventKind.TIMER_STARTED for each in work),
+            signals=tuple(name or "" for name, _, _ in self.signals_after(last)),
+        )
+
+    def signals_after(self, last: int) -> list[Signal]:
+        """Those of the history behind the cut, and those that the run has not read."""
+        return signals_of(self.events[last:]) + self.unread
+
+
+async def read_run(client: ConnectedClient, view: RunView) -> Recorded:
+    """The history and the unread signals of a run; raise UnreadablePayloadError."""
+    batches, items = await read_moment(client.store, view)
+    if batches and is_sealed(batches[0]):
+        raise UnreadablePayloadError(NO_CODEC)
+    unread: list[Signal] = []
+    for item in items:
+        if item.unreadable is not None:
+            raise item.unreadable
+        if item.kind == EventKind.SIGNAL_RECEIVED:
+            unread.append((item.name, item.meta, item.payload))
+    return Recorded(view, decode(uuid.UUID(view.run_id).bytes, batches), unread)
+
+
+def plan_of(recorded: Recorded, point: dict[str, Any]) -> ForkPlan:
+    """See `cut_before` for what a point is."""
+    return recorded.plan(cut_before(recorded.events, **point))
+
+
+def signals_of(events: Sequence[Event]) -> list[Signal]:
+    """The signals among some events."""
+    return [
+        (event[4], event[6], event[7]) for event in events if event[1] == EventKind.SIGNAL_RECEIVED
+    ]
+
+
+def signals_behind(before: Recorded, after: Recorded, last: int) -> list[Signal]:
+    """The signals behind the cut of a run that was read, then ended, and read again.
+
+    Of those that were unread the first time some are in its history now; the others are gone from
+    its inbox, and are remembered here.
+    """
+    behind = signals_of(after.events[last:])
+    came = Counter(signals_of(after.events[len(before.events) :]))
+    lost = []
+    for signal in before.unread:
+        if came[signal] > 0:
+            came[signal] -= 1
+        else:
+            lost.append(signal)
+    return behind + lost
+
+
+def new_copy(
+    client: ConnectedClient,
+    recorded: Recorded,
+    last: int,
+    run_id: str,
+    workflow_id: str,
+    definition: WorkflowDefinition[Any, Any] | None,
+    id_reuse: IdReuse,
+) -> NewRun:
+    """The run that goes on from the cut. Where its code is known, it is replayed first.
+
+    Raise NonDeterminismError when that code does not fit the part that is kept.
+    """
+    view = recorded.view
+    batch, head_hash, meta = copy_events(
+        recorded.events, last, old_run_id=view.run_id, run_id=run_id, workflow_id=workflow_id
+    )
+    if definition is not None and definition.name == view.workflow_type:
+        execution = Execution(
+            definition,
+            run_id,
+            workflow_id,
+            queue=view.queue,
+            codec=definition.codec,
+            registry=client.registry,
+        )
+        try:
+            execution.load([batch], head_hash)
+        finally:
+            execution.evict()
+    return NewRun(
+        run_id=run_id,
+        workflow_id=workflow_id,
+        workflow_type=view.workflow_type,
+        queue=view.queue,
+        batch=batch,
+        head_hash=head_hash,
+        version=view.version,
+        start_delay_us=MAIL_SECONDS * 1_000_000,
+        debounce_key=f"fork {run_id}",
+        run_timeout_us=meta.run_timeout_us,
+        id_reuse=id_reuse,
+        search=view.search,
+    )
+
+
+def fact_at(recorded: Recorded, last: int, run_id: str) -> list[Message]:
+    """The fact at the cut as mail for the new run; the start itself is in its history."""
+    if last == 1:
+        return []
+    _, kind, ref, _, name, _, meta, payload = recorded.events[last - 1]
+    return [
+        Message(
+            kind=EventKind(kind),
+            run_id=run_id,
+            name=name,
+            meta=meta,
+            payload=payload,
+            ref=ref,
+            request_id=f"{run_id}:cut",
+        )
+    ]
+
+
+async def start_copy(
+    client: ConnectedClient, run: NewRun, facts: list[Message], signals: Sequence[Signal]
+) -> None:
+    """Store the run and send it its mail; raise WorkflowAlreadyStartedError."""
+    started = (await client.store.start_runs([run]))[0]
+    if not started.accepted:
+        state = started.state.name.lower()
+        raise WorkflowAlreadyStartedError(run.workflow_id, started.run_id, state)
+    again = [
+        Message(
+            kind=EventKind.SIGNAL_RECEIVED,
+            run_id=run.run_id,
+            name=name,
+            meta=meta,
+            payload=payload,
+            request_id=f"{run.run_id}:copy:{number}",
+        )
+        for number, (name, meta, payload) in enumerate(signals)
+    ]
+    await client.store.send(facts + again)
+    await client.store.replace_start(replace(run, start_at_us=await client.store.now_us()))
+    client.hinter.work(runs_only=True)
+
+
+async def end_run(client: ConnectedClient, view: RunView, payload: bytes, limit: float) -> RunView:
+    """Terminate a run that is open, and return it closed; raise TimeoutError after ``limit`` s."""
+    message = Message(
+        kind=EventKind.RUN_TERMINATED,
+        run_id=view.run_id,
+        payload=payload,
+        request_id=f"{view.run_id}:reset",
+    )
+    if (await client.store.send([message]))[0] is not None:
+        await client.store.unpark([view.run_id])
+        client.hinter.work(runs_only=True)
+    try:
+        async with asyncio.timeout(limit):
+            return await client.waiter.closed(view.run_id)
+    except TimeoutError:
+        raise TimeoutError(
+            f"run {view.run_id} of workflow {view.workflow_id} was told to end and has not in "
+            f"{limit:g} s; is a worker with its code running? When it has ended, reset it again"
+        ) from None
+
+
+def check_fork_id(view: RunView, workflow_id: str) -> None:
+    """A fork is another workflow; raise InvalidArgumentError for one under the same id."""
+    if workflow_id == view.workflow_id:
+        raise InvalidArgumentError(
+            f"a fork of {workflow_id} needs an id of its own; reset() goes on under the same id"
+        )

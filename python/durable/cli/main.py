@@ -37,3 +37,8 @@ for command in (
     *COMMANDS,
     reset,
     fork,
+    bulk,
+    check,
+    export,
+):
+    main.add_command(command)

@@ -213,7 +213,7 @@ async def start_copy(
     ]
     await client.store.send(facts + again)
     await client.store.replace_start(replace(run, start_at_us=await client.store.now_us()))
-    client.hinter.work(runs_only=True)
+    client.hinter.work()
 
 
 async def end_run(client: ConnectedClient, view: RunView, payload: bytes, limit: float) -> RunView:

@@ -3,8 +3,8 @@
 A history may be cut after any fact. What is before that fact is copied, for a history ends where
 the code waits; the fact itself is the first mail of the new run, and what the code then asks for is
 new. `cut_before` finds where, `open_work` what the code waited for at that moment, and
-`copy_events` writes what is copied as one batch, chained from the new run's id. The start that is copied
-says in its meta whose history it is, and with whose seed random numbers are drawn.
+`copy_events` writes what is copied as one batch, chained from the new run's id. The start that is
+copied says in its meta whose history it is, and with whose seed random numbers are drawn.
 """
 
 from __future__ import annotations

@@ -121,3 +121,54 @@ OPTIONAL = (
     "fairness",
 )
 """Fields that are written where they are not None."""
+read_meta = msgspec.json.Decoder(StartMeta).decode
+
+
+def new_run(
+    workflow: WorkflowDefinition[Any, Any] | str,
+    payload: bytes | None,
+    meta: StartMeta,
+    *,
+    run_id: str,
+    now_us: int,
+    priority: int = 0,
+    start_delay_us: int = 0,
+    start_at_us: int | None = None,
+    run_timeout_us: int | None = None,
+    execution_timeout_us: int | None = None,
+    id_reuse: IdReuse = IdReuse.REJECT,
+    dedup_key: str | None = None,
+    debounce_key: str | None = None,
+) -> NewRun:
+    """Make a run that is ready to be stored.
+
+    ``payload`` is the encoded argument list, ``run_id`` a UUID, ``now_us`` the time of the start
+    as the caller knows it: the database decides when the run begins, the code sees this time as
+    its first now.
+    """
+    name = workflow if isinstance(workflow, str) else workflow.name
+    begin_us = max(now_us + start_delay_us, start_at_us or 0)
+    if meta.start_us is None and begin_us != now_us:
+        meta.start_us = begin_us
+    meta.run_timeout_us = run_timeout_us
+    batch, head_hash = start_batch(uuid.UUID(run_id).bytes, name, begin_us, meta.to_json(), payload)
+    return NewRun(
+        run_id=run_id,
+        workflow_id=meta.workflow_id,
+        workflow_type=name,
+        queue=meta.queue,
+        batch=batch,
+        head_hash=head_hash,
+        priority=priority,
+        version=meta.version,
+        start_delay_us=start_delay_us,
+        start_at_us=start_at_us,
+        run_timeout_us=run_timeout_us,
+        execution_timeout_us=execution_timeout_us,
+        id_reuse=id_reuse,
+        dedup_key=dedup_key,
+        debounce_key=debounce_key,
+        parent_run_id=meta.parent.run_id if meta.parent else None,
+        parent_ref=meta.parent.ref if meta.parent else None,
+        search=DEFAULT_CODEC.encode(dict(meta.search)) if meta.search else None,
+    )

@@ -488,3 +488,17 @@ async def test_converters_reach_workflows_and_activities(dsn: str, serve: Serve)
         assert MONEY.verify
     finally:
         MONEY.verify = DEFAULT_CODEC.verify = False
+
+
+async def test_a_copied_history_is_sealed_again_for_its_new_run(dsn: str, serve: Serve) -> None:
+    codec = secret()
+    await serve(Parent, child, shout, break_down, codec=codec, queues=("default", "slow"))
+    async with Client.connect(dsn, codec=codec) as client:
+        handle = await client.start(Parent, CANARY, id="p")
+        await handle.signal(Parent.leave)
+        before = await handle.result(30)
+        again = await handle.reset(before_activity="break_down")
+        assert await again.result(30) == before
+        copied = await again.fork("q", to_last_turn=True, keep_signals=True)
+        assert await copied.result(30) == before
+    assert await columns_with(dsn, CANARY) == []

@@ -274,6 +274,20 @@ def test_every_guide_with_code_has_a_test() -> None:
     assert with_code == tested | {"testing", "queues", "sql"}
 
 
+async def test_reset(dsn: str) -> None:
+    page, shop = load("reset"), load("versioning")
+    async with (
+        Client.connect(dsn, workflows=[shop.pay_before]) as client,
+        Worker(dsn, workflows=[shop.pay_before], activities=[shop.charge]),
+    ):
+        first = await client.start(shop.pay_before, 5, id="order-7")
+        assert await first.result(20) == "charged 5"
+        await page.charge_again(client)
+        again = client.get_handle("order-7")
+        assert await again.result(20) == "charged 5"
+        assert (await again.describe()).run_id != first.run_id
+
+
 async def test_sync(dsn: str, monkeypatch: pytest.MonkeyPatch) -> None:
     page = load("sync")
     monkeypatch.setenv("DURABLE_DSN", dsn)

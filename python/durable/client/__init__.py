@@ -15,6 +15,8 @@ Inside:
     bulk        the calls about all open runs that fit a `RunFilter`
     connected   an open store, and what all calls share
     handle      `WorkflowHandle`: everything about one run
+    answers     arguments of a message, and the answer to it
+    forking     a run that goes on from a point of another's history
     sync        `SyncClient`: the same for code without asyncio
     portal      the thread and loop that it runs on
     replica     a run rebuilt by replay in this process, to look at

@@ -14,9 +14,9 @@ from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Any
 
+from durable.client.answers import encode_call
 from durable.client.checks import check_id
 from durable.client.connected import ConnectedClient
-from durable.client.handle import encode_call
 from durable.client.intercepting import surround_all
 from durable.engine.attributes import message_meta, plain_headers, wanted_search
 from durable.engine.definition import handler_name

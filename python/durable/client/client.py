@@ -11,10 +11,11 @@ import uuid
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, TypeVar, overload
 
+from durable.client.answers import encode_call
 from durable.client.bulk import BulkClient
 from durable.client.checks import check_id
 from durable.client.completing import CompletingClient
-from durable.client.handle import WorkflowHandle, encode_call
+from durable.client.handle import WorkflowHandle
 from durable.client.intercepting import surround_all
 from durable.client.jobs import JobClient
 from durable.client.schedules import ScheduleClient

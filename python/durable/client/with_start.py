@@ -12,14 +12,9 @@ from collections.abc import Awaitable, Callable, Sequence
 from datetime import timedelta
 from typing import Any, TypeVar, TypeVarTuple, Unpack, overload
 
+from durable.client.answers import encode_call, read_answer, wait_for_answer
 from durable.client.checks import check_id
-from durable.client.handle import (
-    ANSWER_SECONDS,
-    WorkflowHandle,
-    encode_call,
-    read_answer,
-    wait_for_answer,
-)
+from durable.client.handle import ANSWER_SECONDS, WorkflowHandle
 from durable.client.intercepting import start_call, started_with
 from durable.client.starting import RunOptions, StartingClient, StartOptions, checked_options
 from durable.engine.attributes import message_meta, plain_headers

@@ -137,8 +137,11 @@ class SealedStore:
         """The result or failure of a run: read by clients, who know the run, and by its parent,
         who knows only that it is its child. So both are written in front, and bound."""
         parent, ref = commit.parent_run_id or NO_RUN, commit.parent_ref or 0
-        context = PayloadContext(commit.run_id, "end", f"{parent}:{ref}")
-        front = uuid.UUID(commit.run_id).bytes + uuid.UUID(parent).bytes + ref.to_bytes(4, "big")
+        return self._seal_end_of(data, commit.run_id, parent, ref)
+
+    def _seal_end_of(self, data: bytes, run_id: str, parent: str, ref: int) -> bytes:
+        context = PayloadContext(run_id, "end", f"{parent}:{ref}")
+        front = uuid.UUID(run_id).bytes + uuid.UUID(parent).bytes + ref.to_bytes(4, "big")
         return MARK + BY_END + front + self.codec.seal(PLAIN + data, context)
 
     def _open_end(
@@ -277,11 +280,25 @@ class SealedStore:
             scope, place = BY_WORKFLOW, f"workflow {message.workflow_id}"
         name = f"{int(message.kind)} {message.name or ''}"
         payload, meta = message.payload, message.meta
+        if payload is not None:
+            payload = self._copied(message, payload) or self._seal(
+                payload, place, "message", name, scope
+            )
         return replace(
             message,
-            payload=None if payload is None else self._seal(payload, place, "message", name, scope),
+            payload=payload,
             meta=None if meta is None else self._seal(meta, place, "message meta", name, scope),
         )
+
+    def _copied(self, message: Message, payload: bytes) -> bytes | None:
+        """The outcome of a command as mail of a fork, sealed as it is read; None for others."""
+        run_id, ref = message.run_id, message.ref
+        if run_id is not None and message.kind in OUTCOMES:
+            return self._seal(payload, run_id, "outcome", ref)
+        if run_id is not None and message.kind in CHILD_ENDS:
+            # Its child answered to another run: it is bound to this one alone.
+            return self._seal_end_of(payload, run_id, run_id, ref or 0)
+        return None
 
     async def send(self, messages: Sequence[Message], conn: Any = None) -> list[str | None]:
         """See `Store.send`."""

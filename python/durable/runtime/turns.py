@@ -9,6 +9,7 @@ only cause (the start) is durable already, begin at once.
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable
 
 from durable.codec import NO_CODEC, is_sealed
@@ -44,6 +45,9 @@ from durable.store.clock import StoreClock
 
 TIMER_FIRED = int(EventKind.TIMER_FIRED)
 ACTIVITY_FAILED = int(EventKind.ACTIVITY_FAILED)
+LEAVE_AT_ONCE = 3
+LEAVE_SECONDS, LEAVE_SECONDS_MAX = 0.005, 1.0
+"""How soon a run that cannot leave for a message on its way tries again: a few times at once."""
 WAITING_MAX = 50
 """Runs that wait to be written above which due timers wait, so that others need not wait long."""
 
@@ -413,6 +417,12 @@ class Turns:
         flight = run.flight
         assert flight is not None
         run.flight = None
+        run.unread_count += 1
+        if flight.commit.release or flight.commit.park is not None:
+            # A message is on its way, whose sender still takes us for the owner: after that.
+            run.activities = flight.commit.activities + run.activities
+            self._leave_later(run)
+            return
         run.facts = flight.facts + run.facts
         refused = {fact.item_id for fact in run.facts}
         # What is consumed without being a fact (an answered query) stays so.
@@ -421,8 +431,19 @@ class Turns:
         # A commit that closes holds no newly scheduled ones: these are owed whatever comes.
         run.activities = flight.commit.activities + run.activities
         run.frozen = True
-        run.unread_count += 1
         self.on_unread(run)
+
+    def _leave_later(self, run: WarmRun) -> None:
+        if run.unread_count <= LEAVE_AT_ONCE:
+            self.committer.mark(run)
+            return
+        # Its sender keeps a transaction open: that of a user, perhaps.
+        pause = min(LEAVE_SECONDS * 2.0 ** min(run.unread_count, 10), LEAVE_SECONDS_MAX)
+        asyncio.get_running_loop().call_later(pause, self._leave_if_here, run)
+
+    def _leave_if_here(self, run: WarmRun) -> None:
+        if not run.gone:
+            self.committer.mark(run)
 
     def refused(self, run: WarmRun, error: StoreError) -> None:
         """See `CommitHandler`."""

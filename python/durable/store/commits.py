@@ -17,8 +17,10 @@ Params = tuple[object, ...]
 Call = tuple[str, Params]
 
 RUN_ID = attrgetter("run_id")
+STAY = 0
 CLOSE_IF_READ = 1
-CLOSE_ANYHOW = 2
+CLOSE_ANYHOW = LEAVE = 2
+"""Only that no message is on its way: its sender would wake an owner that is none any more."""
 CLOSE_UNLESS_PAUSED = 3
 HOW_TO_CLOSE = {
     RunState.TERMINATED: CLOSE_ANYHOW,
@@ -94,18 +96,20 @@ def side_calls(ordered: Sequence[RunCommit]) -> list[Call]:
     return calls
 
 
+def how_to_leave(commit: RunCommit) -> int:
+    """What commit_runs has to make sure of before the run leaves its owner."""
+    if commit.closing is None:
+        return LEAVE if commit.release or commit.park is not None else STAY
+    if commit.successor is not None:
+        return CLOSE_UNLESS_PAUSED
+    return HOW_TO_CLOSE.get(commit.closing.state, CLOSE_IF_READ)
+
+
 def runs_params(ordered: Sequence[RunCommit], runs: list[str], flush: int) -> Params:
     """What every commit has."""
     close: str | None = None
-    if any(c.closing for c in ordered):
-        close = literal(
-            0
-            if c.closing is None
-            else CLOSE_UNLESS_PAUSED
-            if c.successor is not None
-            else HOW_TO_CLOSE.get(c.closing.state, CLOSE_IF_READ)
-            for c in ordered
-        )
+    if any(c.closing or c.release or c.park is not None for c in ordered):
+        close = literal(how_to_leave(c) for c in ordered)
     read_runs: str | None = None
     read_ids: str | None = None
     if any(c.consumed for c in ordered):

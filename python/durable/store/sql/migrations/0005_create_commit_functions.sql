@@ -6,8 +6,10 @@
 -- run id, and so are the locks. Returns one digit per run: 0 accepted, 1 stale, 2 unread.
 --
 -- A close needs the run row FOR UPDATE, so that no message is on its way, and then a fresh look at
--- the inbox; it never waits for a sender. p_close: 0 no, 1 only if all is read, 2 in any case,
--- 3 whatever is unread, but not when that is the word that the run has been paused.
+-- the inbox; it never waits for a sender. So does a release: a sender that is under way would wake the
+-- owner that is leaving, and a release that cannot see its message would wake nobody. p_close: 0 no,
+-- 1 only if all is read, 2 whatever is unread, 3 the same, but not when that is the word that the run
+-- has been paused.
 CREATE FUNCTION {s}.commit_runs(
     p_flush bigint, p_run uuid[], p_fence bigint[], p_seq integer[], p_batch bytea[],
     p_head bigint[], p_close smallint[], p_read_run uuid[], p_read_id bigint[]

@@ -299,6 +299,29 @@ async def test_a_senders_open_transaction_stops_no_flush_and_only_delays_a_close
     await postgres.accept(end)
 
 
+@pytest.mark.parametrize("reason", [None, b'{"reason":"nondeterminism"}'])
+async def test_a_run_is_not_given_up_while_a_message_to_it_is_on_its_way(
+    postgres: PostgresRig, reason: bytes | None
+) -> None:
+    session = await postgres.session()
+    run = await postgres.owned("a", session)
+    await postgres.accept(change(run, b"b"))
+    leave = change(run, None, seq=2, release=reason is None, park=reason)
+    kind = EventKind.SIGNAL_RECEIVED if reason is None else EventKind.RUN_TERMINATED
+    async with await psycopg.AsyncConnection.connect(postgres.dsn) as conn:
+        await postgres.store.send([Message(kind, workflow_id="a")], conn=conn)
+        assert await postgres.commit(leave) == [Verdict.UNREAD]
+        await conn.commit()
+
+    # The token names us. Taken while we leave it must not be the only one.
+    _, mail, _ = await postgres.store.claim_runs(session, [QUEUE], [TYPE], 10)
+    assert mail == [run.run_id]
+    await postgres.accept(leave)
+    (again,), _, _ = await postgres.store.claim_runs(session, [QUEUE], [TYPE], 10)
+    assert again.run_id == run.run_id
+    assert again.has_mail
+
+
 async def test_a_message_that_waits_for_a_close_goes_to_the_successor(
     postgres: PostgresRig,
 ) -> None:

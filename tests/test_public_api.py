@@ -15,8 +15,8 @@ from durable import activity, errors, workflow
 
 PROMISED = """
     activity workflow ActivityOptions Interceptor RetryPolicy
-    BulkResult Client IdReuse RunFilter RunState ScheduleHandle SyncClient SyncScheduleHandle
-    SyncWorkflowHandle WorkflowHandle
+    BulkResult Client IdReuse RunFilter RunState ScheduleHandle StreamItem SyncClient
+    SyncScheduleHandle SyncWorkflowHandle WorkflowHandle
     Supervisor SupervisorOptions Worker WorkerOptions
     ApplicationError NonRetryable RetryAfter
     ActivityError ActivityProcessError AttemptLostError CompleteLater
@@ -27,7 +27,7 @@ PROMISED = """
     WorkflowNotFoundError WorkflowParkedError WorkflowTerminatedError WorkflowTimedOutError
     ConfigurationError DecodeError DefinitionError DurableError EncodeError HistoryCorruptError
     HistoryUnsupportedError PayloadError PayloadTooLargeError SchemaVersionError StoreError
-    StoreUnavailableError
+    StoreUnavailableError StreamFullError
 """.split()
 
 WORKFLOW = """
@@ -43,7 +43,7 @@ WORKFLOW = """
 
 ACTIVITY = """
     ActivityDefinition ActivityInfo defn heartbeat in_activity info is_cancelled logger
-    override_next_retry transactional
+    override_next_retry stream transactional
 """.split()
 
 

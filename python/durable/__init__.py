@@ -38,6 +38,7 @@ from durable.errors import (
     SchemaVersionError,
     StoreError,
     StoreUnavailableError,
+    StreamFullError,
     UnknownActivityError,
     UnknownWorkflowError,
     UnreadablePayloadError,
@@ -61,6 +62,7 @@ if TYPE_CHECKING:
         Client,
         RunFilter,
         ScheduleHandle,
+        StreamItem,
         SyncClient,
         SyncScheduleHandle,
         SyncWorkflowHandle,
@@ -83,6 +85,7 @@ __all__ = [
     "RunFilter",
     "RunState",
     "ScheduleHandle",
+    "StreamItem",
     "SyncClient",
     "SyncScheduleHandle",
     "SyncWorkflowHandle",
@@ -135,6 +138,7 @@ __all__ = [
     "SchemaVersionError",
     "StoreError",
     "StoreUnavailableError",
+    "StreamFullError",
 ]
 
 # What needs a database driver is imported when it is first asked for: a module with workflows is
@@ -144,6 +148,7 @@ LATE = {
     "Client": "durable.client",
     "RunFilter": "durable.client",
     "ScheduleHandle": "durable.client",
+    "StreamItem": "durable.client",
     "SyncClient": "durable.client",
     "SyncScheduleHandle": "durable.client",
     "SyncWorkflowHandle": "durable.client",

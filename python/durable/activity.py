@@ -19,6 +19,7 @@ from typing import Any, Concatenate, Literal, ParamSpec, Protocol, TypeVar, over
 from durable.codec import DEFAULT_CODEC, Codec
 from durable.engine.definition import ActivityDefinition, ActivityTraits
 from durable.engine.info import ACTIVITY_CONTEXT, ActivityContext, ActivityInfo, to_us
+from durable.engine.streams import StreamWriter, check_stream_name
 from durable.errors import ConfigurationError, ContextError, DefinitionError
 from durable.options import ActivityOptions, RetryPolicy, seconds
 
@@ -32,6 +33,7 @@ __all__ = [
     "is_cancelled",
     "logger",
     "override_next_retry",
+    "stream",
     "transactional",
 ]
 
@@ -226,6 +228,28 @@ def heartbeat(*details: Any) -> None:
     context = current_attempt("heartbeat()")
     if context.on_heartbeat is not None:
         context.on_heartbeat(details)
+
+
+def stream(name: str) -> StreamWriter:
+    """What writes to the run's stream of that name: values for those who follow the run now.
+
+        tokens = activity.stream("tokens")
+        await tokens.write("Hel")
+
+    Readers use `durable.WorkflowHandle.stream`. An item is stored at least once, and all are before
+    the attempt is over. Raises InvalidArgumentError for what cannot be a name, and ContextError
+    outside of an activity and in one with ``executor="process"``.
+    """
+    context = current_attempt("stream()")
+    check_stream_name(name)
+    if context.on_stream is None:
+        raise ContextError(f"activity {context.name} runs where streams cannot be written")
+    if context.streams is None:
+        context.streams = {}
+    found = context.streams.get(name)
+    if found is None:
+        found = context.streams[name] = context.on_stream(name)
+    return found
 
 
 def override_next_retry(

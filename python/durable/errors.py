@@ -163,6 +163,10 @@ class UpdateRejectedError(RequestError):
     """
 
 
+class StreamFullError(RequestError):
+    """A stream of a run has as many items as it may have; nothing was added."""
+
+
 class WorkflowError(DurableError):
     """A run that did not end with a result.
 

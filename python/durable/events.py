@@ -474,3 +474,15 @@ class TypeInfo:
     doc: str = ""
     takes_plain: bool = True
     """Whether its workers read payloads that are not encrypted, such as those of plain SQL."""
+
+
+@dataclass(frozen=True, slots=True)
+class StoredItem:
+    """One item of a stream, as it is stored."""
+
+    offset: int
+    """From 1, without gaps."""
+    attempt: int
+    """Which attempt of its activity wrote it."""
+    payload: bytes | None
+    """None: the writer ended the stream here."""

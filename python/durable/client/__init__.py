@@ -21,6 +21,7 @@ Inside:
     portal      the thread and loop that it runs on
     replica     a run rebuilt by replay in this process, to look at
     grouping    starts that are asked for at the same time go together
+    streams     the values that a run gives out, read one by one
     waiter      waiting for many results with one listener
     checks      ids and durations
 """
@@ -30,6 +31,7 @@ from durable.client.client import Client
 from durable.client.handle import WorkflowHandle
 from durable.client.replica import HistoryEvent
 from durable.client.schedules import ScheduleHandle
+from durable.client.streams import StreamItem
 from durable.client.sync import SyncClient, SyncScheduleHandle, SyncWorkflowHandle
 
 __all__ = [
@@ -38,6 +40,7 @@ __all__ = [
     "HistoryEvent",
     "RunFilter",
     "ScheduleHandle",
+    "StreamItem",
     "SyncClient",
     "SyncScheduleHandle",
     "SyncWorkflowHandle",

@@ -29,6 +29,7 @@ from durable.client.forking import (
     start_copy,
 )
 from durable.client.replica import HistoryEvent, events_of, read_moment, rebuild
+from durable.client.streams import StreamReader
 from durable.codec import NO_CODEC, failure_from_payload, is_sealed
 from durable.engine.attributes import MEMO, merged, message_meta, plain_headers
 from durable.engine.definition import WorkflowDefinition, handler_name
@@ -70,7 +71,7 @@ ENDINGS: Mapping[RunState, type[WorkflowError]] = {
 }
 
 
-class WorkflowHandle(Generic[R]):
+class WorkflowHandle(StreamReader, Generic[R]):
     """One workflow by its id, or one of its runs by ``run_id``. Made by a client; holds nothing."""
 
     def __init__(

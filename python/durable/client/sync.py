@@ -13,7 +13,16 @@ from __future__ import annotations
 import functools
 import os
 import weakref
-from collections.abc import Awaitable, Callable, Coroutine, Iterable, Mapping, Sequence
+from collections.abc import (
+    AsyncIterator,
+    Awaitable,
+    Callable,
+    Coroutine,
+    Iterable,
+    Iterator,
+    Mapping,
+    Sequence,
+)
 from datetime import timedelta
 from threading import Lock
 from types import TracebackType
@@ -23,6 +32,7 @@ from durable.client.client import Client
 from durable.client.handle import ANSWER_SECONDS, WorkflowHandle
 from durable.client.portal import Portal
 from durable.client.schedules import ScheduleHandle
+from durable.client.streams import StreamItem
 from durable.codec import DEFAULT_CODEC, Codec
 from durable.engine.definition import WorkflowDefinition
 from durable.engine.interceptors import Interceptor
@@ -356,6 +366,15 @@ class SyncWorkflowHandle(Generic[R]):
         client, handle = self._reach()
         return SyncWorkflowHandle(client, client._wait(handle.fork(id, **options)))
 
+    def stream(
+        self, name: str, after: int = 0, *, follow: bool = True, type: Any = Any
+    ) -> Iterator[StreamItem[Any]]:
+        """Its items behind offset ``after``; waits for the next. See `WorkflowHandle.stream`."""
+        client, handle = self._reach()
+        items = handle.stream(name, after, follow=follow, type=type)
+        while (item := client._wait(next_item(items), None)) is not None:
+            yield item
+
     describe = verb(WorkflowHandle.describe)
     memo = verb(WorkflowHandle.memo)
     history = verb(WorkflowHandle.history)
@@ -386,6 +405,11 @@ class SyncScheduleHandle:
 async def opened(make: Callable[[], Client]) -> Client:
     """A client, made and connected in the loop that it is for."""
     return await make().__aenter__()
+
+
+async def next_item(items: AsyncIterator[StreamItem[Any]]) -> StreamItem[Any] | None:
+    """The next item of a stream; None at its end."""
+    return await anext(items, None)
 
 
 async def nothing() -> None:

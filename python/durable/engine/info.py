@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
+from durable.engine.streams import StreamWriter
 from durable.errors import ConfigurationError
 
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
@@ -117,12 +118,14 @@ class ActivityContext:
         "is_cancelled",
         "name",
         "on_heartbeat",
+        "on_stream",
         "queue",
         "ref",
         "retry_at_us",
         "retry_delay_seconds",
         "run_id",
         "scheduled_us",
+        "streams",
         "task_token",
         "workflow_id",
         "workflow_type",
@@ -156,6 +159,9 @@ class ActivityContext:
         self.details = details
         self.scheduled_us = scheduled_us
         self.on_heartbeat = on_heartbeat
+        self.on_stream: Callable[[str], StreamWriter] | None = None
+        self.streams: dict[str, StreamWriter] | None = None
+        """Those that this attempt writes to, by name; None for most attempts."""
         self.is_cancelled = False
         self.retry_delay_seconds: float | None = None
         self.retry_at_us: int | None = None

@@ -37,6 +37,7 @@ from durable.runtime.attempt import COMPLETED, FAILED, RETRY, Attempt, Ending, S
 from durable.runtime.failures import Failure, cancelled_payload, failure_of, lost_payload, numbered
 from durable.runtime.metrics import Metrics
 from durable.runtime.slots import Slots
+from durable.runtime.streams import Writer, drain, drain_sync, stop
 from durable.runtime.surrounded import call_surrounded, place_of
 from durable.store.base import Store
 from durable.store.clock import StoreClock
@@ -108,6 +109,9 @@ class Executor:
         self._idle.clear()
         attempt.started_at = attempt.beaten_at = self._moved_at = time.monotonic()
         self._limit(loop, attempt)
+        attempt.context.on_stream = partial(
+            Writer, self._store, attempt.context, attempt.definition.codec, loop
+        )
         if attempt.definition.is_async:
             attempt.task = loop.create_task(self._run_async(attempt))
             return
@@ -135,16 +139,20 @@ class Executor:
         try:
             args, kwargs = signature.decode_args(attempt.input)
             is_ours = False
-            if definition.traits.is_transactional:
-                payload = await self._transact(attempt, args, kwargs)
-            else:
-                if self._around:
-                    fn = place_of(attempt, self._pool, self.processes)
-                    value = await call_surrounded(self._around, attempt, fn, args, kwargs)
+            try:
+                if definition.traits.is_transactional:
+                    payload = await self._transact(attempt, args, kwargs)
                 else:
-                    value = await definition.fn(*args, **kwargs)
-                is_ours = True
-                payload = signature.check_result(value)
+                    if self._around:
+                        fn = place_of(attempt, self._pool, self.processes)
+                        value = await call_surrounded(self._around, attempt, fn, args, kwargs)
+                    else:
+                        value = await definition.fn(*args, **kwargs)
+                    is_ours = True
+                    payload = signature.check_result(value)
+            finally:
+                if attempt.context.streams is not None:
+                    await drain(attempt.context)
         except CompleteLater as error:
             await self._detach(attempt, error)
         except BaseException as error:
@@ -204,7 +212,11 @@ class Executor:
         try:
             args, kwargs = signature.decode_args(attempt.input)
             is_ours = False
-            value = definition.fn(*args, **kwargs)
+            try:
+                value = definition.fn(*args, **kwargs)
+            finally:
+                if attempt.context.streams is not None:
+                    drain_sync(attempt.context)
             is_ours = True
             return signature.check_result(value), None, False
         except BaseException as error:
@@ -402,6 +414,7 @@ class Executor:
         """Let go of what is left: threads that do not end by themselves are abandoned."""
         for attempt in list(self._attempts):
             self.void(attempt)
+            stop(attempt.context)
         tasks = [attempt.task for attempt in self._attempts if attempt.task is not None]
         for task in self._surrounded:
             task.cancel()

@@ -38,6 +38,7 @@ from durable.events import (
     RunView,
     SessionInfo,
     Started,
+    StoredItem,
     TypeInfo,
 )
 from durable.store.pages import OpenRuns
@@ -275,3 +276,18 @@ class Store(Protocol):
 
     async def heartbeat_activity(self, run_id: str, ref: int, token: int, details: bytes) -> bool:
         """Keep the progress details of a claimed attempt; False when its token is void."""
+
+    # -- streams -----------------------------------------------------------------------------
+
+    async def append_stream(
+        self, run_id: str, name: str, attempt: int, items: Sequence[bytes | None], flush: int
+    ) -> int:
+        """Add items to a stream of an open run, None for an end mark; return the last offset.
+
+        ``flush`` is a random number, not 0: the same append sent again under it, with none of the
+        stream's in between, adds nothing. Raises WorkflowNotFoundError when the run is not open,
+        StreamFullError when there would be too many.
+        """
+
+    async def read_stream(self, run_id: str, name: str, after: int, limit: int) -> list[StoredItem]:
+        """Items with offsets above ``after`` in order: at most ``limit``, fewer of large ones."""

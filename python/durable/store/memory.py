@@ -58,6 +58,7 @@ from durable.store.memory_tables import (
     failure_json,
 )
 from durable.store.pages import OpenRuns
+from durable.store.streams import MemoryStream, MemoryStreams
 
 Fault = Callable[[str, Literal["before", "after"]], None]
 RESPONSE_US_MAX = 3_600_000_000
@@ -74,7 +75,7 @@ def no_fault(method: str, when: Literal["before", "after"]) -> None:
     """Nothing fails."""
 
 
-class MemoryStore:
+class MemoryStore(MemoryStreams):
     """The store in memory, for one event loop. ``clock_us`` is its time."""
 
     def __init__(
@@ -85,6 +86,7 @@ class MemoryStore:
         self.fault = fault
         self.flushes: dict[str, int] = {}
         """The last flush that wrote each run."""
+        self.streams: dict[tuple[str, str], MemoryStream] = {}
         self.listeners: set[tuple[bool, asyncio.Queue[Hint]]] = set()
 
     async def open(self) -> None:

@@ -62,6 +62,7 @@ from durable.store.notify import channel, hints, write
 from durable.store.pages import OpenRuns
 from durable.store.queries import DEFAULT_SCHEMA, load_queries, quote_schema
 from durable.store.rows import run_view, view_state
+from durable.store.streams import PostgresStreams
 from durable.store.written import begin, first_batch, give_heads
 
 logger = logging.getLogger("durable.store")
@@ -83,7 +84,7 @@ NOW_COLUMN = 12
 VERDICTS = {str(int(v)): v for v in Verdict}
 
 
-class PostgresStore:
+class PostgresStore(PostgresStreams):
     """The durable state of workflows in one schema of a PostgreSQL database.
 
     ``dsn`` may lead through PgBouncer in transaction mode (``pooler=True`` where that cannot be

@@ -26,6 +26,8 @@ PART_US_MIN = 3_600_000_000
 MOVE_RUNS_MAX = 500
 """Runs moved in one transaction."""
 FIRST_ID = "00000000-0000-0000-0000-000000000000"
+SWEEP_STREAMS_MAX = 200
+"""Streams looked at in one transaction."""
 UNREAD_US = 60_000_000
 SWEEP_KEYS_MAX = 10_000
 """Fairness keys forgotten in one transaction."""
@@ -105,7 +107,15 @@ class Upkeep:
                 break
             if (await self.store.fetch("drop_part", (part,)))[0][0]:
                 dropped += 1
+        if dropped:
+            await self.sweep_streams()
         return Expiry(dropped, moved, len(parts) - dropped)
+
+    async def sweep_streams(self) -> None:
+        """Remove the streams of runs that are not known any more, some in each transaction."""
+        at = (FIRST_ID, "")
+        while rows := await self.store.fetch("sweep_streams", (*at, SWEEP_STREAMS_MAX)):
+            at = rows[0]
 
     async def _empty(self, part: int, moves_max: int) -> tuple[int, int]:
         """Move out what must stay; return how much that was, and how many moves are left."""

@@ -42,6 +42,7 @@ from durable.events import (
     RunState,
     RunView,
     Started,
+    StoredItem,
     TypeInfo,
 )
 from durable.store.base import Store
@@ -449,3 +450,19 @@ class SealedStore:
         """See `Store.heartbeat_activity`."""
         sealed = self._seal(details, run_id, "details", ref)
         return await self.inner.heartbeat_activity(run_id, ref, token, sealed)
+
+    # -- streams -----------------------------------------------------------------------------
+
+    async def append_stream(
+        self, run_id: str, name: str, attempt: int, items: Sequence[bytes | None], flush: int
+    ) -> int:
+        """See `Store.append_stream`."""
+        sealed = [self._seal_or_none(item, run_id, "stream", name) for item in items]
+        return await self.inner.append_stream(run_id, name, attempt, sealed, flush)
+
+    async def read_stream(self, run_id: str, name: str, after: int, limit: int) -> list[StoredItem]:
+        """See `Store.read_stream`; raise UnreadablePayloadError for what cannot be opened."""
+        return [
+            replace(item, payload=self._open_or_none(item.payload, run_id, "stream", name))
+            for item in await self.inner.read_stream(run_id, name, after, limit)
+        ]

@@ -351,3 +351,12 @@ FROM {s}.activity GROUP BY queue ORDER BY queue
 
 -- name: fair_sweep
 SELECT {s}.fair_sweep($1)
+
+-- name: append_stream
+SELECT {s}.append_stream($1::uuid, $2, $3, $4::bytea[], $5, $6)
+
+-- name: read_stream
+SELECT "offset", attempt, payload FROM {s}.read_stream($1::uuid, $2, $3, $4, $5)
+
+-- name: sweep_streams
+SELECT run_id::text, name FROM {s}.sweep_streams($1::uuid, $2, $3)

@@ -502,3 +502,22 @@ async def test_a_copied_history_is_sealed_again_for_its_new_run(dsn: str, serve:
         copied = await again.fork("q", to_last_turn=True, keep_signals=True)
         assert await copied.result(30) == before
     assert await columns_with(dsn, CANARY) == []
+
+
+async def test_a_stream_is_encrypted_and_read_with_the_key(dsn: str, serve: Serve) -> None:
+    @activity.defn
+    async def tells() -> None:
+        await activity.stream("tokens").write(CANARY)
+
+    @workflow.defn
+    async def telling() -> None:
+        await tells()
+
+    await serve(telling, tells, codec=secret())
+    async with Client.connect(dsn, codec=secret()) as client, asyncio.timeout(30):
+        handle = await client.start(telling, id="t")
+        assert [item.value async for item in handle.stream("tokens")] == [CANARY]
+    assert await columns_with(dsn, CANARY) == []
+    async with Client.connect(dsn) as keyless:
+        with pytest.raises(UnreadablePayloadError):
+            await anext(keyless.get_handle("t").stream("tokens"))

@@ -337,3 +337,24 @@ def test_names_for_newcomers_exist(page: str) -> None:
                 assert name in WorkerOptions.__dataclass_fields__, f"{page}: {name}="
                 checked += 1
     assert checked > 20
+
+
+async def test_streams(dsn: str) -> None:
+    page = load("streams")
+    options = WorkerOptions(poll_max_seconds=0.2, drain_seconds=1.0)
+    async with (
+        Worker(dsn, workflows=[page.chat], activities=[page.answer], options=options),
+        Client.connect(dsn) as client,
+        asyncio.timeout(30),
+    ):
+        handle = await client.start(page.chat, "why?", id="chat-7")
+        assert await page.show(client, "chat-7") == ["You", "asked:", "why?"]
+        assert await handle.result(20) == "You asked: why?"
+
+
+async def test_streams_in_an_environment(env: WorkflowEnvironment) -> None:
+    page = load("streams")
+    handle = await env.start(page.chat, "why?")
+    assert await handle.result() == "You asked: why?"
+    items = [item async for item in handle.stream("tokens", after=1, type=str)]
+    assert [(item.offset, item.value) for item in items] == [(2, "asked:"), (3, "why?")]

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from typing import Any
 
 import pytest
+from click.testing import CliRunner
 
 from durable import ContextError, InvalidArgumentError, RetryPolicy, SyncClient, activity, workflow
+from durable.cli.main import main
 from durable.client import Client
 
 SOON = 30.0
@@ -153,3 +156,16 @@ async def test_misuse_is_refused(client: Client, serve: Any) -> None:
     await serve(misuses, wrong)
     handle = await client.start(misuses, id="misuses")
     assert "await write()" in (await handle.result(SOON))[0]
+
+
+async def test_the_command_prints_items(client: Client, serve: Any, dsn: str) -> None:
+    await serve(talker, talk)
+    await (await client.start(talker, 3, id="talker")).result(SOON)
+    arguments = ["stream", "talker", "tokens", "--after", "1", "--dsn", dsn]
+    result = await asyncio.to_thread(CliRunner().invoke, main, [*arguments, "--json"])
+    assert [json.loads(line) for line in result.output.splitlines()] == [
+        {"offset": 2, "attempt": 1, "value": 1},
+        {"offset": 3, "attempt": 1, "value": 2},
+    ]
+    result = await asyncio.to_thread(CliRunner().invoke, main, [*arguments, "--no-follow"])
+    assert result.output.split() == ["1", "2"]

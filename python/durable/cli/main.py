@@ -14,6 +14,7 @@ from durable.cli.retention import retention
 from durable.cli.runs import COMMANDS
 from durable.cli.schedules import schedule
 from durable.cli.serve import dev, migrate, worker
+from durable.cli.streams import stream
 
 
 @click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"]})
@@ -35,6 +36,7 @@ for command in (
     enqueue,
     schedule,
     *COMMANDS,
+    stream,
     reset,
     fork,
     bulk,

@@ -12,6 +12,7 @@ import asyncio
 import contextvars
 import inspect
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import orjson
@@ -26,6 +27,7 @@ from durable.errors import RetryAfter
 from durable.events import EventKind
 from durable.options import seconds
 from durable.testing.clock import Clock, Entry
+from durable.testing.streams import BookWriter, StreamBook
 
 FRACTION = 1.0
 """Back-off without luck: the longest pause that jitter could choose."""
@@ -51,6 +53,7 @@ class ActivityCall:
         signature: Signature,
         on_call: Callable[[tuple[Any, ...], dict[str, Any]], None] | None,
         clock: Clock,
+        streams: StreamBook,
         threads: bool,
         headers: Mapping[str, Any],
         around: Sequence[Callable[..., Any]],
@@ -65,6 +68,7 @@ class ActivityCall:
         self._signature = signature
         self._on_call = on_call
         self._clock = clock
+        self._streams = streams
         self._threads = threads
         self._headers = headers
         self._around = around
@@ -103,6 +107,7 @@ class ActivityCall:
             on_heartbeat=self._heartbeat,
             headers=self._headers,
         )
+        context.on_stream = partial(BookWriter, self._streams, context)
         self._limit()
         surrounding = contextvars.copy_context()
         surrounding.run(ACTIVITY_CONTEXT.set, context)

@@ -5,14 +5,16 @@ The methods are those of `durable.WorkflowHandle`, with what a test wants to kno
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from typing import Any, Generic, TypeVar, cast
 
+from durable.client.streams import StreamItem
 from durable.codec import DEFAULT_CODEC, Signature, failure_from_payload
 from durable.engine.attributes import message_meta, plain_headers
 from durable.engine.definition import DYNAMIC, WorkflowDefinition, handler_name
 from durable.engine.execution import Execution
 from durable.engine.interceptors import MessageCall, Proceed, surround
+from durable.engine.streams import check_stream_name
 from durable.errors import (
     InvalidArgumentError,
     PayloadError,
@@ -61,6 +63,17 @@ class TestHandle(Generic[R]):
         """Where the last run of the chain is."""
         await settle(self._world)
         return self._last().state
+
+    async def stream(
+        self, name: str, after: int = 0, *, type: Any = Any
+    ) -> AsyncIterator[StreamItem[Any]]:
+        """What activities of the last run have written to it when nothing moves any more.
+
+        See `durable.WorkflowHandle.stream`; after `result` it is all of it.
+        """
+        await settle(self._world)
+        for item in self._world.streams.read(self.run_id, check_stream_name(name), after, type):
+            yield item
 
     async def result(self) -> R:
         """Let time pass until the workflow ends, and return its result.

@@ -48,6 +48,7 @@ from durable.testing.checks import check_cold, check_twice
 from durable.testing.clock import Clock, Entry
 from durable.testing.lookup import find_definition
 from durable.testing.mocks import Mock
+from durable.testing.streams import StreamBook
 
 FAILED_STATES = (RunState.FAILED, RunState.CANCELLED, RunState.TERMINATED, RunState.TIMED_OUT)
 ENDINGS = (EventKind.RUN_TERMINATED, EventKind.RUN_TIMED_OUT)
@@ -145,6 +146,7 @@ class World:
         self.patience = patience
         """Real seconds in which something must happen while somebody waits."""
         self._crash = crash_at_every_event
+        self.streams = StreamBook()
         self._threads = threads
         self._facts: deque[tuple[Run, Fact]] = deque()
         self._pumping = False
@@ -451,6 +453,7 @@ class World:
             signature=source.signature,
             on_call=None if mock is None else lambda *call: mock.calls.append(call),
             clock=self.clock,
+            streams=self.streams,
             threads=self._threads,
             headers=run.execution.context.headers if run.execution is not None else {},
             around=self.registry.hooks.around("run_activity"),

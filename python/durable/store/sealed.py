@@ -2,7 +2,8 @@
 
 Everything that users' values are in is sealed on its way into the store and opened on its way out:
 history batches (arguments, results, memo, headers), mail and its meta, activity inputs, failures
-and heartbeat details, results and failures of runs, answers, items of streams, reasons of parked and paused runs.
+and heartbeat details, results and failures of runs, answers, items of streams, reasons of parked
+and paused runs.
 Names, ids, keys, options and search attributes stay as they are, since the database works with
 them.
 

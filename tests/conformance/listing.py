@@ -30,6 +30,7 @@ AREAS = {
     "chain": "Continue-as-new and retries of workflows",
     "version": "Changed code",
     "asyncio": "Plain asyncio",
+    "stream": "Streams",
     "map": "Bounded parallel map",
     "saga": "Sagas",
     "error": "Errors",

@@ -11,13 +11,14 @@ from __future__ import annotations
 import asyncio
 import inspect
 import uuid
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any, TypeVar, cast
 
 from durable._core import decode
 from durable.client import Client, WorkflowHandle
 from durable.client.starting import StartOptions
+from durable.client.streams import StreamItem
 from durable.engine.attributes import own_headers
 from durable.engine.definition import ActivityDefinition, WorkflowDefinition, handler_name
 from durable.engine.execution import Execution
@@ -255,6 +256,13 @@ class PostgresHandle(TestHandle[R]):
     def run_id(self) -> str:
         """Not known without asking: use ``(await handle.history()).recorded.run_id``."""
         raise ContextError("on a database the run id is (await handle.history()).recorded.run_id")
+
+    async def stream(
+        self, name: str, after: int = 0, *, type: Any = Any
+    ) -> AsyncIterator[StreamItem[Any]]:
+        """What activities of the last run have written to it by now."""
+        async for item in self._handle.stream(name, after, follow=False, type=type):
+            yield item
 
     async def state(self) -> RunState:
         """Where the last run of the chain is."""

@@ -18,6 +18,7 @@ from durable.errors import (
     WorkflowTerminatedError,
 )
 from durable.events import RunState
+from durable.options import WorkerOptions
 from durable.runtime.worker import Worker
 
 SOON = 30.0
@@ -180,14 +181,15 @@ async def test_a_timer_of_the_copied_part_fires(client: Client, dsn: str) -> Non
 async def test_what_was_pending_at_the_point_begins_again(client: Client, dsn: str) -> None:
     both = await client.start(waits_for_both, id="a")
     await both.signal("poke")
-    async with Worker(dsn, workflows=[waits_for_both], activities=[hang]):
+    hasty = WorkerOptions(drain_seconds=0.1)
+    async with Worker(dsn, workflows=[waits_for_both], activities=[hang], options=hasty):
         poked = await until(both, "SIGNAL_RECEIVED")
         async with asyncio.timeout(SOON):
             while not CALLS:
                 await asyncio.sleep(0.02)
     plan = await both.plan_reset(to_event=poked)
     copied = await both.fork("b", to_event=poked)
-    async with Worker(dsn, workflows=[waits_for_both], activities=[hang]):
+    async with Worker(dsn, workflows=[waits_for_both], activities=[hang], options=hasty):
         assert await copied.result(SOON) == ["work", None]
     assert (plan.activities, plan.timers) == (("hang",), 1)
 
@@ -195,6 +197,48 @@ async def test_what_was_pending_at_the_point_begins_again(client: Client, dsn: s
 @workflow.defn
 async def waits_for_both() -> list[Any]:
     return list(await asyncio.gather(hang("work"), asyncio.sleep(1)))
+
+
+def letter(version: str, *, is_longer: bool = False, starts_with: str = "first") -> Any:
+    """A version of a pinned workflow; a longer one has one more step at its end."""
+
+    @workflow.defn(name="letter", version=version, pinned=True)
+    async def write() -> list[str]:
+        done = [await note(starts_with)]
+        await workflow.wait_signal("more")
+        if is_longer:
+            done.append(await note("last"))
+        return [*done, workflow.info().version or ""]
+
+    return write
+
+
+async def test_an_open_run_moves_to_another_version(client: Client, dsn: str) -> None:
+    old, new = letter("1"), letter("2", is_longer=True)
+    async with Worker(dsn, workflows=[old, new], activities=[note]):
+        handle = await client.start(old, id="a")
+        await until(handle, "ACTIVITY_COMPLETED")
+        moved = await handle.reset(workflow=new)
+        await moved.signal("more")
+        assert await moved.result(SOON) == ["first 1", "last 2", "2"]
+    view = await moved.describe()
+    assert (view.workflow_type, view.version) == ("letter@2", "2")
+
+
+async def test_a_run_that_does_not_fit_another_version_stays_where_it_is(
+    client: Client, dsn: str
+) -> None:
+    old, new = letter("1"), letter("2", starts_with="quite another")
+    async with Worker(dsn, workflows=[old, new], activities=[note]):
+        handle = await client.start(old, id="a")
+        await until(handle, "ACTIVITY_COMPLETED")
+        await handle.signal("more")
+        assert await handle.result(SOON) == ["first 1", "1"]
+        with pytest.raises(NonDeterminismError, match="quite another"):
+            await handle.fork("b", workflow=new)
+        with pytest.raises(NonDeterminismError):
+            await handle.reset(workflow=new)
+    assert (await client.get_handle("a").describe()).run_id == handle.run_id
 
 
 async def test_a_fork_leaves_the_run_as_it_is(client: Client, dsn: str) -> None:

@@ -29,6 +29,7 @@ AREAS = {
     "cancel": "Cancellation, termination, time limits",
     "chain": "Continue-as-new and retries of workflows",
     "version": "Changed code",
+    "reset": "Reset, fork, and moving to another version",
     "asyncio": "Plain asyncio",
     "stream": "Streams",
     "map": "Bounded parallel map",

@@ -7,12 +7,22 @@ from typing import Any
 import psycopg
 import pytest
 
-from durable import Client, IdReuse, RunState, SyncClient, Worker, activity, workflow
+from durable import (
+    Client,
+    IdReuse,
+    RunFilter,
+    RunState,
+    SyncClient,
+    Worker,
+    activity,
+    workflow,
+)
 from durable.errors import (
     InvalidArgumentError,
     UnknownWorkflowError,
     WorkflowAlreadyStartedError,
     WorkflowNotFoundError,
+    WorkflowTerminatedError,
     WorkflowTimedOutError,
 )
 from durable.options import WorkerOptions
@@ -386,6 +396,27 @@ async def test_client_31(database: Any) -> None:
     async with serve(database):
         assert [await handle.result(20) for handle in handles] == [6, 6, 6, 6]
     assert len(await database.client.list()) == 1
+
+
+async def test_client_33(database: Any) -> None:
+    """client-33: Open runs are found, counted and ended by what they have in common."""
+    client = database.client
+    for id in ("old-0", "old-1", "old-2", "new-1"):
+        await client.start(takes, 1, id=id)
+    chosen = RunFilter(workflow_type="takes", id_prefix="old-")
+    assert await client.count(chosen) == 3
+    assert {view.workflow_id async for view in client.iterate(chosen)} == {
+        "old-0",
+        "old-1",
+        "old-2",
+    }
+    async with serve(database):
+        result = await client.terminate_many(chosen, reason="enough")
+        assert result.done == 3
+        for number in range(3):
+            with pytest.raises(WorkflowTerminatedError):
+                await client.get_handle(f"old-{number}").result(20)
+    assert await client.count(RunFilter(everything=True)) == 1
 
 
 async def test_client_32(database: Any) -> None:

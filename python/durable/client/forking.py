@@ -99,8 +99,10 @@ async def read_run(client: ConnectedClient, view: RunView) -> Recorded:
     return Recorded(view, decode(uuid.UUID(view.run_id).bytes, batches), unread)
 
 
-def plan_of(recorded: Recorded, point: dict[str, Any]) -> ForkPlan:
-    """See `cut_before` for what a point is."""
+def plan_of(recorded: Recorded, point: dict[str, Any], moves: object = None) -> ForkPlan:
+    """See `cut_before` for what a point is; a run that moves keeps all, if it is given none."""
+    if moves is not None and not any(point.values()):
+        point = {"to_event": len(recorded.events) or None}
     return recorded.plan(cut_before(recorded.events, **point))
 
 
@@ -136,16 +138,27 @@ def new_copy(
     workflow_id: str,
     definition: WorkflowDefinition[Any, Any] | None,
     id_reuse: IdReuse,
+    target: WorkflowDefinition[Any, Any] | None = None,
 ) -> NewRun:
     """The run that goes on from the cut. Where its code is known, it is replayed first.
 
-    Raise NonDeterminismError when that code does not fit the part that is kept.
+    ``target`` is the workflow that it goes on as, if that is another one. Raise
+    NonDeterminismError when its code does not fit the part that is kept.
     """
     view = recorded.view
+    workflow_type, version = view.workflow_type, view.version
+    if target is not None:
+        definition, workflow_type, version = target, target.name, target.version
     batch, head_hash, meta = copy_events(
-        recorded.events, last, old_run_id=view.run_id, run_id=run_id, workflow_id=workflow_id
+        recorded.events,
+        last,
+        old_run_id=view.run_id,
+        run_id=run_id,
+        workflow_id=workflow_id,
+        workflow_type=workflow_type,
+        version=version,
     )
-    if definition is not None and definition.name == view.workflow_type:
+    if definition is not None and definition.name == workflow_type:
         execution = Execution(
             definition,
             run_id,
@@ -161,11 +174,11 @@ def new_copy(
     return NewRun(
         run_id=run_id,
         workflow_id=workflow_id,
-        workflow_type=view.workflow_type,
+        workflow_type=workflow_type,
         queue=view.queue,
         batch=batch,
         head_hash=head_hash,
-        version=view.version,
+        version=version,
         start_delay_us=MAIL_SECONDS * 1_000_000,
         debounce_key=f"fork {run_id}",
         run_timeout_us=meta.run_timeout_us,
@@ -235,6 +248,17 @@ async def end_run(client: ConnectedClient, view: RunView, payload: bytes, limit:
             f"run {view.run_id} of workflow {view.workflow_id} was told to end and has not in "
             f"{limit:g} s; is a worker with its code running? When it has ended, reset it again"
         ) from None
+
+
+def fork_point(
+    to_event: int | None, before_activity: str | None, to_last_turn: bool
+) -> dict[str, Any]:
+    """A point of a history as one value."""
+    return {
+        "to_event": to_event,
+        "before_activity": before_activity,
+        "to_last_turn": to_last_turn,
+    }
 
 
 def check_fork_id(view: RunView, workflow_id: str) -> None:

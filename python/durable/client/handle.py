@@ -22,6 +22,7 @@ from durable.client.forking import (
     check_fork_id,
     end_run,
     fact_at,
+    fork_point,
     new_copy,
     plan_of,
     read_run,
@@ -317,6 +318,7 @@ class WorkflowHandle(StreamReader, Generic[R]):
         to_event: int | None = None,
         before_activity: str | None = None,
         to_last_turn: bool = False,
+        workflow: WorkflowDefinition[Any, R] | None = None,
         reason: str = "",
         keep_signals: bool = True,
         timeout: timedelta | float = ANSWER_SECONDS,  # noqa: ASYNC109
@@ -328,7 +330,9 @@ class WorkflowHandle(StreamReader, Generic[R]):
         name; ``to_last_turn``, before what its code asked for last. What the code had asked for by
         then and has no outcome of begins again: activities with their first attempt, timers as
         they are due. What came later is undone only in the history: what activities did is done.
-        ``keep_signals`` sends the signals that came after the point again.
+        ``keep_signals`` sends the signals that came after the point again. ``workflow`` moves it to
+        another one, such as the next version of a pinned workflow, with all it has if no point is
+        given.
 
         Works on open runs (also parked and paused ones), which are terminated first, and on closed
         ones. Returns the handle of the new run. Raises InvalidArgumentError for a point that there
@@ -340,11 +344,19 @@ class WorkflowHandle(StreamReader, Generic[R]):
         limit = seconds(timeout, "timeout")
         client, view = self._client, await self.describe()
         before = await read_run(client, view)
-        last = plan_of(before, fork_point(to_event, before_activity, to_last_turn)).event_id
+        point = fork_point(to_event, before_activity, to_last_turn)
+        last = plan_of(before, point, workflow).event_id
         definition = self._definition or client.known(view.workflow_type)
         run_id = str(uuid.uuid4())
         run = new_copy(
-            client, before, last, run_id, view.workflow_id, definition, IdReuse.AFTER_CLOSE
+            client,
+            before,
+            last,
+            run_id,
+            view.workflow_id,
+            definition,
+            IdReuse.AFTER_CLOSE,
+            workflow,
         )
         after = before
         if view.state < RunState.COMPLETED:
@@ -354,7 +366,7 @@ class WorkflowHandle(StreamReader, Generic[R]):
             after = await read_run(client, closed)
         signals = signals_behind(before, after, last) if keep_signals else ()
         await start_copy(client, run, fact_at(before, last, run_id), signals)
-        return WorkflowHandle(client, view.workflow_id, run_id, self._definition)
+        return WorkflowHandle(client, view.workflow_id, run_id, workflow or self._definition)
 
     async def fork(
         self,
@@ -363,6 +375,7 @@ class WorkflowHandle(StreamReader, Generic[R]):
         to_event: int | None = None,
         before_activity: str | None = None,
         to_last_turn: bool = False,
+        workflow: WorkflowDefinition[Any, R] | None = None,
         keep_signals: bool = False,
     ) -> WorkflowHandle[R]:
         """Start another workflow, ``id``, that begins with its history up to a point.
@@ -372,13 +385,15 @@ class WorkflowHandle(StreamReader, Generic[R]):
         client, view = self._client, await self.describe()
         check_fork_id(view, check_id(id, "a workflow id"))
         recorded = await read_run(client, view)
-        last = plan_of(recorded, fork_point(to_event, before_activity, to_last_turn)).event_id
+        point = fork_point(to_event, before_activity, to_last_turn)
+        last = plan_of(recorded, point, workflow).event_id
         definition = self._definition or client.known(view.workflow_type)
         run_id = str(uuid.uuid4())
-        run = new_copy(client, recorded, last, run_id, id, definition, IdReuse.REJECT)
+        reuse = IdReuse.REJECT
+        run = new_copy(client, recorded, last, run_id, id, definition, reuse, workflow)
         signals = recorded.signals_after(last) if keep_signals else ()
         await start_copy(client, run, fact_at(recorded, last, run_id), signals)
-        return WorkflowHandle(client, id, run_id, self._definition)
+        return WorkflowHandle(client, id, run_id, workflow or self._definition)
 
     async def query(
         self,
@@ -579,14 +594,3 @@ class WorkflowHandle(StreamReader, Generic[R]):
         batches, items = await read_moment(self._client.store, view)
         registry = self._client.registry
         return rebuild(view, definition, registry, batches, items)
-
-
-def fork_point(
-    to_event: int | None, before_activity: str | None, to_last_turn: bool
-) -> dict[str, Any]:
-    """A point of a history as one value."""
-    return {
-        "to_event": to_event,
-        "before_activity": before_activity,
-        "to_last_turn": to_last_turn,
-    }

@@ -142,7 +142,14 @@ class Copyist:
 
 
 def copy_events(
-    events: Sequence[Event], last: int, *, old_run_id: str, run_id: str, workflow_id: str
+    events: Sequence[Event],
+    last: int,
+    *,
+    old_run_id: str,
+    run_id: str,
+    workflow_id: str,
+    workflow_type: str,
+    version: str | None,
 ) -> tuple[bytes, int, StartMeta]:
     """Write the events before the fact ``last`` as the first batch of ``run_id``.
 
@@ -150,9 +157,9 @@ def copy_events(
     InvalidArgumentError when it would be over 32 MiB, or is not what was to be copied.
     """
     meta = StartMeta.from_json(events[0][6])
-    meta.workflow_id = workflow_id
+    meta.workflow_id, meta.version = workflow_id, version
     meta.forked_from, meta.seed = old_run_id, meta.seed or old_run_id
-    first = (*events[0][:6], meta.to_json(), events[0][7])
+    first = (*events[0][:4], workflow_type, events[0][5], meta.to_json(), events[0][7])
     kept: list[Event] = [first, *events[1 : last - 1]]
     size = sum(len(event[6] or b"") + len(event[7] or b"") for event in kept)
     if size > COPY_BYTES_MAX:

@@ -1,10 +1,10 @@
 """`python -m bench.engine.stations`: where the time from a start to its result goes.
 
-One workflow of one step at a time on an idle fleet, as in `latency-1`, with a server that logs each
-statement: when it ended and how long it took. The log's clock has milliseconds, so times between
-stations are means over many starts, whose rounding cancels out; logging itself costs a little. What
-a statement took is the server's, its wait for the disk included; the rest of the way to it is the
-network's and Python's, of the process that sends it and of those that wake it.
+One workflow of one step at a time on an idle fleet, as in `latency-1`, with a server that logs
+each statement: when it ended and how long it took. The log's clock has milliseconds, so times
+between stations are means over many starts, whose rounding cancels out; logging itself costs a
+little. What is not in a statement is on the way to the next one: the commit's wait for the disk,
+the network, and Python in the process that sends and in those that are woken.
 """
 
 import asyncio
@@ -31,7 +31,7 @@ STATIONS = {
     "commit": "commit_runs(",
     "close": "commit_closes(",
     "hint of a result": "pg_notify(",
-    "result": "closed(",
+    "result": "closed_run WHERE run_id",
 }
 """What is passed, in order, and what its statement has in it."""
 

@@ -156,6 +156,8 @@ class Started:
     """The workflow id of the run, when it is in the way because it holds the key."""
     holder_us: int | None = None
     """When that run was made."""
+    told: bool = field(default=False, compare=False)
+    """Workers were told of it in the same transaction."""
 
 
 @dataclass(slots=True)
@@ -369,10 +371,14 @@ class Verdict(IntEnum):
 
 @dataclass(slots=True)
 class CommitResult:
-    """Verdicts in the order of the request, and the database's time of the commit."""
+    """Verdicts in the order of the request, and the database's time of the commit.
+
+    ``told``: clients were told of the closed runs in the same transaction.
+    """
 
     verdicts: list[Verdict]
     now_us: int
+    told: bool = False
 
 
 @dataclass(slots=True)

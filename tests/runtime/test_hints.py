@@ -230,6 +230,57 @@ async def test_a_hint_that_names_a_run_costs_a_look_at_that_run_only() -> None:
     assert len(await asyncio.gather(*waiting, return_exceptions=True)) == 50
 
 
+async def listening(store: Heard) -> tuple[Waiter, asyncio.Task[RunView]]:
+    """A waiter that hears hints, and somebody who waits for a run that stays open."""
+    (open_run,) = await started(store, 1)
+    waiter = Waiter(store)
+    waiting = asyncio.create_task(waiter.closed(open_run))
+    async with asyncio.timeout(SOON):
+        while not store.listeners or len(store.looks) < 2:
+            await asyncio.sleep(0.001)
+    return waiter, waiting
+
+
+async def test_the_end_of_a_run_started_here_is_waited_for_without_a_look() -> None:
+    store = Heard()
+    waiter, waiting = await listening(store)
+    run_id = str(uuid4())
+    waiter.expect(run_id)
+    also = asyncio.create_task(waiter.closed(run_id))
+    await turns(20)
+    # Looks by the clock are at both.
+    assert [run_id] not in store.looks
+    await store.notify(Hint(done=True, run_ids=(run_id,)))
+    async with asyncio.timeout(SOON):
+        while [run_id] not in store.looks:
+            await asyncio.sleep(0.001)
+    await waiter.close()
+    await asyncio.gather(waiting, also, return_exceptions=True)
+
+
+@pytest.mark.parametrize("named", [True, False])
+async def test_an_end_that_was_heard_of_before_it_was_waited_for_is_looked_for(named: bool) -> None:
+    store = Heard()
+    waiter, waiting = await listening(store)
+    run_id = str(uuid4())
+    waiter.expect(run_id)
+    await store.notify(Hint(done=True, run_ids=(run_id,) if named else ()))
+    async with asyncio.timeout(SOON):
+        while run_id in waiter._expected:
+            await asyncio.sleep(0.001)
+        also = asyncio.create_task(waiter.closed(run_id))
+        while not any(run_id in ids for ids in store.looks):
+            await asyncio.sleep(0.001)
+    await waiter.close()
+    await asyncio.gather(waiting, also, return_exceptions=True)
+
+
+async def test_a_waiter_that_cannot_hear_expects_nothing() -> None:
+    waiter = Waiter(Heard())
+    waiter.expect("a")
+    assert not waiter._expected
+
+
 @activity.defn
 async def add_one(number: int) -> int:
     return number + 1

@@ -61,7 +61,8 @@ async def test_second_claim_gets_nothing(rig: Rig) -> None:
     (run,) = await rig.claim(one)
 
     assert (run.run_id, run.workflow_id, run.workflow_type) == (run_id, "a", TYPE)
-    assert (run.fence, run.next_seq, run.head_hash, run.version) == (1, 1, 1, "v1")
+    assert (run.next_seq, run.head_hash, run.version) == (1, 1, "v1")
+    assert run.fence > 0
     assert await rig.claim(two) == []
     assert await rig.store.load({run_id: run.part}) == {run_id: [b"started"]}
 

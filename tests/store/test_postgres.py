@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import random
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import psycopg
@@ -24,6 +25,7 @@ from durable.events import (
     Verdict,
 )
 from durable.store import connection
+from durable.store.base import WORK, Hint
 from durable.store.connection import Conn, sever
 from durable.store.postgres import PostgresStore
 
@@ -438,6 +440,103 @@ async def test_a_start_belongs_to_the_callers_transaction(postgres: PostgresRig)
 async def test_a_connection_of_another_kind_is_refused(postgres: PostgresRig) -> None:
     with pytest.raises(ConfigurationError, match="AsyncConnection"):
         await postgres.store.start_runs([new_run("a")], conn=object())
+
+
+# -- hints that go along ---------------------------------------------------------------------
+
+
+async def test_workers_are_told_of_a_start_by_its_own_transaction(postgres: PostgresRig) -> None:
+    async with postgres.other.listen() as hints:
+        (started,) = await postgres.store.start_runs([new_run("a")])
+        assert started.told
+        assert await anext(hints) == Hint(runs_only=True)
+        (delayed,) = await postgres.store.start_runs(
+            [replace(new_run("b"), start_delay_us=HOUR_US)]
+        )
+        assert delayed.told
+        assert await anext(hints) == WORK
+
+
+async def test_many_starts_and_those_of_a_caller_are_not_told_along(postgres: PostgresRig) -> None:
+    many = await postgres.store.start_runs([new_run("a"), new_run("b")])
+    assert [started.told for started in many] == [False, False]
+    async with await psycopg.AsyncConnection.connect(postgres.dsn) as conn:
+        (started,) = await postgres.store.start_runs([new_run("c")], conn=conn)
+        assert not started.told
+        await conn.commit()
+
+
+async def test_clients_are_told_of_an_end_by_its_own_transaction(postgres: PostgresRig) -> None:
+    session = await postgres.session()
+    await postgres.start("a")
+    (run,) = await postgres.claim(session)
+    ending = change(run, b"end", closing=Closing(RunState.COMPLETED, b"1"))
+    async with postgres.other.listen(done=True) as hints:
+        result = await postgres.store.commit([ending])
+        assert (result.verdicts, result.told) == ([Verdict.ACCEPTED], True)
+        assert await anext(hints) == Hint(done=True, run_ids=(run.run_id,))
+    (view,) = await postgres.store.closed([run.run_id])
+    assert (view.state, view.result) == (RunState.COMPLETED, b"1")
+
+
+async def test_only_one_transaction_at_a_time_tells(postgres: PostgresRig) -> None:
+    """A commit that notifies holds a lock of the whole server while it waits for the disk."""
+    session = await postgres.session()
+    async with await psycopg.AsyncConnection.connect(postgres.dsn) as conn:
+        await conn.execute("SELECT durable.tell('durable', '')")
+        (started,) = await postgres.store.start_runs([new_run("a")])
+        (run,) = await postgres.claim(session)
+        ending = change(run, b"end", closing=Closing(RunState.COMPLETED, b"1"))
+        result = await postgres.store.commit([ending])
+        assert (started.accepted, started.told) == (True, False)
+        assert (result.verdicts, result.told) == ([Verdict.ACCEPTED], False)
+
+
+async def test_an_end_that_is_refused_is_told_with_its_verdict(postgres: PostgresRig) -> None:
+    session = await postgres.session()
+    await postgres.start("a")
+    (run,) = await postgres.claim(session)
+    ending = change(run, b"end", closing=Closing(RunState.COMPLETED, b"1"))
+    stale = replace(ending, fence=run.fence + 1)
+    assert (await postgres.store.commit([stale])).verdicts == [Verdict.STALE]
+    assert await count(postgres, "closed_run") == 0
+    assert (await postgres.store.commit([ending])).verdicts == [Verdict.ACCEPTED]
+
+
+# -- claims and crashes ----------------------------------------------------------------------
+
+
+async def test_the_fence_of_a_claim_that_a_crash_undid_is_not_given_again(
+    postgres: PostgresRig,
+) -> None:
+    one, two = await postgres.session(), await postgres.session()
+    await postgres.start("a")
+    async with await psycopg.AsyncConnection.connect(postgres.dsn) as conn:
+        query = "SELECT fence FROM durable.claim_runs(%s, %s, %s, 1)"
+        cursor = await conn.execute(query, (one, [QUEUE], [TYPE]))
+        lost = (await cursor.fetchone() or (None,))[0]
+        # The server dies before the claim is on disk.
+        await conn.rollback()
+    (run,) = await postgres.claim(two)
+    assert lost is not None
+    assert run.fence != lost
+    late = change(replace(run, fence=lost), b"by the first owner")
+    assert (await postgres.store.commit([late])).verdicts == [Verdict.STALE]
+    assert (await postgres.store.commit([change(run, b"mine")])).verdicts == [Verdict.ACCEPTED]
+
+
+async def test_a_claim_does_not_wait_for_the_disk_and_all_else_does(postgres: PostgresRig) -> None:
+    session = await postgres.session()
+    await postgres.start("a")
+    async with await psycopg.AsyncConnection.connect(postgres.dsn) as conn:
+        setting = "SELECT current_setting('synchronous_commit')"
+        for arguments, expected in (((session, [], []), "on"), ((session, [QUEUE], [TYPE]), "off")):
+            await conn.execute(
+                "SELECT durable.claim_runs(%s, %s::text[], %s::text[], 1)", arguments
+            )
+            assert await (await conn.execute(setting)).fetchone() == (expected,)
+        await conn.commit()
+        assert await (await conn.execute(setting)).fetchone() == ("on",)
 
 
 # -- many at once ----------------------------------------------------------------------------

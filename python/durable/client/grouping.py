@@ -14,6 +14,7 @@ from durable.errors import StoreError, StoreUnavailableError
 from durable.events import NewRun, Started
 from durable.store.base import Store
 from durable.store.hints import Hinter
+from durable.store.telling import is_plain
 
 GROUP_RUNS_MAX = 500
 GROUP_BYTES_MAX = 4 * 1024 * 1024
@@ -84,14 +85,8 @@ class StartGroup:
             if not isinstance(error, Exception):
                 raise
             return
-        # Those that begin later, or have a time limit, are timers too.
-        self._hinter.work(runs_only=all(is_plain(run) for run, _ in group))
+        if not all(started.told for started in all_started):
+            self._hinter.work(runs_only=all(is_plain(run) for run, _ in group))
         for (_, outcome), started in zip(group, all_started, strict=True):
             if not outcome.done():
                 outcome.set_result(started)
-
-
-def is_plain(run: NewRun) -> bool:
-    """Whether the run begins now and may take its time."""
-    limits = run.start_at_us, run.run_timeout_us, run.execution_timeout_us
-    return not run.start_delay_us and limits == (None, None, None)

@@ -275,6 +275,7 @@ class StartingClient(ConnectedClient):
         for _ in range(DEBOUNCE_TRIES):
             run = await self.new_run(workflow, id, args, kwargs, options, headers)
             if conn is None:
+                self.waiter.expect(run.run_id)
                 started = await self._starts.start(run)
             else:
                 started = (await self.store.start_runs([run], conn))[0]
@@ -352,8 +353,11 @@ class StartingClient(ConnectedClient):
     ) -> list[WorkflowHandle[R] | WorkflowAlreadyStartedError]:
         if not runs:
             return []
-        all_started = await self.store.start_runs(runs, conn)
         if conn is None:
+            for run in runs:
+                self.waiter.expect(run.run_id)
+        all_started = await self.store.start_runs(runs, conn)
+        if conn is None and not all(started.told for started in all_started):
             self.hinter.work(runs_only=True)
         return [
             self._handle(workflow, run, started, options)

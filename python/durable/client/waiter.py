@@ -1,9 +1,10 @@
 """Waiter: waits for any number of closed runs and answers, for one client process.
 
-One task asks the store. It asks for a run when somebody begins to wait for it and when a hint says
-that it closed, so that a result costs what it costs however many others are waited for; and for
-everything by the clock, because hints may be lost: with pauses that double while nothing comes, up
-to a second. Where hints cannot be had, that is all there is.
+One task asks the store. It asks for a run when somebody begins to wait for it (unless it was
+started here a moment ago: then its end is still to be heard of) and when a hint says that it
+closed, so that a result costs what it costs however many others are waited for; and for everything
+by the clock, because hints may be lost: with pauses that double while nothing comes, up to a
+second. Where hints cannot be had, that is all there is.
 """
 
 from __future__ import annotations
@@ -25,6 +26,8 @@ LONGEST_SECONDS = 1.0
 QUERY_SECONDS = 0.001
 """The least time between the beginnings of two looks."""
 CHUNK = 1000
+EXPECTED_MAX = 10_000
+"""Runs started here whose ends are listened for before anybody waits for them."""
 LISTEN_AGAIN_SECONDS = 1.0
 
 T = TypeVar("T")
@@ -96,13 +99,25 @@ class Waiter:
         """Runs to look at now: newly waited for, or said to be closed."""
         self._anything = False
         """Look at all."""
+        self._expected: dict[str, None] = {}
+        """Runs started here while hints came, none of which has named them."""
         self._hears = False
         self._polling: asyncio.Task[None] | None = None
         self._listening: asyncio.Task[None] | None = None
 
+    def expect(self, run_id: str) -> None:
+        """The run is about to be started by this client."""
+        if self._hears:
+            self._expected[run_id] = None
+            if len(self._expected) > EXPECTED_MAX:
+                del self._expected[next(iter(self._expected))]
+
     async def closed(self, run_id: str) -> RunView:
         """Wait until the run is closed; return it with its result or failure."""
-        self._named[run_id] = None
+        if run_id in self._expected:
+            del self._expected[run_id]
+        else:
+            self._named[run_id] = None
         return await self._runs.wait(run_id, self._wanted)
 
     async def answer(self, request_id: str) -> Response:
@@ -129,8 +144,8 @@ class Waiter:
 
     async def _poll(self) -> None:
         loop = asyncio.get_running_loop()
-        pause = SHORTEST_SECONDS
-        look_at = loop.time()
+        pause = LISTENING_SECONDS if self._hears else SHORTEST_SECONDS
+        look_at = loop.time() + (pause if self._hears else 0)
         while self._runs or self._answers:
             began = loop.time()
             self._wake.clear()
@@ -190,15 +205,19 @@ class Waiter:
                 pass
             finally:
                 self._hears = False
+                self._expected.clear()
             await asyncio.sleep(LISTEN_AGAIN_SECONDS)
 
     def _heard(self, hint: Hint) -> None:
         if hint.run_ids:
+            for run_id in hint.run_ids:
+                self._expected.pop(run_id, None)
             named = [run_id for run_id in hint.run_ids if run_id in self._runs]
             if not named:
                 return
             self._named.update(dict.fromkeys(named))
         else:
+            self._expected.clear()
             self._anything = True
         self._wake.set()
 

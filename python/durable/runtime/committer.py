@@ -54,8 +54,8 @@ class CommitHandler(Protocol):
     def refused(self, run: WarmRun, error: StoreError) -> None:
         """The store cannot take what it has to write; nothing was written."""
 
-    def flushed(self, now_us: int) -> None:
-        """All verdicts of one flush are done."""
+    def flushed(self, now_us: int, *, told: bool) -> None:
+        """All verdicts of one flush are done; ``told``: so are clients of what it closed."""
 
 
 def commit_bytes(commit: RunCommit) -> int:
@@ -170,16 +170,17 @@ class Committer(Service):
         self._ending = sum(commit.closing is not None for _, commit in batch)
         began = time.monotonic()
         try:
-            now_us = await self._send(batch)
+            now_us, told = await self._send(batch)
         finally:
             self.in_flight = self._ending = 0
         self._metrics.observe("durable_flush_seconds", time.monotonic() - began)
         self._metrics.observe("durable_flush_runs", len(batch))
         if now_us:
-            self._handler.flushed(now_us)
+            self._handler.flushed(now_us, told=told)
 
-    async def _send(self, batch: Sequence[tuple[WarmRun, RunCommit]]) -> int:
-        """Write the batch, however long it takes; return the store's time."""
+    async def _send(self, batch: Sequence[tuple[WarmRun, RunCommit]]) -> tuple[int, bool]:
+        """Write the batch, however long it takes; return the store's time (0: nothing is written),
+        and whether clients were told of what it closed."""
         backoff = Backoff()
         flush = random.getrandbits(62) + 1
         while True:
@@ -205,7 +206,7 @@ class Committer(Service):
                 self._handler.refused(run, StoreError("the database cannot store a value of it"))
             else:
                 self._handler.stale(run)
-        return result.now_us
+        return result.now_us, result.told
 
     def _stall(self, backoff: Backoff, error: StoreUnavailableError) -> None:
         self.is_stalled = True
@@ -215,14 +216,15 @@ class Committer(Service):
 
     async def _send_halves(
         self, batch: Sequence[tuple[WarmRun, RunCommit]], error: StoreError
-    ) -> int:
+    ) -> tuple[int, bool]:
         """One of them cannot be written: find it, so that the others can."""
         if len(batch) == 1:
             run = batch[0][0]
             log.error("run %s cannot be committed: %s", run.run_id, error)
             if not run.gone:
                 self._handler.refused(run, error)
-            return 0
+            return 0, True
         middle = len(batch) // 2
-        first = await self._send(batch[:middle])
-        return max(first, await self._send(batch[middle:]))
+        first_us, first_told = await self._send(batch[:middle])
+        now_us, told = await self._send(batch[middle:])
+        return max(first_us, now_us), first_told and told

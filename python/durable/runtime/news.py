@@ -16,7 +16,7 @@ class News:
         self.answers = False
         """Updates or queries were answered."""
         self.closed: list[str] = []
-        """Runs that closed."""
+        """Runs that closed, and whose clients do not know."""
 
     def __bool__(self) -> bool:
         return self.runs or self.activities or self.answers or bool(self.closed)

@@ -457,8 +457,10 @@ class Turns:
             return
         self.park(run, error)
 
-    def flushed(self, now_us: int) -> None:
+    def flushed(self, now_us: int, *, told: bool) -> None:
         """See `CommitHandler`."""
+        if told:
+            self._news.closed.clear()
         metrics = self._metrics
         metrics.set("durable_cache_runs", len(self._cache))
         metrics.set("durable_cache_bytes", self._cache.bytes)

@@ -63,6 +63,7 @@ from durable.store.pages import OpenRuns
 from durable.store.queries import DEFAULT_SCHEMA, load_queries, quote_schema
 from durable.store.rows import run_view, view_state
 from durable.store.streams import PostgresStreams
+from durable.store.telling import join_ends, start_hint
 from durable.store.written import begin, first_batch, give_heads
 
 logger = logging.getLogger("durable.store")
@@ -230,11 +231,13 @@ class PostgresStore(PostgresStreams):
         if not runs:
             return []
         for _ in range(KEY_TRIES):
-            rows = await self._fetch_or_on(conn, "start_runs", (*start_params(runs), *keys(runs)))
+            hint = start_hint(self.schema, runs if conn is None else ())
+            params = *start_params(runs), *keys(runs), *hint
+            rows = await self._fetch_or_on(conn, "start_runs", params)
             if all(row[0] is not None for row in rows):
                 return [
-                    Started(found == run.run_id, found, view_state(state), *holder)
-                    for run, (found, state, *holder) in zip(runs, rows, strict=True)
+                    Started(found == run.run_id, found, view_state(state), holder, at_us, told)
+                    for run, (found, state, holder, at_us, told) in zip(runs, rows, strict=True)
                 ]
             if all(run.dedup_key is run.debounce_key is None for run in runs):
                 raise StoreError("a run id was used before: every start needs a fresh one")
@@ -485,27 +488,30 @@ class PostgresStore(PostgresStreams):
         if not commits:
             return CommitResult([], await self.now_us())
         ordered = sorted(commits, key=RUN_ID)
-        verdicts, now_us = await self.commit_ordered(ordered, flush)
+        verdicts, now_us, told = await self.commit_ordered(ordered, flush)
         by_run = dict(zip([c.run_id for c in ordered], verdicts, strict=True))
-        return CommitResult([by_run[c.run_id] for c in commits], now_us)
+        return CommitResult([by_run[c.run_id] for c in commits], now_us, told)
 
     async def commit_ordered(
         self, ordered: Sequence[RunCommit], flush: int
-    ) -> tuple[list[Verdict], int]:
+    ) -> tuple[list[Verdict], int, bool]:
         """Commit runs sorted by id; split in halves to find the one that cannot be stored."""
         flush = flush or random.getrandbits(62) + 1
         try:
-            calls = [(self.queries[name], params) for name, params in build(ordered, flush)]
-            verdicts, now_us = await self.hot.call(lambda conn, unsure: transact(conn, calls))
+            built = join_ends(self.schema, build(ordered, flush), ordered)
+            calls = [(self.queries[name], params) for name, params in built]
+            verdicts, now_us, *rest = await self.hot.call(
+                lambda conn, unsure: transact(conn, calls)
+            )
         except (DataRejectedError, UnicodeError) as error:
             if len(ordered) == 1:
                 logger.error("run %s cannot be stored: %s", ordered[0].run_id, error)
-                return [Verdict.REFUSED], await self.now_us()
+                return [Verdict.REFUSED], await self.now_us(), False
             half = len(ordered) // 2
-            first, _ = await self.commit_ordered(ordered[:half], flush)
-            second, now_us = await self.commit_ordered(ordered[half:], flush)
-            return first + second, now_us
-        return [VERDICTS[digit] for digit in verdicts], now_us
+            first, _, told = await self.commit_ordered(ordered[:half], flush)
+            second, now_us, also = await self.commit_ordered(ordered[half:], flush)
+            return first + second, now_us, told and also
+        return [VERDICTS[digit] for digit in verdicts], now_us, bool(rest and rest[-1])
 
     async def promote_due(self, limit: int) -> DueReport:
         """Turn due timers into inbox rows, wake tokens and claimable activities."""
@@ -556,7 +562,7 @@ class PostgresStore(PostgresStreams):
         return bool(rows[0][0])
 
 
-async def transact(conn: Conn, calls: Sequence[tuple[bytes, Params]]) -> tuple[str, int]:
+async def transact(conn: Conn, calls: Sequence[tuple[bytes, Params]]) -> tuple[Any, ...]:
     """Run the calls in one transaction and one round trip; return what the first one says."""
     query, params = calls[0]
     if len(calls) == 1:
@@ -573,7 +579,7 @@ async def transact(conn: Conn, calls: Sequence[tuple[bytes, Params]]) -> tuple[s
                 raise
     row = await cursor.fetchone()
     assert row is not None
-    return row[0], row[1]
+    return row
 
 
 def is_dead_session(error: StoreError) -> bool:

@@ -45,7 +45,7 @@ SET queue = excluded.queue, signature = excluded.signature, doc = excluded.doc,
 SELECT name, kind, queue, signature, doc, takes_plain FROM {s}.type_info ORDER BY kind DESC, name
 
 -- name: start_runs
-SELECT run_id::text, state, holder_id, holder_us FROM {s}.start_runs(
+SELECT run_id::text, state, holder_id, holder_us, {s}.tell($19, $20) FROM {s}.start_runs(
     $1::uuid[], $2::text[], $3::text[], $4::text[], $5::smallint[], $6::text[], $7::bytea[],
     $8::bigint[], $9::bigint[], $10::bigint[], $11::bigint[], $12::bigint[], $13::smallint[],
     $14::uuid[], $15::integer[], $16::text[], $17::text[], $18::text[])
@@ -141,9 +141,7 @@ SELECT count(*) FROM {s}.run r
 WHERE {s}.fits(r, $1::text, $2::smallint[], $3::text, $4::text, $5::jsonb, $6::bigint, $7::bigint)
 
 -- name: closed
-SELECT run_id::text, workflow_id, workflow_type, queue, version, state, {s}.us(created_at),
-       {s}.us(closed_at), next_seq, head_hash, part, result, failure, search::text, NULL::bigint
-FROM {s}.closed_run WHERE run_id = ANY ($1::uuid[])
+SELECT * FROM {s}.closed_views($1::uuid[])
 
 -- name: responses
 SELECT request_id, payload, failure FROM {s}.response WHERE request_id = ANY ($1::text[])
@@ -219,6 +217,14 @@ SELECT {s}.resume($1::uuid[])
 
 -- name: commit_runs
 SELECT verdicts, now_us FROM {s}.commit_runs(
+    $1, $2::uuid[], $3::bigint[], $4::integer[], $5::bytea[], $6::bigint[], $7::smallint[],
+    $8::uuid[], $9::bigint[])
+
+-- name: commit_and_close
+-- What most ends of runs are: without a pipeline, and clients are told in the same transaction.
+SELECT verdicts, now_us, {s}.commit_closes($10::uuid[], $11::smallint[], $12::bytea[], $13::bytea[],
+                                           $14::uuid[])::text, {s}.tell($15, $16)
+FROM {s}.commit_runs(
     $1, $2::uuid[], $3::bigint[], $4::integer[], $5::bytea[], $6::bigint[], $7::smallint[],
     $8::uuid[], $9::bigint[])
 

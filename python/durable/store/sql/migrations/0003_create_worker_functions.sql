@@ -6,6 +6,9 @@
 -- A token that is taken here leads to one of: we own the run; we owned it already; the token goes
 -- back, for the owner we saw; the run is gone, parked or paused, and the token with it. Whoever owns a run
 -- reads its inbox in a later statement, so no message is overlooked.
+--
+-- A claim does not wait for the disk. A server that crashes may forget it, so the fence is one that will
+-- not be given again: whoever was given it writes nothing, and the token is there for the next claim.
 CREATE FUNCTION {s}.claim_runs(
     p_session bigint, p_queues text[], p_types text[], p_limit integer
 ) RETURNS TABLE (
@@ -64,6 +67,7 @@ BEGIN
         IF NOT FOUND THEN
             RAISE EXCEPTION 'session % is not alive', p_session USING ERRCODE = 'DUR01';
         END IF;
+        PERFORM set_config('synchronous_commit', 'off', true);
 
         v_seen := ARRAY(SELECT DISTINCT t FROM unnest(v_mail || v_taken) t);
         -- By ctid, so that a row is looked up once. One that changes between our snapshot and our
@@ -77,7 +81,8 @@ BEGIN
                     b.kind IN (13, 14) OR b.kind = 6 AND r.state = 2 AND r.pause IS NULL) LIMIT 1))
             ORDER BY r.run_id FOR NO KEY UPDATE OF r SKIP LOCKED
         ), owned AS (
-            UPDATE {s}.run r SET session = p_session, fence = r.fence + 1, state = 0, park = NULL
+            UPDATE {s}.run r SET session = p_session, state = 0, park = NULL,
+                                     fence = r.fence + 1 + (random() * 1e9)::bigint
             FROM locked WHERE r.ctid = locked.ctid
             RETURNING r.*
         ), noted AS (

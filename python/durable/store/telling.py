@@ -1,0 +1,44 @@
+"""Telling: hints that go to the database together with what they are about.
+
+Who waits for a single start or a single end waits for one trip less: the hint is part of the
+transaction. A commit that notifies holds a lock of the whole server, so the database lets one
+transaction at a time do so (`tell`), and many starts or ends, which are one transaction with a hint
+after it (`Hinter`), never ask.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from durable.events import NewRun, RunCommit
+from durable.store.base import Hint
+from durable.store.commits import Call, Params
+from durable.store.notify import channel, write
+
+ENDS_MAX = 4
+"""Ends in one commit whose clients are told by it. More are work enough to hide a trip."""
+ENDING = ["commit_runs", "commit_closes"]
+
+
+def is_plain(run: NewRun) -> bool:
+    """Whether the run begins now and may take its time: otherwise its start is a timer too."""
+    limits = run.start_at_us, run.run_timeout_us, run.execution_timeout_us
+    return not run.start_delay_us and limits == (None, None, None)
+
+
+def start_hint(schema: str, runs: Sequence[NewRun]) -> Params:
+    """Channel and payload of the hint that goes with a start; NULLs when it is to come after."""
+    if len(runs) != 1:
+        return None, None
+    return channel(schema, done=False), write(Hint(runs_only=is_plain(runs[0])))
+
+
+def join_ends(schema: str, calls: list[Call], ordered: Sequence[RunCommit]) -> list[Call]:
+    """The calls of a commit; a few ends, with nothing else to write, as one call with its hint."""
+    if [name for name, _ in calls] != ENDING:
+        return calls
+    ended = tuple(commit.run_id for commit in ordered if commit.closing is not None)
+    if len(ended) > ENDS_MAX:
+        return calls
+    hint = channel(schema, done=True), write(Hint(done=True, run_ids=ended))
+    return [("commit_and_close", (*calls[0][1], *calls[1][1], *hint))]

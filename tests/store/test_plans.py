@@ -193,6 +193,7 @@ BUDGETS = {
     "commit_messages": 140,
     "commit_search": 30,
     "commit_releases": 40,
+    "commit_and_close": 100,
     "commit_closes": 70,
     "commit_successors": 50,
     "promote_due": 160,

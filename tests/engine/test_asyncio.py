@@ -209,7 +209,7 @@ def test_shield_keeps_an_activity_through_a_cancellation() -> None:
 
     run = MemoryRun(shielded)
     turn = run.cancel()
-    assert turn.cancelled_activities == []
+    assert not turn.cancelled_activities
     run.complete(value=7)
     assert run.result == ["cancelled", 7]
     run.check_replays()

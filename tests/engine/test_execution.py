@@ -363,7 +363,7 @@ def test_what_is_scheduled_and_cancelled_in_one_turn_reaches_nobody() -> None:
     run = MemoryRun(fickle)
     turn = run.turns[0]
     assert turn.scheduled == []
-    assert turn.cancelled_activities == []
+    assert not turn.cancelled_activities
     assert [each.due_us - EPOCH_US for each in turn.timers] == [60_000_000]
     run.fire()
     assert run.result == "done"
@@ -503,7 +503,7 @@ def test_nothing_is_started_by_the_turn_that_ends_the_run() -> None:
     turn = run.turns[0]
     assert run.result == "gone"
     assert turn.scheduled == []
-    assert turn.timers == []
+    assert not turn.timers
     run.check_replays()
 
 

@@ -210,7 +210,7 @@ class Execution:
         builder.build(events, turn)
         if self._ended is not None:
             turn.closing = self._ended
-        turn.responses[:0] = responses
+        turn.responses = [*responses, *turn.responses]
         if turn.closing is not None:
             self._close(turn, builder)
         for response in turn.responses:
@@ -537,20 +537,24 @@ class Execution:
         """The run is over with this turn: void what is left of it, answer who still waits."""
         pending = self._loop.pending()
         builder.leave_children(pending, turn)
-        turn.cancelled_activities += [
-            event[0]
-            for event in pending
-            if event[1] == EventKind.ACTIVITY_SCHEDULED and event[0] < turn.first_event_id
+        turn.cancelled_activities = [
+            *turn.cancelled_activities,
+            *(
+                event[0]
+                for event in pending
+                if event[1] == EventKind.ACTIVITY_SCHEDULED and event[0] < turn.first_event_id
+            ),
         ]
         if not self.context.requests.open:
             return
         answered = {response.request_id for response in turn.responses}
         closed = failure_to_payload(UpdateRejectedError("the run ended before the update did"))
-        turn.responses += [
+        left = [
             Response(request_id, failure=closed)
             for request_id in self.context.requests.open
             if request_id not in answered
         ]
+        turn.responses = [*turn.responses, *left]
 
     def _answer_query(self, name: str, meta: bytes | None, payload: bytes | None) -> Response:
         request_id = request_id_of(meta)

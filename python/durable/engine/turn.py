@@ -36,7 +36,7 @@ TIMER_STARTED = int(EventKind.TIMER_STARTED)
 RUN_COMPLETED = int(EventKind.RUN_COMPLETED)
 
 
-class ScheduledActivity(msgspec.Struct):
+class ScheduledActivity(msgspec.Struct, gc=False):
     """An activity that the code asked for and that has no outcome yet."""
 
     ref: int
@@ -49,25 +49,27 @@ class ScheduledActivity(msgspec.Struct):
     scheduled_us: int
 
 
-class Turn(msgspec.Struct):
+class Turn(msgspec.Struct, gc=False):
     """Everything new since the last one, to be committed as one."""
+
+    # Most turns have one of these or none: what is empty is no list of its own.
 
     batch: bytes | None
     """The history batch, or None when there are only responses."""
     head_hash: int
     first_event_id: int
     event_count: int
-    scheduled: list[ScheduledActivity] = []
-    cancelled_activities: list[int] = []
-    unstarted_activities: list[int] = []
+    scheduled: Sequence[ScheduledActivity] = ()
+    cancelled_activities: Sequence[int] = ()
+    unstarted_activities: Sequence[int] = ()
     """Asked for and cancelled in this turn: whoever commits it answers for them, as no one else
     will know of them. (An answer that nobody waits for is void.)"""
-    timers: list[NewTimer] = []
-    timers_done: list[int] = []
+    timers: Sequence[NewTimer] = ()
+    timers_done: Sequence[int] = ()
     """Refs of timers that the code cancelled. (What fired is known to whoever delivered it.)"""
-    children: list[NewRun] = []
-    messages: list[Message] = []
-    responses: list[Response] = []
+    children: Sequence[NewRun] = ()
+    messages: Sequence[Message] = ()
+    responses: Sequence[Response] = ()
     closing: Closing | None = None
     successor: NewRun | None = None
     search: bytes | None = None
@@ -124,15 +126,19 @@ def put_plain(events: Sequence[Event], turn: Turn, queue: str, now_us: int) -> b
 
     False when there is something else: then it is for a `TurnBuilder`, and nothing is filled in.
     """
+    scheduled: list[ScheduledActivity] = []
+    timers: list[NewTimer] = []
     for event in events:
         kind = event[1]
         if kind == ACTIVITY_SCHEDULED:
-            turn.scheduled.append(scheduled_activity(event, queue, now_us))
+            scheduled.append(scheduled_activity(event, queue, now_us))
         elif kind == TIMER_STARTED:
-            turn.timers.append(NewTimer(event[0], event[3]))
+            timers.append(NewTimer(event[0], event[3]))
         else:
-            turn.scheduled, turn.timers = [], []
             return False
+    turn.scheduled = scheduled
+    if timers:
+        turn.timers = timers
     return True
 
 
@@ -146,6 +152,11 @@ class TurnBuilder:
         self.activities: dict[int, ScheduledActivity] = {}
         self.timers: dict[int, NewTimer] = {}
         self.children: dict[int, NewRun] = {}
+        self.cancelled: list[int] = []
+        self.unstarted: list[int] = []
+        self.timers_done: list[int] = []
+        self.messages: list[Message] = []
+        self.responses: list[Response] = []
         self.ending: Event | None = None
 
     def build(self, events: Sequence[Event], turn: Turn) -> None:
@@ -165,6 +176,9 @@ class TurnBuilder:
         turn.scheduled = list(self.activities.values())
         turn.timers = list(self.timers.values())
         turn.children = list(self.children.values())
+        turn.cancelled_activities, turn.unstarted_activities = self.cancelled, self.unstarted
+        turn.timers_done = self.timers_done
+        turn.messages, turn.responses = self.messages, self.responses
 
     def add_other(self, event: Event, turn: Turn) -> None:
         """A command that is neither an activity, nor a timer, nor the end."""
@@ -172,22 +186,22 @@ class TurnBuilder:
         if kind == ACTIVITY_CANCEL_REQUESTED:
             # Started and cancelled in one turn: nobody else needs to know of it.
             if self.activities.pop(ref, None) is None:
-                turn.cancelled_activities.append(ref)
+                self.cancelled.append(ref)
             else:
-                turn.unstarted_activities.append(ref)
+                self.unstarted.append(ref)
         elif kind == EventKind.TIMER_CANCELLED:
             if self.timers.pop(ref, None) is None:
-                turn.timers_done.append(ref)
+                self.timers_done.append(ref)
         elif kind == EventKind.CHILD_INITIATED:
             self.children[event[0]] = self.child(event)
         elif kind == EventKind.CHILD_CANCEL_REQUESTED:
             if self.children.pop(ref, None) is None:
-                turn.messages.append(self.to_child(ref, EventKind.CANCEL_REQUESTED))
+                self.messages.append(self.to_child(ref, EventKind.CANCEL_REQUESTED))
         elif kind in (EventKind.EXTERNAL_SIGNAL, EventKind.EXTERNAL_CANCEL):
-            turn.messages.append(self.message(event))
+            self.messages.append(self.message(event))
         elif kind in (EventKind.UPDATE_COMPLETED, EventKind.UPDATE_FAILED):
             done = kind == EventKind.UPDATE_COMPLETED
-            turn.responses.append(
+            self.responses.append(
                 Response(
                     request_id=event[4] or "",
                     payload=event[7] if done else None,
@@ -305,5 +319,5 @@ class TurnBuilder:
             if self.children.pop(event[0], None) is None:
                 cancel = policy == "cancel"
                 kind = EventKind.CANCEL_REQUESTED if cancel else EventKind.RUN_TERMINATED
-                turn.messages.append(self.to_child(event[0], kind))
+                self.messages.append(self.to_child(event[0], kind))
         turn.children = list(self.children.values())

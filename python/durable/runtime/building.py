@@ -67,10 +67,15 @@ def put_turn(run: WarmRun, turn: Turn, commit: RunCommit) -> None:
     if turn.timers:
         fired = {*run.timers_done, *turn.timers_done}
         commit.timers = [timer for timer in turn.timers if timer.ref not in fired]
-    commit.timers_done = turn.timers_done
-    commit.children = turn.children
-    commit.messages = turn.messages
-    commit.responses = turn.responses
+    # Lists of the commit's own: what the worker did is added to them.
+    if turn.timers_done:
+        commit.timers_done = [*turn.timers_done]
+    if turn.children:
+        commit.children = [*turn.children]
+    if turn.messages:
+        commit.messages = [*turn.messages]
+    if turn.responses:
+        commit.responses = [*turn.responses]
     commit.successor = turn.successor
     commit.search = turn.search
 

@@ -24,6 +24,7 @@ from typing import Any
 
 import psycopg
 import pytest
+from hypothesis import HealthCheck, settings
 from psycopg import sql
 from psycopg.conninfo import make_conninfo
 from support.pgbouncer import pgbouncer, shared_folder
@@ -37,6 +38,14 @@ from durable.store.postgres import PostgresStore
 
 SOON = 20.0
 """Seconds within which anything that is to happen has happened, however slow the machine."""
+
+# A machine may be slow, and a run of the tests says the same each time. To look for new examples:
+# --hypothesis-profile=search
+settings.register_profile(
+    "steady", deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow]
+)
+settings.register_profile("search", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("steady")
 
 JANITOR = """
 import os, shutil, signal, sys, time

@@ -26,7 +26,7 @@ from durable.errors import (
     WorkflowFailedError,
     WorkflowNotFoundError,
 )
-from durable.events import IdReuse, RunState
+from durable.events import IdReuse, RunState, TypeInfo
 from durable.options import ID_LENGTH_MAX, PAYLOAD_BYTES_MAX
 from durable.runtime.worker import Worker
 from durable.store.postgres import PostgresStore
@@ -284,6 +284,17 @@ async def test_a_workflow_started_by_name_needs_a_known_name(client: Client, dsn
             await client.start("ehco", "a", id="a")
         assert await (await client.start("echo", "a", id="a")).result(SOON) == "a"
     assert await views(client) == ["a"]
+
+
+async def test_a_workflow_started_by_name_goes_to_the_queue_it_is_registered_for(
+    client: Client, dsn: str
+) -> None:
+    await client.store.register_types([TypeInfo("Talk", "workflow", "talks", "Talk()")])
+    await client.start("Talk", id="a")
+    await client.start("Talk", id="b", queue="others")
+    async with await psycopg.AsyncConnection.connect(dsn) as conn:
+        cursor = await conn.execute("SELECT queue FROM durable.run ORDER BY workflow_id")
+        assert await cursor.fetchall() == [("talks",), ("others",)]
 
 
 # -- what is refused, before anything is written ---------------------------------------------

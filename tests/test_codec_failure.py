@@ -27,6 +27,7 @@ from durable.errors import (
     NonRetryable,
     PayloadTooLargeError,
     RetryAfter,
+    StreamFullError,
 )
 
 
@@ -268,6 +269,7 @@ def test_policy_names_cover_bases_and_own_type() -> None:
 def test_errors_that_a_retry_cannot_help_are_final() -> None:
     assert is_final(NonRetryable("x"))
     assert is_final(PayloadTooLargeError("x", 2, 1))
+    assert is_final(StreamFullError("x"))
     assert not is_final(ApplicationError("x"))
     assert not is_final(ValueError("x"))
     assert orjson.loads(failure_to_payload(EncodeError("x")))["non_retryable"] is True

@@ -4,7 +4,7 @@ One workflow of one step at a time on an idle fleet, as in `latency-1`, with a s
 each statement: when it ended and how long it took. The log's clock has milliseconds, so times
 between stations are means over many starts, whose rounding cancels out; logging itself costs a
 little. What is not in a statement is on the way to the next one: the commit's wait for the disk,
-the network, and Python in the process that sends and in those that are woken.
+hints, the network, and Python in the process that sends and in those that are woken.
 """
 
 import asyncio
@@ -23,15 +23,12 @@ from bench.report import RESULTS
 from durable.client import Client
 
 WARM_UP = 50
-LINE = re.compile(r"^(\d+\.\d+) \S+ LOG:  duration: (\d+\.\d+) ms  execute [^:]*: (.*)$")
+LINE = re.compile(r"^(\d+\.\d+) (\S+) LOG:  duration: (\d+\.\d+) ms  (bind|execute) [^:]*: (.*)$")
 STATIONS = {
     "start": "start_runs(",
-    "hint of work": "pg_notify(",
     "claim": "claim_runs(",
-    "commit": "commit_runs(",
-    "close": "commit_closes(",
-    "hint of a result": "pg_notify(",
-    "result": "closed_run WHERE run_id",
+    "commit and close": "commit_closes(",
+    "result": "closed_views(",
 }
 """What is passed, in order, and what its statement has in it."""
 
@@ -47,13 +44,23 @@ class Statement:
 
 
 def statements(log: Path) -> Iterator[Statement]:
-    """Those that the log tells of, in order; a text may go over many lines."""
+    """Those that the log tells of, in order; a text may go over many lines.
+
+    What a connection took to bind, which is also to plan, counts for the statement it then runs.
+    """
     current: Statement | None = None
+    bound: dict[str, float] = {}
     for line in log.read_text(errors="replace").splitlines():
         if found := LINE.match(line):
             if current is not None:
                 yield current
-            current = Statement(float(found[1]), float(found[2]) / 1e3, found[3])
+                current = None
+            seconds = float(found[3]) / 1e3
+            if found[4] == "bind":
+                bound[found[2]] = seconds
+            else:
+                seconds += bound.pop(found[2], 0.0)
+                current = Statement(float(found[1]), seconds, found[5])
         elif current is not None and not re.match(r"^\d+\.\d+ ", line):
             current.text += line
     if current is not None:

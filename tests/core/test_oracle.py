@@ -20,7 +20,7 @@ from durable.errors import (
 )
 from durable.events import EventKind
 
-SETTINGS = settings(max_examples=300, deadline=None, derandomize=True)
+SETTINGS = settings(max_examples=300)
 VERDICTS = {
     oracle.Corrupt: HistoryCorruptError,
     oracle.Unsupported: HistoryUnsupportedError,

@@ -45,7 +45,9 @@ class ConnectedClient:
         self.hinter = Hinter(store)
         self._starts = StartGroup(store, self.hinter)
         self._clock = StoreClock()
-        self._types: set[str] = set()
+        self._types: dict[str, str] = {}
+        """The queue of each workflow and job that a worker has registered."""
+        self._types_until = 0.0
 
     @classmethod
     def connect(

@@ -41,6 +41,8 @@ Ts = TypeVarTuple("Ts")
 
 DEBOUNCE_TRIES = 10
 CLOCK_SECONDS_MAX = 30.0
+TYPES_SECONDS = 30.0
+"""How long what workers have registered is remembered."""
 """The store is asked for its time again after this long, so that drift of our clock is nothing."""
 
 
@@ -190,7 +192,8 @@ class StartingClient(ConnectedClient):
         ``args`` and ``kwargs`` are the workflow's own; given the definition they are checked
         against its signature. ``id`` is the caller's: a second start with it is refused unless
         ``id_reuse`` allows it, so that a start can be repeated safely. The run begins at once,
-        after ``start_delay`` or at ``start_at`` (a naive time is UTC).
+        after ``start_delay`` or at ``start_at`` (a naive time is UTC), on ``queue``; if that is not
+        given, on that of the definition or, for a bare name, that of the worker that registered it.
         ``run_timeout`` limits each run, from when it begins; ``execution_timeout`` limits the whole
         chain of runs that continue as new or are tried again, from when the first one begins. What
         is over its time ends at once, as timed out.
@@ -427,12 +430,15 @@ class StartingClient(ConnectedClient):
 
     async def _is_type(self, name: str) -> bool:
         """Whether this client or some worker knows a workflow of that type."""
-        if self.known(name) is not None or name in self._types:
+        if self.known(name) is not None:
             return True
-        self._types = {
-            each.name if each.kind == "workflow" else JOB_PREFIX + each.name
-            for each in await self.store.types()
-        }
+        now = asyncio.get_running_loop().time()
+        if name not in self._types or now > self._types_until:
+            self._types = {
+                each.name if each.kind == "workflow" else JOB_PREFIX + each.name: each.queue
+                for each in await self.store.types()
+            }
+            self._types_until = now + TYPES_SECONDS
         return name in self._types
 
     async def new_run(
@@ -455,8 +461,10 @@ class StartingClient(ConnectedClient):
         payload = await self._payload(workflow, args, kwargs)
         if id is not None:
             check_id(id, "a workflow id")
-        definition = None if isinstance(workflow, str) else workflow
+        definition = self.known(workflow) if isinstance(workflow, str) else workflow
         queue = options.get("queue")
+        if queue is None and definition is None and isinstance(workflow, str):
+            queue = self._types.get(workflow)
         if queue is None:
             queue = (definition.queue if definition else None) or DEFAULT_QUEUE
         check_id(queue, "a queue")

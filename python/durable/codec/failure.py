@@ -34,6 +34,7 @@ from durable.errors import (
     GuardError,
     PayloadError,
     RetryAfter,
+    StreamFullError,
 )
 
 FAILURE_BYTES_MAX = 256 * 1024
@@ -95,10 +96,10 @@ def type_names(error: BaseException) -> tuple[str, ...]:
 
 
 def is_final(error: BaseException) -> bool:
-    """Whether trying again cannot help: the error says so, or a value does not fit."""
+    """Whether trying again cannot help: it says so, a value does not fit, a stream is full."""
     if isinstance(error, ApplicationError):
         return error.non_retryable
-    return isinstance(error, PayloadError | DefinitionError | GuardError)
+    return isinstance(error, PayloadError | DefinitionError | GuardError | StreamFullError)
 
 
 # -- writing ---------------------------------------------------------------------------------

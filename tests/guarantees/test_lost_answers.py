@@ -70,8 +70,10 @@ class Unreliable(PostgresStore):
     async def finish_activities(self, outcomes: Sequence[ActivityOutcome]) -> list[bool]:
         return await self.lose(super().finish_activities(outcomes))
 
-    async def inbox(self, run_ids: Sequence[str], limit: int | None = None) -> Any:
-        return await self.lose(super().inbox(run_ids, limit))
+    async def inbox(
+        self, run_ids: Sequence[str], limit: int | None = None, kinds: Sequence[int] | None = None
+    ) -> Any:
+        return await self.lose(super().inbox(run_ids, limit, kinds))
 
 
 @pytest.mark.parametrize("share", [0.1, 0.3, 0.5])

@@ -16,6 +16,7 @@ from durable.errors import (
     WorkflowTimedOutError,
 )
 from durable.events import MessageKind, RunState
+from durable.runtime.runs import MAIL_MAX
 from durable.store.postgres import PostgresStore
 
 SOON = 20.0
@@ -137,6 +138,51 @@ async def test_a_run_is_resumed_while_its_activity_runs(
     ends.set()
     assert await handle.result(SOON) == [7, 2]
     assert calls == [1]
+
+
+@pytest.mark.parametrize("word", ["resume", "terminate"])
+async def test_a_word_is_heard_behind_any_number_of_messages(
+    client: Client, serve: Any, until: Any, word: str
+) -> None:
+    """While an activity keeps the paused run warm: `MAIL_MAX` messages are read at a time."""
+    began, ends = asyncio.Event(), asyncio.Event()
+
+    @activity.defn
+    async def work() -> None:
+        began.set()
+        await ends.wait()
+
+    @workflow.defn
+    async def both(wanted: int) -> int:
+        busy = asyncio.create_task(work())
+        got = [await workflow.wait_signal("number", type=int) for _ in range(wanted)]
+        await busy
+        return sum(got)
+
+    await serve(both, work)
+    count = 3 * MAIL_MAX
+    handle = await client.start(both, count, id="busy")
+    await began.wait()
+    await handle.pause()
+    await until(lambda: is_heeded(handle))
+    await client.signal_many("number", [("busy", [n]) for n in range(count)])
+
+    if word == "terminate":
+        await handle.terminate("enough")
+        with pytest.raises(WorkflowTerminatedError, match="enough"):
+            await handle.result(SOON)
+        ends.set()
+    else:
+        await handle.resume()
+        await until(lambda: is_heeded(handle))
+        await until(lambda: is_empty(handle))
+        ends.set()
+        assert await handle.result(SOON) == sum(range(count))
+
+
+async def is_empty(handle: Any) -> bool:
+    run_id = (await handle.describe()).run_id
+    return not await handle._client.store.inbox([run_id])
 
 
 async def is_heeded(handle: Any) -> bool:

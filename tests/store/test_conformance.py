@@ -67,6 +67,20 @@ async def test_second_claim_gets_nothing(rig: Rig) -> None:
     assert await rig.store.load({run_id: run.part}) == {run_id: [b"started"]}
 
 
+async def test_mail_is_read_in_part_by_number_and_by_kind(rig: Rig) -> None:
+    run_id = await rig.start("a")
+    kinds = [EventKind.SIGNAL_RECEIVED, EventKind.SIGNAL_RECEIVED, EventKind.RUN_TERMINATED]
+    await rig.store.send([Message(kind, workflow_id="a") for kind in kinds])
+
+    async def read(*args: Any) -> list[int]:
+        return [item.kind for item in await rig.store.inbox([run_id], *args)]
+
+    assert await read() == kinds
+    assert await read(2) == kinds[:2]
+    assert await read(None, [EventKind.RUN_TERMINATED]) == kinds[2:]
+    assert await read(1, [EventKind.SIGNAL_RECEIVED]) == kinds[:1]
+
+
 async def test_a_taken_id_names_the_run_that_has_it(rig: Rig) -> None:
     first, second, other = new_run("a"), new_run("a"), new_run("b")
 

@@ -24,6 +24,8 @@ from durable.runtime.warm import WarmRun
 TIMER_FIRED = int(EventKind.TIMER_FIRED)
 ENDINGS = (EventKind.RUN_TERMINATED, EventKind.RUN_TIMED_OUT)
 """What a paused run takes all the same."""
+HEEDED = (*ENDINGS, MessageKind.PAUSE)
+"""All that it reads of its mail: however much there is, and wherever these stand in it."""
 
 
 def words_of(items: Iterable[InboxItem]) -> list[InboxItem]:

@@ -21,7 +21,7 @@ from durable.events import ClaimedRun, EventKind, InboxItem
 from durable.runtime.committer import Committer
 from durable.runtime.metrics import Metrics
 from durable.runtime.parking import CRASHES_MAX, PoisonError
-from durable.runtime.pausing import ENDINGS, ending_of
+from durable.runtime.pausing import ENDINGS, HEEDED, ending_of
 from durable.runtime.service import Service
 from durable.runtime.sessions import Session
 from durable.runtime.suspects import Suspects
@@ -343,8 +343,12 @@ class RunPoller(Service):
                 # What has more is read on when the part before is written.
                 run.reading = True
                 runs.append(run)
+        held = [run for run in runs if run.held is not None]
         try:
-            mail = await self._inbox(runs)
+            mail = await self._inbox([run for run in runs if run.held is None])
+            if held:
+                ids = [run.run_id for run in held]
+                mail |= by_run(await self._store.inbox(ids, kinds=HEEDED))
             for run_id in names:
                 self._mail.pop(run_id, None)
             began = time.monotonic()
@@ -357,6 +361,10 @@ class RunPoller(Service):
                     if time.monotonic() - began > BLOCK_SECONDS:
                         await asyncio.sleep(0)
                         began = time.monotonic()
+            for run in held:
+                if run.held is None and not run.gone:
+                    # It was resumed: now it takes the rest.
+                    self.read_on(run)
         finally:
             for run in runs:
                 end_reading(run)

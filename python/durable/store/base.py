@@ -243,8 +243,11 @@ class Store(Protocol):
     async def first_batches(self, runs: Mapping[str, int]) -> dict[str, bytes]:
         """The first history batch of each run that is known: see `load`."""
 
-    async def inbox(self, run_ids: Sequence[str], limit: int | None = None) -> list[InboxItem]:
-        """Unread items in order of id; with ``limit`` at most so many of each run, its oldest."""
+    async def inbox(
+        self, run_ids: Sequence[str], limit: int | None = None, kinds: Sequence[int] | None = None
+    ) -> list[InboxItem]:
+        """Unread items in order of id, of those kinds only if any are given; with ``limit`` at most
+        so many of each run, its oldest."""
 
     async def commit(self, commits: Sequence[RunCommit], flush: int = 0) -> CommitResult:
         """Group commit: one transaction, a verdict per run. Rows are locked in run id order.

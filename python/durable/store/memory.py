@@ -441,11 +441,15 @@ class MemoryStore(MemoryStreams):
             run_id: batches[0] for run_id, batches in (await self.load(runs)).items() if batches
         }
 
-    async def inbox(self, run_ids: Sequence[str], limit: int | None = None) -> list[InboxItem]:
+    async def inbox(
+        self, run_ids: Sequence[str], limit: int | None = None, kinds: Sequence[int] | None = None
+    ) -> list[InboxItem]:
         """Unread items in order of id; with ``limit`` at most so many of each run."""
         self.fault("inbox", "before")
-        unread = self.tables.inbox
-        items = [i for run_id in dict.fromkeys(run_ids) for i in unread.get(run_id, [])[:limit]]
+        items: list[InboxItem] = []
+        for run_id in dict.fromkeys(run_ids):
+            unread = self.tables.inbox.get(run_id, [])
+            items += [item for item in unread if kinds is None or item.kind in kinds][:limit]
         return sorted(items, key=lambda item: item.id)
 
     async def commit(self, commits: Sequence[RunCommit], flush: int = 0) -> CommitResult:

@@ -473,11 +473,14 @@ class PostgresStore(PostgresStreams):
             wanted = dict(await self.fetch("relocate", (uuids(lost),))) if lost else {}
         return found
 
-    async def inbox(self, run_ids: Sequence[str], limit: int | None = None) -> list[InboxItem]:
+    async def inbox(
+        self, run_ids: Sequence[str], limit: int | None = None, kinds: Sequence[int] | None = None
+    ) -> list[InboxItem]:
         """Unread items in order of id; with ``limit`` at most so many of each run."""
         if not run_ids:
             return []
-        return [InboxItem(*row) for row in await self.fetch("inbox", (uuids(run_ids), limit))]
+        params = uuids(run_ids), limit, None if kinds is None else literal(kinds)
+        return [InboxItem(*row) for row in await self.fetch("inbox", params)]
 
     async def commit(self, commits: Sequence[RunCommit], flush: int = 0) -> CommitResult:
         """Group commit: one transaction, a verdict per run. Rows are locked in run id order.

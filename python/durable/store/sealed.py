@@ -306,9 +306,11 @@ class SealedStore:
         """See `Store.send`."""
         return await self.inner.send([self._message(each) for each in messages], conn)
 
-    async def inbox(self, run_ids: Sequence[str], limit: int | None = None) -> list[InboxItem]:
+    async def inbox(
+        self, run_ids: Sequence[str], limit: int | None = None, kinds: Sequence[int] | None = None
+    ) -> list[InboxItem]:
         """See `Store.inbox`."""
-        return [await self._item(item) for item in await self.inner.inbox(run_ids, limit)]
+        return [await self._item(item) for item in await self.inner.inbox(run_ids, limit, kinds)]
 
     async def _item(self, item: InboxItem) -> InboxItem:
         try:

@@ -182,7 +182,8 @@ CROSS JOIN LATERAL (
 -- name: inbox
 SELECT b.id, b.run_id::text, b.kind, b.ref, b.name, b.meta, b.payload, {s}.us(b.created_at)
 FROM (SELECT DISTINCT unnest($1::uuid[]) AS run_id) i, LATERAL (
-    SELECT * FROM {s}.inbox WHERE run_id = i.run_id ORDER BY id LIMIT $2
+    SELECT * FROM {s}.inbox
+    WHERE run_id = i.run_id AND ($3::smallint[] IS NULL OR kind = ANY ($3)) ORDER BY id LIMIT $2
 ) b ORDER BY b.id
 
 -- name: claim_activities

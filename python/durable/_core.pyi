@@ -38,10 +38,10 @@ def current() -> Loop | None:
     """The loop whose workflow code runs on this thread right now, or None."""
 
 def guard(events: Container[str], judge: Callable[[str, tuple[Any, ...]], None]) -> None:
-    """Have `audit` call ``judge`` for these events. The first call counts for the whole process."""
+    """Have an audit hook (PEP 578) call ``judge`` for these events where workflow code runs.
 
-def audit(event: str, args: tuple[Any, ...]) -> None:
-    """An audit hook (PEP 578): while this thread runs workflow code, guarded events are judged."""
+    The first call counts for the whole process: a hook cannot be removed.
+    """
 
 class Hook(Protocol):
     """What the core asks of the engine (durable.engine.execution)."""
@@ -106,12 +106,26 @@ class Loop:
 
         ``time_us`` below the run's time is raised to it.
         """
+    def offer(
+        self,
+        kind: int,
+        ref: int,
+        time_us: int,
+        name: str | None,
+        meta: bytes | None,
+        payload: bytes | None,
+    ) -> bool:
+        """`deliver` a fact that may have come too late. False when nothing happened: the run is
+        over or dead, or the command that the fact answers waits no more."""
     def take(self) -> tuple[bytes, int, int, int, list[Event]] | None:
         """Take what is new since the last take: the encoded batch, the head checksum after it, the
         id of its first event, the number of its events, and its commands (kinds from 64) as event
         tuples. None when there is nothing, and from a dead loop."""
     def pending(self) -> list[Event]:
         """The commands that still wait for their outcome (activities, timers, children, ...)."""
+    @property
+    def pending_count(self) -> int:
+        """The number of commands that `pending` returns."""
     def is_pending(self, ref: int) -> bool:
         """Whether command ``ref`` still waits for its outcome (or its cancellation is
         unanswered)."""

@@ -343,6 +343,11 @@ impl<B: AsRef<[u8]>, S> Replay<B, S> {
         self.pending.remove(&id)
     }
 
+    /// How many commands wait.
+    pub fn pending_count(&self) -> usize {
+        self.pending.len()
+    }
+
     /// All commands that wait, oldest first.
     pub fn pending_ids(&self) -> Vec<u32> {
         let mut ids: Vec<u32> = self.pending.keys().copied().collect();

@@ -65,23 +65,6 @@ PENDING_BYTES = 1024
 """What a command that waits takes: its future, its task, a slot in the core."""
 
 CANCEL_REQUESTED = int(EventKind.CANCEL_REQUESTED)
-OUTCOMES = frozenset(
-    map(
-        int,
-        {
-            EventKind.ACTIVITY_COMPLETED,
-            EventKind.ACTIVITY_FAILED,
-            EventKind.TIMER_FIRED,
-            EventKind.CHILD_STARTED,
-            EventKind.CHILD_COMPLETED,
-            EventKind.CHILD_FAILED,
-            EventKind.EXTERNAL_DONE,
-            EventKind.EXTERNAL_FAILED,
-        },
-    )
-)
-"""Facts that answer a command: void when it does not wait any more."""
-
 REQUESTS = min(map(int, MessageKind))
 """From here on a kind is a MessageKind."""
 
@@ -126,8 +109,6 @@ class Execution:
         self.goes_on = False
         """Its code has ended, and another run follows: continued as new, or tried again."""
         self._responses: list[Response] = []
-        self._open = 0
-        """About how many commands wait for their outcome; counting them exactly takes longer."""
         self._dead = False
         self.recorded = 0
         """How many events its history had when it was loaded."""
@@ -150,9 +131,6 @@ class Execution:
             self._loop.replay()
         except BaseException as error:
             raise self._died(error) from None
-        if not self._loop.is_finished:
-            # Those made just now are counted when they are taken.
-            self._open = sum(event[0] <= self.recorded for event in self._loop.pending())
 
     def deliver(
         self,
@@ -173,14 +151,14 @@ class Execution:
             if kind == MessageKind.QUERY:
                 return self._answer_query(name or "", meta, payload)
             return self._judge_update(time_us, name or "", meta, payload)
-        if self._dead or self._is_void(kind, ref):
+        context = self.context
+        again = kind == CANCEL_REQUESTED and context.cancel_requested
+        if self._dead or context.is_spoilt or again:
             return None
         try:
-            self._loop.deliver(kind, ref, time_us, name, meta, payload)
+            self._loop.offer(kind, ref, time_us, name, meta, payload)
         except BaseException as error:
             raise self._died(error) from None
-        if ref:
-            self._open -= 1
         return None
 
     def take(self) -> Turn | None:
@@ -199,10 +177,8 @@ class Execution:
         turn = Turn(batch, head_hash, first_event_id, event_count)
         is_plain = self._ended is None and not responses
         if is_plain and put_plain(events, turn, self.context.meta.queue, self._loop.now_us):
-            self._open += len(events)
             return turn
         self._sort_out(events, turn, responses)
-        self._open += len(turn.scheduled) + len(turn.timers) + len(turn.children)
         return turn
 
     def _sort_out(self, events: Sequence[Event], turn: Turn, responses: list[Response]) -> None:
@@ -280,7 +256,8 @@ class Execution:
     @property
     def bytes_estimate(self) -> int:
         """About how much memory it holds."""
-        return IDLE_RUN_BYTES + 2 * self._loop.history_bytes + PENDING_BYTES * max(self._open, 0)
+        loop = self._loop
+        return IDLE_RUN_BYTES + 2 * loop.history_bytes + PENDING_BYTES * loop.pending_count
 
     @property
     def event_count(self) -> int:
@@ -290,7 +267,7 @@ class Execution:
     @property
     def pending_count(self) -> int:
         """The number of its commands that wait for an outcome."""
-        return len(self._loop.pending())
+        return self._loop.pending_count
 
     @property
     def fairness(self) -> Sequence[Any] | None:
@@ -519,14 +496,6 @@ class Execution:
         # they must not run while another run is the current one.
         self.evict()
         return error
-
-    def _is_void(self, kind: int, ref: int) -> bool:
-        loop = self._loop
-        if self.context.is_spoilt or self._ended is not None or loop.is_finished or loop.is_dead:
-            return True
-        if kind in OUTCOMES:
-            return not loop.is_pending(ref)
-        return kind == CANCEL_REQUESTED and self.context.cancel_requested
 
     def _pending(self, kind: EventKind) -> list[Event]:
         if self.is_finished:

@@ -24,7 +24,7 @@ from contextvars import ContextVar
 from types import FrameType
 from typing import Any
 
-from durable._core import audit, current, guard
+from durable._core import current, guard
 from durable.errors import GuardError
 
 FRAMES_MAX = 200
@@ -141,7 +141,6 @@ def install() -> None:
         return
     _is_installed = True
     guard(DANGEROUS, _judge)
-    sys.addaudithook(audit)
     for module_name, function_name, event, reported_since in UNREPORTED:
         # Through sys.modules: this file calls none of them, it only stands before them.
         module = sys.modules.get(module_name)

@@ -185,6 +185,29 @@ impl EventLoop {
         Self::deliver_fact(slf, kind_of(kind)?, r#ref, time_us, name, meta, payload)
     }
 
+    fn offer(
+        slf: &Bound<'_, Self>,
+        kind: u8,
+        r#ref: u32,
+        time_us: u64,
+        name: Option<String>,
+        meta: Option<Py<PyBytes>>,
+        payload: Option<Py<PyBytes>>,
+    ) -> PyResult<bool> {
+        let kind = kind_of(kind)?;
+        let is_void = {
+            let this = slf.borrow();
+            let is_answer = kind.is_outcome() || kind == Kind::ChildStarted;
+            this.dead
+                || this.replay.is_ended()
+                || is_answer && this.replay.pending(r#ref).is_none()
+        };
+        if !is_void {
+            Self::deliver_fact(slf, kind, r#ref, time_us, name, meta, payload)?;
+        }
+        Ok(!is_void)
+    }
+
     #[allow(clippy::type_complexity)] // the tuple is the contract of `_core.pyi`
     fn take(slf: &Bound<'_, Self>) -> PyResult<Option<(Py<PyBytes>, i64, u32, u32, Py<PyList>)>> {
         let py = slf.py();
@@ -228,6 +251,11 @@ impl EventLoop {
 
     fn is_pending(&self, r#ref: u32) -> bool {
         !self.dead && !self.replay.is_ended() && self.replay.pending(r#ref).is_some()
+    }
+
+    #[getter]
+    fn pending_count(&self) -> usize {
+        self.replay.pending_count()
     }
 
     fn set_main(slf: &Bound<'_, Self>, task: Py<PyAny>) -> PyResult<()> {
@@ -480,7 +508,9 @@ impl EventLoop {
         Ok(task)
     }
 
-    fn _finalize_asyncgen(slf: &Bound<'_, Self>, agen: &Bound<'_, PyAny>) -> PyResult<()> {
+    /// An async generator that the run's code began is let go of unfinished: close it. The loop itself is
+    /// the hook for that, so that no object is made for it at each step.
+    fn __call__(slf: &Bound<'_, Self>, agen: &Bound<'_, PyAny>) -> PyResult<()> {
         if !slf.borrow().dead {
             let closing = agen.call_method0("aclose")?;
             slf.call_method1("create_task", (closing,))?;

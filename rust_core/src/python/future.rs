@@ -1,4 +1,7 @@
-//! The outcome of a command, as a future that asyncio takes for its own.
+//! The outcome of a command, as a future that asyncio takes for its own. At the end is what else takes
+//! the interpreter's C interface: tracking, contexts, the audit hook.
+
+use std::ffi::{CStr, c_char, c_int, c_void};
 
 use pyo3::PyTraverseError;
 use pyo3::exceptions::PyStopIteration;
@@ -10,7 +13,8 @@ use pyo3::sync::PyOnceLock;
 use pyo3::types::{PyBytes, PyTuple};
 
 use super::event_loop::Ready;
-use super::{ActivityBase, EventLoop};
+use super::tools::judge_event;
+use super::{ActivityBase, EventLoop, is_running_code};
 use crate::event::Kind;
 
 pyo3::import_exception!(asyncio.exceptions, CancelledError);
@@ -541,4 +545,53 @@ pub(super) fn run_in_context(
     context
         .call_method1(pyo3::intern!(context.py(), "run"), all)
         .map(drop)
+}
+
+#[allow(unsafe_code)]
+unsafe extern "C" {
+    /// Public since 3.8; `pyo3::ffi` does not have it.
+    fn PySys_AddAuditHook(
+        hook: unsafe extern "C" fn(*const c_char, *mut pyo3::ffi::PyObject, *mut c_void) -> c_int,
+        data: *mut c_void,
+    ) -> c_int;
+}
+
+/// Have the core hear of every audit event of this process. Not by `sys.addaudithook`: for a hook in
+/// Python the interpreter makes the event's name and arguments into objects each time, and setting the
+/// hooks for async generators is two events, twice for each step of a run.
+#[allow(unsafe_code)]
+pub(super) fn add_audit_hook(py: Python<'_>) -> PyResult<()> {
+    // SAFETY: attached; the hook is a function of this library, which is never unloaded.
+    if unsafe { PySys_AddAuditHook(audit_hook, std::ptr::null_mut()) } < 0 {
+        return Err(PyErr::fetch(py));
+    }
+    Ok(())
+}
+
+#[allow(unsafe_code)]
+unsafe extern "C" fn audit_hook(
+    event: *const c_char,
+    args: *mut pyo3::ffi::PyObject,
+    _data: *mut c_void,
+) -> c_int {
+    // Events come from threads that are not attached, too, and from an interpreter that ends.
+    if !is_running_code() {
+        return 0;
+    }
+    // SAFETY: workflow code runs on this thread, so it is attached; the interpreter gives a text that
+    // ends in a zero and a tuple, which it keeps until this returns.
+    unsafe {
+        let py = Python::assume_attached();
+        let args = Bound::from_borrowed_ptr(py, args);
+        let judged = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
+            judge_event(CStr::from_ptr(event), &args)
+        }));
+        let error = match judged {
+            Ok(Ok(())) => return 0,
+            Ok(Err(error)) => error,
+            Err(_) => pyo3::panic::PanicException::new_err("the core panicked"),
+        };
+        error.restore(py);
+        -1
+    }
 }

@@ -134,7 +134,7 @@ mod _core {
     #[pymodule_export]
     use super::handle::{Handle, TimerHandle};
     #[pymodule_export]
-    use super::tools::{audit, current, decode, guard, start_batch, verify};
+    use super::tools::{current, decode, guard, start_batch, verify};
 
     #[pymodule_init]
     fn init(module: &Bound<'_, PyModule>) -> PyResult<()> {

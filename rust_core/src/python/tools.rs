@@ -1,12 +1,15 @@
 //! Functions on whole histories, for clients and tools.
 #![forbid(unsafe_code)]
 
+use std::ffi::CStr;
+
 use pyo3::prelude::*;
 use pyo3::pybacked::PyBackedBytes;
 use pyo3::sync::PyOnceLock;
 use pyo3::types::{PyBytes, PyList, PyString, PyTuple};
 
-use super::{EventLoop, current_loop, is_running_code, optional_bytes, run_id_bytes, to_py_err};
+use super::future::add_audit_hook;
+use super::{EventLoop, current_loop, optional_bytes, run_id_bytes, to_py_err};
 use crate::batch::{Writer, chain_start};
 use crate::event::{Command, EventView, Kind, NO_NAME};
 use crate::history::{Cursor, History};
@@ -141,24 +144,23 @@ pub(super) fn command_tuple(
 
 static GUARDED: PyOnceLock<(Py<PyAny>, Py<PyAny>)> = PyOnceLock::new();
 
-/// Say what `audit` does from now on; the first time counts.
+/// Watch workflow code with an audit hook, once per process: the first call counts.
 #[pyfunction]
-pub fn guard(py: Python<'_>, events: Py<PyAny>, judge: Py<PyAny>) {
-    GUARDED.get_or_init(py, || (events, judge));
+pub fn guard(py: Python<'_>, events: Py<PyAny>, judge: Py<PyAny>) -> PyResult<()> {
+    if GUARDED.set(py, (events, judge)).is_ok() {
+        add_audit_hook(py)?;
+    }
+    Ok(())
 }
 
-/// The audit hook of `durable.engine.guard`. It is here because the interpreter calls it for every
-/// event there is, and four times for each step of a run: its hooks for async generators are set.
-#[pyfunction]
-pub fn audit(event: &Bound<'_, PyAny>, args: &Bound<'_, PyAny>) -> PyResult<()> {
-    let py = event.py();
-    if !is_running_code() {
-        return Ok(());
-    }
+/// What the audit hook does with an event that workflow code causes.
+pub(super) fn judge_event(event: &CStr, args: &Bound<'_, PyAny>) -> PyResult<()> {
+    let py = args.py();
     let Some((events, judge)) = GUARDED.get(py) else {
         return Ok(());
     };
-    if events.bind(py).contains(event)? {
+    let event = PyString::new(py, &event.to_string_lossy());
+    if events.bind(py).contains(&event)? {
         judge.call1(py, (event, args))?;
     }
     Ok(())

@@ -143,9 +143,8 @@ impl<'py> Entered<'py> {
         cached(py, &SET_RUNNING, "asyncio", "_set_running_loop")?.call1((event_loop,))?;
         let hooks = cached(py, &GET_HOOKS, "sys", "get_asyncgen_hooks")?.call0()?;
         let hooks = hooks.cast_into::<PyTuple>()?;
-        let finalizer = event_loop.getattr(pyo3::intern!(py, "_finalize_asyncgen"))?;
         entered.hooks = Some(hooks);
-        cached(py, &SET_HOOKS, "sys", "set_asyncgen_hooks")?.call1((py.None(), finalizer))?;
+        cached(py, &SET_HOOKS, "sys", "set_asyncgen_hooks")?.call1((py.None(), event_loop))?;
         // Last, as it is undone first: what the audit hook hears of until then is not the code's.
         entered.previous = Some(CURRENT.replace(Some(event_loop.clone().unbind())));
         Ok(entered)

@@ -42,7 +42,13 @@ from durable.engine.requests import QUERY_VARS, QUERY_WHERE, refusal, request_id
 from durable.engine.retry import next_delay_seconds
 from durable.engine.start import StartMeta, decode_json
 from durable.engine.surrounding import run_surrounded
-from durable.engine.turn import ScheduledActivity, Turn, TurnBuilder, put_plain, scheduled_activity
+from durable.engine.turn import (
+    ScheduledActivity,
+    Turn,
+    TurnBuilder,
+    plain_turn,
+    scheduled_activities,
+)
 from durable.errors import (
     HistoryCorruptError,
     HistoryUnsupportedError,
@@ -173,12 +179,12 @@ class Execution:
             turn = Turn(None, 0, 0, 0)
             turn.responses = responses
             return turn
-        batch, head_hash, first_event_id, event_count, events = taken
-        turn = Turn(batch, head_hash, first_event_id, event_count)
-        is_plain = self._ended is None and not responses
-        if is_plain and put_plain(events, turn, self.context.meta.queue, self._loop.now_us):
-            return turn
-        self._sort_out(events, turn, responses)
+        if self._ended is None and not responses:
+            plain = plain_turn(taken, self.context.meta.queue, self._loop.now_us)
+            if plain is not None:
+                return plain
+        turn = Turn(*taken[:4])
+        self._sort_out(taken[4], turn, responses)
         return turn
 
     def _sort_out(self, events: Sequence[Event], turn: Turn, responses: list[Response]) -> None:
@@ -194,11 +200,8 @@ class Execution:
 
     def pending_activities(self) -> list[ScheduledActivity]:
         """Activities without an outcome, oldest first: what a cold start must see to."""
-        queue, now_us = self.context.meta.queue, self._loop.now_us
-        return [
-            scheduled_activity(event, queue, now_us)
-            for event in self._pending(EventKind.ACTIVITY_SCHEDULED)
-        ]
+        events = self._pending(EventKind.ACTIVITY_SCHEDULED)
+        return scheduled_activities(events, self.context.meta.queue, self._loop.now_us)
 
     def pending_timers(self) -> list[NewTimer]:
         """Timers that have not fired, oldest first."""

@@ -24,7 +24,7 @@ from durable.events import Closing, EventKind, Message, NewRun, NewTimer, Respon
 from durable.options import ActivityOptions
 
 if TYPE_CHECKING:
-    from durable._core import Event
+    from durable._core import Event, Taken
 
 PARENT_CLOSE_POLICIES = ("terminate", "cancel", "abandon")
 
@@ -82,28 +82,29 @@ def activity_options(text: str) -> ActivityOptions:
 
 
 NO_OPTIONS = ActivityOptions()
-PRIORITY = NO_OPTIONS.priority
 
 
-def scheduled_activity(event: Event, queue: str, now_us: int) -> ScheduledActivity:
-    """An ACTIVITY_SCHEDULED event as something to be done."""
-    ref, _, _, _, name, text, _, payload = event
-    if not text:
-        return ScheduledActivity(
-            ref, name or "", queue, PRIORITY, NO_OPTIONS, "", payload or b"[]", now_us
-        )
-    options = activity_options(text)
+def scheduled_activities(
+    events: Iterable[Event], queue: str, now_us: int
+) -> list[ScheduledActivity]:
+    """ACTIVITY_SCHEDULED events as something to be done."""
+    found = []
     # By position: this runs for every step of every run.
-    return ScheduledActivity(
-        ref,
-        name or "",
-        options.queue or queue,
-        options.priority,
-        options,
-        text,
-        payload or b"[]",
-        now_us,
-    )
+    for ref, _, _, _, name, text, _, payload in events:
+        options = activity_options(text) if text else NO_OPTIONS
+        found.append(
+            ScheduledActivity(
+                ref,
+                name or "",
+                options.queue or queue,
+                options.priority,
+                options,
+                text or "",
+                payload or b"[]",
+                now_us,
+            )
+        )
+    return found
 
 
 def cancelled_refs(run_id: str, batches: Sequence[bytes]) -> set[int]:
@@ -121,25 +122,23 @@ def recorded_options(event: Event) -> Mapping[str, Any]:
     return found
 
 
-def put_plain(events: Sequence[Event], turn: Turn, queue: str, now_us: int) -> bool:
-    """Fill ``turn`` when it has nothing but activities and timers to start, as nearly all have.
+def plain_turn(taken: Taken, queue: str, now_us: int) -> Turn | None:
+    """The turn when it has nothing but activities and timers to start, as nearly all have.
 
-    False when there is something else: then it is for a `TurnBuilder`, and nothing is filled in.
+    None when there is something else: then it is for a `TurnBuilder`.
     """
-    scheduled: list[ScheduledActivity] = []
-    timers: list[NewTimer] = []
+    batch, head_hash, first_event_id, event_count, events = taken
+    timers = []
     for event in events:
         kind = event[1]
-        if kind == ACTIVITY_SCHEDULED:
-            scheduled.append(scheduled_activity(event, queue, now_us))
-        elif kind == TIMER_STARTED:
+        if kind == TIMER_STARTED:
             timers.append(NewTimer(event[0], event[3]))
-        else:
-            return False
-    turn.scheduled = scheduled
+        elif kind != ACTIVITY_SCHEDULED:
+            return None
     if timers:
-        turn.timers = timers
-    return True
+        events = [event for event in events if event[1] == ACTIVITY_SCHEDULED]
+    scheduled = scheduled_activities(events, queue, now_us)
+    return Turn(batch, head_hash, first_event_id, event_count, scheduled, (), (), timers)
 
 
 class TurnBuilder:
@@ -164,7 +163,8 @@ class TurnBuilder:
         for event in events:
             kind = event[1]
             if kind == ACTIVITY_SCHEDULED:
-                self.activities[event[0]] = scheduled_activity(event, self.meta.queue, self.now_us)
+                each = scheduled_activities((event,), self.meta.queue, self.now_us)
+                self.activities[event[0]] = each[0]
             elif kind == TIMER_STARTED:
                 self.timers[event[0]] = NewTimer(event[0], event[3])
             elif kind >= RUN_COMPLETED:

@@ -133,7 +133,9 @@ class Loop:
         """Whether command ``ref`` still waits for its outcome (or its cancellation is
         unanswered)."""
     def set_main(self, task: Any) -> None:
-        """Name the task whose end is the end of the run."""
+        """Name the task whose end is the end of the run. It need not be one of `create_task`."""
+    def next_serial(self) -> int:
+        """The next hash of a task or future: in one order for one history, in every process."""
     def run_ready(self) -> None:
         """Run what is ready without a new fact (queries and handlers that write no history)."""
     def evict(self) -> None:

@@ -55,6 +55,8 @@ def plain_headers(values: Mapping[str, Any], codec: Codec) -> dict[str, Any]:
 
 def own_headers(values: Mapping[str, Any]) -> Mapping[str, Any]:
     """The headers that users gave, without the library's own."""
+    if not values:
+        return values
     if any(name.startswith(RESERVED_HEADERS) for name in values):
         return {k: v for k, v in values.items() if not k.startswith(RESERVED_HEADERS)}
     return values

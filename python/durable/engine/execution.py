@@ -70,7 +70,15 @@ IDLE_RUN_BYTES = 6 * 1024
 PENDING_BYTES = 1024
 """What a command that waits takes: its future, its task, a slot in the core."""
 
+# Plain numbers: an enum's members are looked up more slowly, and these are asked for in every run.
+RUN_STARTED = int(EventKind.RUN_STARTED)
+SIGNAL_RECEIVED = int(EventKind.SIGNAL_RECEIVED)
 CANCEL_REQUESTED = int(EventKind.CANCEL_REQUESTED)
+CHILD_STARTED = int(EventKind.CHILD_STARTED)
+UPDATE_ACCEPTED = int(EventKind.UPDATE_ACCEPTED)
+ACTIVITY_SCHEDULED = int(EventKind.ACTIVITY_SCHEDULED)
+TIMER_STARTED = int(EventKind.TIMER_STARTED)
+RUN_COMPLETED = int(EventKind.RUN_COMPLETED)
 REQUESTS = min(map(int, MessageKind))
 """From here on a kind is a MessageKind."""
 
@@ -200,12 +208,12 @@ class Execution:
 
     def pending_activities(self) -> list[ScheduledActivity]:
         """Activities without an outcome, oldest first: what a cold start must see to."""
-        events = self._pending(EventKind.ACTIVITY_SCHEDULED)
+        events = self._pending(ACTIVITY_SCHEDULED)
         return scheduled_activities(events, self.context.meta.queue, self._loop.now_us)
 
     def pending_timers(self) -> list[NewTimer]:
         """Timers that have not fired, oldest first."""
-        return [NewTimer(event[0], event[3]) for event in self._pending(EventKind.TIMER_STARTED)]
+        return [NewTimer(event[0], event[3]) for event in self._pending(TIMER_STARTED)]
 
     def query(
         self, name: str, payload: bytes | None = None, headers: Mapping[str, Any] = NO_HEADERS
@@ -296,19 +304,19 @@ class Execution:
         self, kind: int, ref: int, name: str | None, meta: bytes | None, payload: bytes | None
     ) -> None:
         """An inbound fact that is no outcome of a command."""
-        if kind == EventKind.SIGNAL_RECEIVED:
+        if kind == RUN_STARTED:
+            self._start(meta, payload)
+        elif kind == SIGNAL_RECEIVED:
             if meta is not None:
                 payload = headed(payload, headers_in(meta))
             self.context.deliver(name or "", payload)
-        elif kind == EventKind.CHILD_STARTED:
+        elif kind == CHILD_STARTED:
             started = self.context.children.get(ref)
             if started is not None and not started.done():
                 started.set_result(None)
-        elif kind == EventKind.RUN_STARTED:
-            self._start(meta, payload)
-        elif kind == EventKind.UPDATE_ACCEPTED:
+        elif kind == UPDATE_ACCEPTED:
             self.context.requests.accept(name or "", meta, payload)
-        elif kind == EventKind.CANCEL_REQUESTED:
+        elif kind == CANCEL_REQUESTED:
             self._cancel(payload)
         elif kind in ENDED_FROM_OUTSIDE:
             state = ENDED_FROM_OUTSIDE[EventKind(kind)]
@@ -363,7 +371,7 @@ class Execution:
             except PayloadError as misfit:
                 error = misfit
             else:
-                self._loop.emit(EventKind.RUN_COMPLETED, payload=result)
+                self._loop.emit(RUN_COMPLETED, payload=result)
                 return
         self._end_with(error)
 
@@ -407,7 +415,7 @@ class Execution:
                 main = run_surrounded(context.hooks, context, fn, args, kwargs)
         for name, signal in context.meta.signals:
             context.deliver(name, signal)
-        self._main = self._loop.create_task(main, name="main")
+        self._main = self.make_task(main, "main", None)
         self._loop.set_main(self._main)
 
     def _bind_handlers(self, instance: object | None) -> None:
@@ -500,7 +508,7 @@ class Execution:
         self.evict()
         return error
 
-    def _pending(self, kind: EventKind) -> list[Event]:
+    def _pending(self, kind: int) -> list[Event]:
         if self.is_finished:
             return []
         return [event for event in self._loop.pending() if event[1] == kind]
@@ -514,7 +522,7 @@ class Execution:
             *(
                 event[0]
                 for event in pending
-                if event[1] == EventKind.ACTIVITY_SCHEDULED and event[0] < turn.first_event_id
+                if event[1] == ACTIVITY_SCHEDULED and event[0] < turn.first_event_id
             ),
         ]
         if not self.context.requests.open:

@@ -17,7 +17,6 @@ not depend on addresses either, and three things of it do:
 from __future__ import annotations
 
 import asyncio
-import itertools
 import logging
 from collections.abc import Callable, Iterable, Iterator
 from collections.abc import Set as AbstractSet
@@ -28,31 +27,23 @@ from typing import TYPE_CHECKING, Any, NoReturn, cast
 from durable._core import Loop, current
 from durable.errors import GuardError
 
-HASH_MASK = (1 << 61) - 1
-HASH_STEP = 0x9E3779B97F4A7C15 & HASH_MASK
-"""Spreads the hashes of a run, so that those of many runs in one process do not meet."""
-
 FRAMES_MAX = 100
 OWN_CODE = (str(Path(__file__).parents[1]), str(Path(asyncio.__file__).parent))
 
 log = logging.getLogger("durable.workflow")
 
 
-def task_hashes(run_id: bytes) -> Iterator[int]:
-    """The hashes of a run's tasks and futures, unmasked: the same in every process."""
-    seed = int.from_bytes(run_id, "big") & HASH_MASK
-    return itertools.count(seed + HASH_STEP, HASH_STEP)
-
-
 class WorkflowTask(asyncio.Task[Any]):
     """A task of workflow code. Its hash is given, so sets of tasks have one order everywhere."""
+
+    __slots__ = ("_serial",)
 
     def __init__(
         self, coro: Any, *, loop: Any, serial: int, name: str, context: Context | None
     ) -> None:
         # First: asyncio puts the task into a set of its own while it is being made.
         self._serial = serial
-        super().__init__(coro, loop=loop, name=name, context=context)
+        asyncio.Task.__init__(self, coro, loop=loop, name=name, context=context)
         # A run that is dropped from memory has pending tasks; that is no mistake of the user's.
         self._log_destroy_pending = False
 
@@ -208,11 +199,13 @@ def set_for_caller(items: Iterable[Any] = ()) -> set[Any]:
     return set(items) if current() is None else OrderedSet(items)
 
 
+TASK_NAMES = vars(asyncio.tasks)
+
+
 def install() -> None:
     """Make ``asyncio.wait`` and ``asyncio.as_completed`` ordered in workflow code. Safe twice."""
-    names = vars(asyncio.tasks)
-    if names.get("set") is not set_for_caller:
-        names.update(set=set_for_caller, _GatheringFuture=gathering_for_loop)
+    if TASK_NAMES.get("set") is not set_for_caller:
+        TASK_NAMES.update(set=set_for_caller, _GatheringFuture=gathering_for_loop)
 
 
 def refuse(name: str, instead: str) -> Callable[..., NoReturn]:
@@ -279,13 +272,6 @@ else:
 
 class WorkflowLoop(LoopBase):
     """The core's loop with the rest of asyncio's loop interface, most of which it refuses."""
-
-    def __init__(self, run_id: bytes, hook: object) -> None:
-        self._serials = task_hashes(run_id)
-
-    def next_serial(self) -> int:
-        """The next hash: in one order for one history, in every process."""
-        return next(self._serials) & HASH_MASK
 
     def create_future(self) -> WorkflowFuture:
         return WorkflowFuture(loop=cast("asyncio.AbstractEventLoop", self))

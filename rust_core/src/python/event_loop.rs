@@ -53,6 +53,11 @@ pub(super) enum Ready {
 /// The live tasks are looked through for ended ones when the list has grown by so many.
 const TASKS_SWEEP: usize = 64;
 
+/// Bits of a serial: a hash that Python takes as it is.
+const SERIAL_MASK: u64 = (1 << 61) - 1;
+/// Spreads the serials of a run, so that those of many runs in one process do not meet.
+const SERIAL_STEP: u64 = 0x9e37_79b9_7f4a_7c15;
+
 /// One run: an event loop whose time, timers and order come from a history.
 #[pyclass(module = "durable._core", name = "Loop", subclass, weakref)]
 pub struct EventLoop {
@@ -66,6 +71,8 @@ pub struct EventLoop {
     tasks: Vec<Py<PyAny>>,
     tasks_sweep_at: usize,
     patches: HashMap<String, bool>,
+    /// The last number given as a hash.
+    serial: u64,
     main: Option<Py<PyAny>>,
     main_done: bool,
     finishing: bool,
@@ -139,6 +146,7 @@ impl EventLoop {
             tasks: Vec::new(),
             tasks_sweep_at: TASKS_SWEEP,
             patches: HashMap::new(),
+            serial: u128::from_be_bytes(run_id) as u64,
             main: None,
             main_done: false,
             finishing: false,
@@ -259,15 +267,27 @@ impl EventLoop {
     }
 
     fn set_main(slf: &Bound<'_, Self>, task: Py<PyAny>) -> PyResult<()> {
-        let ended = slf.getattr("_main_ended")?;
-        task.bind(slf.py())
-            .call_method1("add_done_callback", (ended,))?;
-        slf.borrow_mut().main = Some(task);
+        let ended = slf.getattr(pyo3::intern!(slf.py(), "_main_ended"))?;
+        let py = slf.py();
+        task.bind(py)
+            .call_method1(pyo3::intern!(py, "add_done_callback"), (ended,))?;
+        let mut this = slf.borrow_mut();
+        if !this.tasks.iter().any(|known| known.is(&task)) {
+            this.tasks.push(task.clone_ref(py));
+        }
+        let before = this.main.replace(task);
+        drop(this);
+        drop(before);
         Ok(())
     }
 
     fn _main_ended(&mut self, _task: &Bound<'_, PyAny>) {
         self.main_done = true;
+    }
+
+    fn next_serial(&mut self) -> u64 {
+        self.serial = self.serial.wrapping_add(SERIAL_STEP);
+        self.serial & SERIAL_MASK
     }
 
     fn run_ready(slf: &Bound<'_, Self>) -> PyResult<()> {

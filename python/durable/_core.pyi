@@ -12,9 +12,6 @@ from typing import Any, Protocol, Self, final
 
 Event = tuple[int, int, int, int, str | None, str | None, bytes | None, bytes | None]
 
-Taken = tuple[bytes, int, int, int, list[Event]]
-"""What `Loop.take` returns."""
-
 FORMAT_VERSION: int
 EVENT_KINDS: dict[str, int]
 """Name to number of every event kind this build knows."""
@@ -120,7 +117,7 @@ class Loop:
     ) -> bool:
         """`deliver` a fact that may have come too late. False when nothing happened: the run is
         over or dead, or the command that the fact answers waits no more."""
-    def take(self) -> Taken | None:
+    def take(self) -> tuple[bytes, int, int, int, list[Event]] | None:
         """Take what is new since the last take: the encoded batch, the head checksum after it, the
         id of its first event, the number of its events, and its commands (kinds from 64) as event
         tuples. None when there is nothing, and from a dead loop."""

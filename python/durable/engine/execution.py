@@ -46,8 +46,7 @@ from durable.engine.turn import (
     ScheduledActivity,
     Turn,
     TurnBuilder,
-    plain_turn,
-    scheduled_activities,
+    to_start,
 )
 from durable.errors import (
     HistoryCorruptError,
@@ -187,12 +186,17 @@ class Execution:
             turn = Turn(None, 0, 0, 0)
             turn.responses = responses
             return turn
+        batch, head_hash, first_event_id, event_count, events = taken
         if self._ended is None and not responses:
-            plain = plain_turn(taken, self.context.meta.queue, self._loop.now_us)
-            if plain is not None:
-                return plain
-        turn = Turn(*taken[:4])
-        self._sort_out(taken[4], turn, responses)
+            # Nearly every turn has nothing but activities and timers to start.
+            queue, now_us = self.context.meta.queue, self._loop.now_us
+            scheduled, timers, is_all = to_start(events, queue, now_us)
+            if is_all:
+                return Turn(
+                    batch, head_hash, first_event_id, event_count, scheduled, (), (), timers
+                )
+        turn = Turn(batch, head_hash, first_event_id, event_count)
+        self._sort_out(events, turn, responses)
         return turn
 
     def _sort_out(self, events: Sequence[Event], turn: Turn, responses: list[Response]) -> None:
@@ -209,7 +213,7 @@ class Execution:
     def pending_activities(self) -> list[ScheduledActivity]:
         """Activities without an outcome, oldest first: what a cold start must see to."""
         events = self._pending(ACTIVITY_SCHEDULED)
-        return scheduled_activities(events, self.context.meta.queue, self._loop.now_us)
+        return to_start(events, self.context.meta.queue, self._loop.now_us)[0]
 
     def pending_timers(self) -> list[NewTimer]:
         """Timers that have not fired, oldest first."""

@@ -24,7 +24,7 @@ from durable.events import Closing, EventKind, Message, NewRun, NewTimer, Respon
 from durable.options import ActivityOptions
 
 if TYPE_CHECKING:
-    from durable._core import Event, Taken
+    from durable._core import Event
 
 PARENT_CLOSE_POLICIES = ("terminate", "cancel", "abandon")
 
@@ -84,27 +84,34 @@ def activity_options(text: str) -> ActivityOptions:
 NO_OPTIONS = ActivityOptions()
 
 
-def scheduled_activities(
+def to_start(
     events: Iterable[Event], queue: str, now_us: int
-) -> list[ScheduledActivity]:
-    """ACTIVITY_SCHEDULED events as something to be done."""
-    found = []
-    # By position: this runs for every step of every run.
-    for ref, _, _, _, name, text, _, payload in events:
-        options = activity_options(text) if text else NO_OPTIONS
-        found.append(
-            ScheduledActivity(
-                ref,
-                name or "",
-                options.queue or queue,
-                options.priority,
-                options,
-                text or "",
-                payload or b"[]",
-                now_us,
+) -> tuple[list[ScheduledActivity], list[NewTimer], bool]:
+    """The activities and timers among commands, and whether there is nothing else.
+
+    One loop and no calls in it: this runs for every step of every run.
+    """
+    scheduled, timers, is_all = [], [], True
+    for ref, kind, _, time_us, name, text, _, payload in events:
+        if kind == ACTIVITY_SCHEDULED:
+            options = activity_options(text) if text else NO_OPTIONS
+            scheduled.append(
+                ScheduledActivity(
+                    ref,
+                    name or "",
+                    options.queue or queue,
+                    options.priority,
+                    options,
+                    text or "",
+                    payload or b"[]",
+                    now_us,
+                )
             )
-        )
-    return found
+        elif kind == TIMER_STARTED:
+            timers.append(NewTimer(ref, time_us))
+        else:
+            is_all = False
+    return scheduled, timers, is_all
 
 
 def cancelled_refs(run_id: str, batches: Sequence[bytes]) -> set[int]:
@@ -120,25 +127,6 @@ def recorded_options(event: Event) -> Mapping[str, Any]:
     """The options of a command as a dict."""
     found: Mapping[str, Any] = decode_json(event[5].encode()) if event[5] else {}
     return found
-
-
-def plain_turn(taken: Taken, queue: str, now_us: int) -> Turn | None:
-    """The turn when it has nothing but activities and timers to start, as nearly all have.
-
-    None when there is something else: then it is for a `TurnBuilder`.
-    """
-    batch, head_hash, first_event_id, event_count, events = taken
-    timers = []
-    for event in events:
-        kind = event[1]
-        if kind == TIMER_STARTED:
-            timers.append(NewTimer(event[0], event[3]))
-        elif kind != ACTIVITY_SCHEDULED:
-            return None
-    if timers:
-        events = [event for event in events if event[1] == ACTIVITY_SCHEDULED]
-    scheduled = scheduled_activities(events, queue, now_us)
-    return Turn(batch, head_hash, first_event_id, event_count, scheduled, (), (), timers)
 
 
 class TurnBuilder:
@@ -162,11 +150,10 @@ class TurnBuilder:
         """Fill ``turn`` from the commands that the core gave."""
         for event in events:
             kind = event[1]
-            if kind == ACTIVITY_SCHEDULED:
-                each = scheduled_activities((event,), self.meta.queue, self.now_us)
-                self.activities[event[0]] = each[0]
-            elif kind == TIMER_STARTED:
-                self.timers[event[0]] = NewTimer(event[0], event[3])
+            if kind in (ACTIVITY_SCHEDULED, TIMER_STARTED):
+                scheduled, timers, _ = to_start((event,), self.meta.queue, self.now_us)
+                self.activities.update((each.ref, each) for each in scheduled)
+                self.timers.update((each.ref, each) for each in timers)
             elif kind >= RUN_COMPLETED:
                 self.ending = event
             else:

@@ -23,10 +23,20 @@ from typing import Any
 import pytest
 from support.memory_run import MemoryRun
 
-from durable import workflow
+from durable import activity, workflow
 from durable.engine import guard
 from durable.errors import GuardError
 from durable.events import RunState
+
+
+@activity.defn
+async def number() -> int:
+    return 0
+
+
+@workflow.defn
+async def waits_twice() -> int:
+    return await number() + await number()
 
 
 def in_workflow(action: Callable[[], Any]) -> Any:
@@ -209,3 +219,71 @@ def test_installing_again_adds_no_second_hook(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr(sys, "addaudithook", added.append)
     guard.install()
     assert added == []
+
+
+def run_python(code: str) -> str:
+    """What a fresh process prints that runs ``code``: hooks stay in a process for ever."""
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_a_process_gets_one_hook_from_the_core_however_often_it_asks() -> None:
+    """The interpreter tells the hooks it has of each that is added."""
+    code = """
+import sys
+from durable import _core
+from durable.engine import guard
+added = []
+sys.addaudithook(lambda event, args: event == "sys.addaudithook" and added.append(event))
+guard.install()
+guard._is_installed = False
+guard.install()
+_core.guard(guard.DANGEROUS, guard._judge)
+print(len(added))
+"""
+    assert run_python(code).strip() == "1"
+
+
+def test_a_hook_that_refuses_ours_is_heard() -> None:
+    code = """
+import sys
+from durable.engine import guard
+def refuse(event, args):
+    if event == "sys.addaudithook":
+        raise BaseException("no more hooks")
+sys.addaudithook(refuse)
+try:
+    guard.install()
+except BaseException as error:
+    print(error)
+"""
+    assert run_python(code).strip() == "no more hooks"
+
+
+def test_what_is_audited_between_two_runs_is_nobodys() -> None:
+    """Events while the loop is made the current one are the engine's own, in every turn."""
+    run = MemoryRun(waits_twice)
+    with open(os.devnull):
+        run.complete(value=1)
+    with open(os.devnull):
+        run.complete(value=2)
+    assert run.result == 3
+
+
+def test_an_event_with_an_exception_under_way_keeps_it() -> None:
+    """The code that handles an error may do what is refused, and still has its error."""
+
+    def refused_while_handling() -> Any:
+        try:
+            raise ValueError("mine")
+        except ValueError as error:
+            with pytest.raises(GuardError) as refusal:
+                os.listdir(".")
+            return error, refusal.value.__context__
+
+    error, context = in_workflow(refused_while_handling)
+    assert str(error) == "mine"
+    assert context is error

@@ -203,17 +203,11 @@ impl EventLoop {
         payload: Option<Py<PyBytes>>,
     ) -> PyResult<bool> {
         let kind = kind_of(kind)?;
-        let is_void = {
-            let this = slf.borrow();
-            let is_answer = kind.is_outcome() || kind == Kind::ChildStarted;
-            this.dead
-                || this.replay.is_ended()
-                || is_answer && this.replay.pending(r#ref).is_none()
-        };
-        if !is_void {
-            Self::deliver_fact(slf, kind, r#ref, time_us, name, meta, payload)?;
+        if slf.borrow().is_void(kind, r#ref) {
+            return Ok(false);
         }
-        Ok(!is_void)
+        Self::deliver_fact(slf, kind, r#ref, time_us, name, meta, payload)?;
+        Ok(true)
     }
 
     #[allow(clippy::type_complexity)] // the tuple is the contract of `_core.pyi`
@@ -267,18 +261,7 @@ impl EventLoop {
     }
 
     fn set_main(slf: &Bound<'_, Self>, task: Py<PyAny>) -> PyResult<()> {
-        let ended = slf.getattr(pyo3::intern!(slf.py(), "_main_ended"))?;
-        let py = slf.py();
-        task.bind(py)
-            .call_method1(pyo3::intern!(py, "add_done_callback"), (ended,))?;
-        let mut this = slf.borrow_mut();
-        if !this.tasks.iter().any(|known| known.is(&task)) {
-            this.tasks.push(task.clone_ref(py));
-        }
-        let before = this.main.replace(task);
-        drop(this);
-        drop(before);
-        Ok(())
+        Self::watch_main(slf, task)
     }
 
     fn _main_ended(&mut self, _task: &Bound<'_, PyAny>) {

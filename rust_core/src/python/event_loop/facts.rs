@@ -47,6 +47,12 @@ impl EventLoop {
         }
     }
 
+    /// Whether a new fact comes too late to change anything.
+    pub(super) fn is_void(&self, kind: Kind, reference: u32) -> bool {
+        let is_answer = kind.is_outcome() || kind == Kind::ChildStarted;
+        self.dead || self.replay.is_ended() || is_answer && self.replay.pending(reference).is_none()
+    }
+
     /// Write a new fact down, give it to whoever waits for it, and run the code until it is quiet.
     pub(super) fn deliver_fact(
         slf: &Bound<'_, Self>,

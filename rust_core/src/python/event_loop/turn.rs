@@ -37,6 +37,23 @@ impl EventLoop {
         failure.map_or(Ok(()), Err)
     }
 
+    /// The run ends with this task; it is kept like those that `create_task` made.
+    pub(super) fn watch_main(slf: &Bound<'_, Self>, task: Py<PyAny>) -> PyResult<()> {
+        let py = slf.py();
+        let ended = slf.getattr(pyo3::intern!(py, "_main_ended"))?;
+        task.bind(py)
+            .call_method1(pyo3::intern!(py, "add_done_callback"), (ended,))?;
+        let before = {
+            let mut this = slf.borrow_mut();
+            if !this.tasks.iter().any(|known| known.is(&task)) {
+                this.tasks.push(task.clone_ref(py));
+            }
+            this.main.replace(task)
+        };
+        drop(before);
+        Ok(())
+    }
+
     fn run_queue(slf: &Bound<'_, Self>) -> PyResult<()> {
         let py = slf.py();
         loop {

@@ -43,10 +43,28 @@ impl<B: AsRef<[u8]>> History<B> {
         }
     }
 
-    /// Check the next batch and add it: version, checksum, chain, numbering, names.
+    /// A whole history. Takes the batches as they are: of a long history with short batches, a second
+    /// list of them would be more bytes than they have.
+    pub fn with_batches(run_id: &[u8; 16], batches: Vec<B>) -> Result<Self> {
+        let mut history = Self::new(run_id);
+        history.sections.reserve_exact(batches.len());
+        for batch in &batches {
+            history.check(batch.as_ref())?;
+        }
+        history.batches = batches;
+        Ok(history)
+    }
+
+    /// Check the next batch and add it.
     pub fn push(&mut self, batch: B) -> Result<()> {
-        let seq = self.batches.len() as u32;
-        let bytes = batch.as_ref();
+        self.check(batch.as_ref())?;
+        self.batches.push(batch);
+        Ok(())
+    }
+
+    /// Check what comes next: version, checksum, chain, numbering, names.
+    fn check(&mut self, bytes: &[u8]) -> Result<()> {
+        let seq = self.sections.len() as u32;
         limit("batch", bytes.len(), BATCH_BYTES_MAX)?;
         let corrupt = |offset, reason| Error::Corrupt {
             seq,
@@ -114,7 +132,6 @@ impl<B: AsRef<[u8]>> History<B> {
         self.chain = chain;
         self.event_count += event_count;
         self.byte_count += bytes.len();
-        self.batches.push(batch);
         Ok(())
     }
 

@@ -72,6 +72,24 @@ proptest! {
     }
 
     #[test]
+    fn a_history_taken_whole_is_as_one_taken_batch_by_batch(
+        (events, flushes) in histories(), at in any::<usize>(), broken in any::<bool>(),
+    ) {
+        let (mut batches, _, _) = write(&RUN, &events, &flushes);
+        if broken {
+            let at = at % batches.len();
+            batches[at].pop();
+        }
+        let mut pushed = History::new(&RUN);
+        let outcome = batches.iter().try_for_each(|batch| pushed.push(batch.as_slice()));
+        let whole = History::with_batches(&RUN, batches.iter().map(Vec::as_slice).collect());
+        match (outcome, whole) {
+            (Ok(()), Ok(whole)) => prop_assert_eq!(format!("{whole:?}"), format!("{pushed:?}")),
+            (outcome, whole) => prop_assert_eq!(whole.map(drop), outcome),
+        }
+    }
+
+    #[test]
     fn a_batch_missing_repeated_or_out_of_place_is_found(
         (events, flushes) in histories(), at in any::<usize>(), other in any::<usize>(),
     ) {

@@ -26,10 +26,7 @@ pub(super) fn load_history(
     let run_id = run_id_bytes(run_id)?;
     let size: usize = batches.iter().map(|batch| batch.len()).sum();
     let check = || {
-        let mut history = History::new(&run_id);
-        for batch in batches {
-            history.push(batch)?;
-        }
+        let history = History::with_batches(&run_id, batches)?;
         if let Some(head) = head_hash {
             history.check_head(head as u64)?;
         }

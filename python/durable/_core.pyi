@@ -86,6 +86,9 @@ class Loop:
     so its next await does. False again when the next callback runs."""
 
     def __new__(cls, run_id: bytes, hook: Any) -> Loop: ...
+    def __call__(self, agen: Any, /) -> None:
+        """Close an async generator that the code let go of unfinished: the loop is the hook that
+        asyncio calls for one."""
 
     # -- driving it (engine) -------------------------------------------------------------------
     def load(self, batches: Sequence[bytes], head_hash: int | None = None) -> None:

@@ -456,9 +456,11 @@ fn commands_wait_until_their_outcome_and_are_listed_oldest_first() {
             .expect("live");
     }
     assert_eq!(replay.pending_ids(), [2, 3, 4]);
+    assert_eq!(replay.pending_count(), 3);
     assert!(replay.resolve(3).is_some());
     assert!(replay.resolve(3).is_none(), "an outcome is taken once");
     assert_eq!(replay.pending_ids(), [2, 4]);
+    assert_eq!(replay.pending_count(), 2);
     assert_eq!(
         replay.pending(2).map(|it| it.kind),
         Some(Kind::ActivityScheduled)

@@ -319,6 +319,17 @@ async def test_arguments_that_do_not_fit_are_refused(
     assert await views(client) == []
 
 
+@pytest.mark.parametrize("bad", [7, "seven", None])
+async def test_arguments_of_many_that_are_no_list_are_refused(client: Client, bad: Any) -> None:
+    with pytest.raises(InvalidArgumentError, match="workflow one are a list or a tuple"):
+        await client.start_many(echo, [("one", bad)])
+    with pytest.raises(InvalidArgumentError, match="the signal to one are a list"):
+        await client.signal_many("more", [("one", bad)])
+    with pytest.raises(InvalidArgumentError, match="a job are a list"):
+        await client.enqueue_many("any", [bad])
+    assert await views(client) == []
+
+
 async def test_a_value_that_cannot_be_written_is_refused(client: Client) -> None:
     with pytest.raises((EncodeError, InvalidArgumentError)):
         await client.start(echo, object(), id="bad")  # type: ignore[arg-type]

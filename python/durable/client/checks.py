@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from datetime import timedelta
+from typing import Any
 
 from durable.errors import ConfigurationError, InvalidArgumentError
 from durable.options import ID_LENGTH_MAX, seconds
@@ -32,3 +34,12 @@ def micros(duration: timedelta | float | None, what: str) -> int | None:
         return round(seconds(duration, what) * 1e6)
     except (ConfigurationError, TypeError, ValueError) as error:
         raise InvalidArgumentError(str(error)) from error
+
+
+def check_args(args: Any, what: str) -> tuple[Any, ...]:
+    """The arguments of one of many calls; raise InvalidArgumentError unless they are a sequence."""
+    if isinstance(args, str | bytes) or not isinstance(args, Sequence):
+        raise InvalidArgumentError(
+            f"the arguments of {what} are a list or a tuple, not {args!r}; one alone is [value]"
+        )
+    return tuple(args)

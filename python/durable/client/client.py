@@ -13,7 +13,7 @@ from typing import Any, TypeVar, overload
 
 from durable.client.answers import encode_call
 from durable.client.bulk import BulkClient
-from durable.client.checks import check_id
+from durable.client.checks import check_args, check_id
 from durable.client.completing import CompletingClient
 from durable.client.handle import WorkflowHandle
 from durable.client.intercepting import surround_all
@@ -60,7 +60,12 @@ class Client(WithStartClient, JobClient, ScheduleClient, CompletingClient, BulkC
                 f"{len(pairs)} signals need as many request ids, not {len(request_ids)}"
             )
         calls = [
-            MessageCall(check_id(workflow_id, "a workflow id"), None, name, tuple(args))
+            MessageCall(
+                check_id(workflow_id, "a workflow id"),
+                None,
+                name,
+                check_args(args, f"the signal to {workflow_id}"),
+            )
             for workflow_id, args in pairs
         ]
         ids = {

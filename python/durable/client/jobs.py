@@ -10,7 +10,7 @@ from collections.abc import Awaitable, Callable, Iterable, Sequence
 from datetime import datetime, timedelta
 from typing import Any, Literal, TypeVar, TypeVarTuple, overload
 
-from durable.client.checks import check_id
+from durable.client.checks import check_args, check_id
 from durable.client.handle import WorkflowHandle
 from durable.client.intercepting import start_call
 from durable.client.starting import StartingClient, StartOptions
@@ -152,7 +152,7 @@ class JobClient(StartingClient):
             id_reuse=id_reuse,
         )
         headers = headers_of(activity, retry, priority)
-        listed = [tuple(args) for args in calls]
+        listed = [check_args(args, "a job") for args in calls]
         if ids is not None and len(ids) != len(listed):
             raise InvalidArgumentError(
                 f"{len(listed)} jobs need as many ids, or none, not {len(ids)}"

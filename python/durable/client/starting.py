@@ -13,7 +13,7 @@ from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from datetime import datetime, timedelta
 from typing import Any, Literal, TypedDict, TypeVar, TypeVarTuple, Unpack, cast, overload
 
-from durable.client.checks import check_id, micros
+from durable.client.checks import check_args, check_id, micros
 from durable.client.connected import ConnectedClient
 from durable.client.handle import NEW_SECONDS, WorkflowHandle
 from durable.client.intercepting import start_call, started_with, surround_all
@@ -313,7 +313,8 @@ class StartingClient(ConnectedClient):
             if chosen.get("debounce_key") is not None:
                 raise InvalidArgumentError("start_many has no debouncing; start them one by one")
             known_id = check_id(workflow_id, "a workflow id")
-            calls.append(start_call(workflow, known_id, tuple(args), {}, chosen))
+            own_args = check_args(args, f"workflow {known_id}")
+            calls.append(start_call(workflow, known_id, own_args, {}, chosen))
         return await self.begin_all(workflow, calls, conn, options, {})
 
     async def begin_all(

@@ -2,8 +2,8 @@
 
 It speaks the protocol of `durable.runtime.spawn`. How it behaves is the app it is told to serve:
 ``well``, ``refuses`` (cannot start), ``exits`` (ends by itself), ``hangs`` (its loop stops),
-``deaf`` (does not hear "stop"), or ``file:PATH`` (what the file says). It imports nothing of ours,
-so that it starts fast.
+``deaf`` (does not hear "stop"), ``dies`` (is killed before it says hello), or ``file:PATH`` (what
+the file says). It imports nothing of ours, so that it starts fast.
 """
 
 import json
@@ -26,6 +26,9 @@ def main(fd: int) -> None:
         say(link, {"fail": "cannot import refuses: there is nothing there"})
         os._exit(78)
     session = secrets.randbits(53)
+    say(link, {"session": session})
+    if app == "dies":
+        os.kill(os.getpid(), signal.SIGKILL)
     hints = doubts = 0
     for progress in range(1_000_000):
         word = "hello" if progress == 0 else "beat"

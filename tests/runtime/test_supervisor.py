@@ -144,6 +144,21 @@ async def test_a_killed_worker_is_handed_over_and_replaced(notes: NotingStore) -
         assert supervisor.fleet.value("durable_degraded") == 0
 
 
+async def test_what_is_killed_before_it_says_hello_is_handed_over_and_counted(
+    notes: NotingStore, tmp_path: Path
+) -> None:
+    app = tmp_path / "app"
+    app.write_text("well")
+    async with make(notes, f"file:{app}", processes=1) as supervisor:
+        app.write_text("dies")
+        os.kill(supervisor.pids[0], signal.SIGKILL)
+        await until(
+            lambda: supervisor.fleet.value("durable_worker_restarts_total", reason="killed") >= 3
+        )
+        assert supervisor.fleet.value("durable_worker_restarts_total", reason="boot") == 0
+        assert len(set(notes.ended)) >= 3
+
+
 async def test_a_session_that_ended_well_a_moment_ago_is_no_alarm(
     notes: NotingStore, caplog: pytest.LogCaptureFixture
 ) -> None:

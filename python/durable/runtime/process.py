@@ -71,6 +71,8 @@ async def serve(link: socket.socket) -> int:
     guard.install()
     try:
         worker, metrics = build(orders, load_app(orders.app))
+        # Before it claims anything: what it has when it is killed is handed over at once.
+        writer.write(json.dumps({"session": worker.session_id}).encode() + b"\n")
         running = asyncio.create_task(worker.run())
         await first_of(running, worker.started())
     except DurableError as error:

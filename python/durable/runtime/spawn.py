@@ -93,6 +93,7 @@ class WorkerProcess:
         self.number = number
         self.session: int | None = None
         self.past_sessions: set[int] = set()
+        """Sessions that it may have had: what it said before it served, and those declared dead."""
         self.progress = -1
         self.started_at = time.monotonic()
         self.progress_at = self.started_at
@@ -204,6 +205,10 @@ class WorkerProcess:
         """Act on one message."""
         if "fail" in message:
             self.failure = str(message["fail"])
+            return
+        if "session" in message:
+            # It serves soon, and may be gone before it says hello.
+            self.past_sessions.add(message["session"])
             return
         beat = message.get("hello") or message["beat"]
         if self.session not in (None, beat["session"]):

@@ -406,8 +406,10 @@ class Supervisor:
         await worker.close()
         self._processes.discard(worker)
         self.fleet.retire(worker)
-        if worker.session is not None and worker.returncode != 0:
-            self._orphans |= {worker.session, *worker.past_sessions}
+        if worker.returncode != 0:
+            self._orphans |= worker.past_sessions
+            if worker.session is not None:
+                self._orphans.add(worker.session)
             await self._hand_over()
 
     async def _hand_over(self) -> None:
@@ -501,6 +503,8 @@ def reason_of(worker: WorkerProcess) -> str:
     """Why a worker ended, as the label of ``durable_worker_restarts_total``."""
     if worker.killed_as_hung:
         return "hung"
+    if (worker.returncode or 0) < 0:
+        return "killed"
     if worker.returncode == BOOT_FAILURE_CODE or not worker.up.is_set():
         return "boot"
-    return "killed" if (worker.returncode or 0) < 0 else "exited"
+    return "exited"

@@ -1,6 +1,7 @@
 """Connecting for the first time: what is told at once, and what is waited for."""
 
 import asyncio
+import gc
 import socket
 from collections.abc import Iterator
 
@@ -82,6 +83,28 @@ async def test_a_server_that_was_reached_before_is_waited_for(
         assert len(asked) == 3
     finally:
         await store.close()
+
+
+async def test_a_connect_that_is_cancelled_hangs_up_at_once() -> None:
+    loop = asyncio.get_running_loop()
+    gc.disable()
+    try:
+        with socket.create_server(("127.0.0.1", 0)) as server:
+            server.setblocking(False)
+            target = Target(f"postgresql://127.0.0.1:{server.getsockname()[1]}/none", "durable")
+            connecting = asyncio.ensure_future(target.connect())
+            async with asyncio.timeout(60):
+                line, _ = await loop.sock_accept(server)
+                with line:
+                    line.setblocking(False)
+                    assert await loop.sock_recv(line, 4096)
+                    connecting.cancel()
+                    await asyncio.wait([connecting])
+                    assert connecting.cancelled()
+                    while await loop.sock_recv(line, 4096):
+                        pass
+    finally:
+        gc.enable()
 
 
 async def test_a_dsn_that_cannot_be_read_is_refused_without_being_shown() -> None:

@@ -21,6 +21,7 @@ import os
 import random
 import socket
 import time
+import traceback
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
@@ -156,12 +157,18 @@ class Target:
 
     async def connect_once(self) -> Conn:
         """Open one connection."""
-        conn = await AsyncConnection.connect(
-            self.conninfo(),
-            autocommit=True,
-            prepare_threshold=None if self.pooler else 0,
-            cursor_factory=AsyncRawCursor,
-        )
+        try:
+            conn = await AsyncConnection.connect(
+                self.conninfo(),
+                autocommit=True,
+                prepare_threshold=None if self.pooler else 0,
+                cursor_factory=AsyncRawCursor,
+            )
+        except BaseException as error:
+            # The frames of a connect that was cancelled or took too long have its socket. Until it
+            # closes, the server waits with half a login, and DROP DATABASE waits with it.
+            traceback.clear_frames(error.__traceback__)
+            raise
         register(conn)
         return conn
 

@@ -15,7 +15,7 @@ from durable import activity, errors, workflow
 
 PROMISED = """
     activity workflow ActivityOptions Interceptor RetryPolicy
-    BulkResult Client IdReuse RunFilter RunState ScheduleHandle StreamItem SyncClient
+    BulkResult Client ForkPlan IdReuse RunFilter RunState ScheduleHandle StreamItem SyncClient
     SyncScheduleHandle SyncWorkflowHandle WorkflowHandle
     Supervisor SupervisorOptions Worker WorkerOptions
     ApplicationError NonRetryable RetryAfter

@@ -60,6 +60,7 @@ if TYPE_CHECKING:
     from durable.client import (
         BulkResult,
         Client,
+        ForkPlan,
         RunFilter,
         ScheduleHandle,
         StreamItem,
@@ -81,6 +82,7 @@ __all__ = [
     # starting and asking
     "BulkResult",
     "Client",
+    "ForkPlan",
     "IdReuse",
     "RunFilter",
     "RunState",
@@ -146,6 +148,7 @@ __all__ = [
 LATE = {
     "BulkResult": "durable.client",
     "Client": "durable.client",
+    "ForkPlan": "durable.client",
     "RunFilter": "durable.client",
     "ScheduleHandle": "durable.client",
     "StreamItem": "durable.client",

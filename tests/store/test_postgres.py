@@ -503,6 +503,26 @@ async def test_an_end_that_is_refused_is_told_with_its_verdict(postgres: Postgre
     assert (await postgres.store.commit([ending])).verdicts == [Verdict.ACCEPTED]
 
 
+async def test_a_run_that_closes_while_runs_are_listed_is_listed_once(
+    postgres: PostgresRig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    session = await postgres.session()
+    await postgres.start("a")
+    (run,) = await postgres.claim(session)
+    fetch = postgres.store.fetch  # type: ignore[attr-defined]
+
+    async def fetch_and_close(name: str, params: Any) -> Any:
+        rows = await fetch(name, params)
+        if name == "view_open":
+            ending = change(run, b"end", closing=Closing(RunState.COMPLETED, b"1"))
+            await postgres.other.commit([ending])
+        return rows
+
+    monkeypatch.setattr(postgres.store, "fetch", fetch_and_close)
+    (view,) = await postgres.store.views()
+    assert (view.run_id, view.state) == (run.run_id, RunState.COMPLETED)
+
+
 # -- claims and crashes ----------------------------------------------------------------------
 
 

@@ -28,6 +28,7 @@ Inside:
 
 from durable.client.bulk import BulkResult, RunFilter
 from durable.client.client import Client
+from durable.client.forking import ForkPlan
 from durable.client.handle import WorkflowHandle
 from durable.client.replica import HistoryEvent
 from durable.client.schedules import ScheduleHandle
@@ -37,6 +38,7 @@ from durable.client.sync import SyncClient, SyncScheduleHandle, SyncWorkflowHand
 __all__ = [
     "BulkResult",
     "Client",
+    "ForkPlan",
     "HistoryEvent",
     "RunFilter",
     "ScheduleHandle",

@@ -325,8 +325,9 @@ class PostgresStore(PostgresStreams):
             rows += await self.fetch(f"{how}_open", params)
         if not states or any(s >= RunState.COMPLETED for s in states):
             rows += await self.fetch(f"{how}_closed", params)
-        found = [run_view(row) for row in rows]
-        found.sort(key=lambda view: view.created_us, reverse=True)
+        # One that closes between the two looks is in both.
+        by_run = {row[0]: run_view(row) for row in rows}
+        found = sorted(by_run.values(), key=lambda view: view.created_us, reverse=True)
         return await give_heads(found[:limit], self.first_batches)
 
     async def open_page(

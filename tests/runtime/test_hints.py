@@ -77,6 +77,19 @@ async def test_hints_of_results_do_not_wait_for_hints_of_work() -> None:
     await hinter.flush()
 
 
+async def test_more_ends_than_a_hint_can_name_are_not_named() -> None:
+    store = Heard()
+    hinter = Hinter(store)
+    hinter.done([str(uuid4()) for _ in range(HINT_RUNS_MAX)])
+    await hinter.flush()
+    hinter.done([str(uuid4()) for _ in range(HINT_RUNS_MAX + 1)])
+    await hinter.flush()
+    named, unnamed = store.told
+    assert len(named.run_ids) == HINT_RUNS_MAX
+    assert len(notify.write(named)) < 8000
+    assert unnamed == DONE
+
+
 async def test_a_store_that_is_away_ends_a_hint_but_not_the_next() -> None:
     store = Heard()
     failing = True

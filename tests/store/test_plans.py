@@ -15,7 +15,7 @@ from dataclasses import replace
 import psycopg
 import pytest
 from support.plans import Plan, WatchedStore
-from support.shapes import ROWS, SEEN_DEAD, SHAPES, shaped
+from support.shapes import EMPTIED_THEN_FULL, ROWS, SEEN_DEAD, SHAPES, shaped
 from support.store_rig import HOUR_US, QUEUE, TYPE, PostgresRig, change, new_run
 
 from durable.events import (
@@ -29,6 +29,7 @@ from durable.events import (
     Response,
     RunState,
     TypeInfo,
+    Verdict,
 )
 from durable.store.limits import Limits
 from durable.store.pages import OpenRuns
@@ -252,6 +253,32 @@ async def test_no_statement_reads_the_crowd(dsn: str, shape: str, mode: str) -> 
         if count > BUDGETS[name] + walk * (name in WALKERS)
     }
     assert not over
+
+
+@pytest.mark.parametrize("mode", ["generic", "custom"])
+async def test_runs_start_and_end_by_look_ups_after_a_quiet_hour(dsn: str, mode: str) -> None:
+    await plan_functions(dsn, f"force_{mode}_plan")
+    async with shaped(dsn, EMPTIED_THEN_FULL):
+        rig = PostgresRig(dsn)
+        rig.store = store = WatchedStore(dsn, f"force_{mode}_plan")
+        await store.open()
+        try:
+            session = await rig.session()
+            starts = [new_run(f"fresh{n}", queue="fresh") for n in range(8)]
+            store.take()
+            await store.start_runs(starts)
+            await store.send([Message(5, workflow_id="fresh1", request_id="r")])
+            runs, _, _ = await store.claim_runs(session, ["fresh"], [TYPE], 8)
+            assert len(runs) == 8
+            await store.commit([change(run, b"b") for run in runs])
+            end = Closing(RunState.TERMINATED)
+            ends = [change(run, b"e", seq=2, closing=end) for run in runs]
+            assert set((await store.commit(ends)).verdicts) == {Verdict.ACCEPTED}
+            plans, _ = store.take()
+            for plan in plans:
+                check(plan, "after a quiet hour")
+        finally:
+            await store.close()
 
 
 @pytest.mark.parametrize("mode", ["generic", "custom"])

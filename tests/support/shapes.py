@@ -72,6 +72,8 @@ DEAD_TABLES = "task timer inbox activity request response run"
 HOT_TABLES = "session run claim task timer inbox request activity response"
 
 EMPTY_THEN_FULL = "empty, then full"
+EMPTIED_THEN_FULL = "emptied, then full"
+"""As after a quiet hour: statistics say that there are many pages and no row at all."""
 FULL_THEN_EMPTY = "full, then empty"
 SEEN_DEAD = "dead and still seen"
 
@@ -92,10 +94,13 @@ SHAPES: dict[str, dict[str, int]] = {
 }
 
 
+QUIET_HOUR = {EMPTIED_THEN_FULL: {"sleeping": ROWS, "elsewhere": ROWS}}
+
+
 @asynccontextmanager
 async def shaped(dsn: str, shape: str) -> AsyncIterator[None]:
     """Make the database have that shape, for as long as this is open."""
-    counts = SHAPES[shape]
+    counts = (SHAPES | QUIET_HOUR)[shape]
     connect = psycopg.AsyncConnection.connect
     async with await connect(dsn, autocommit=True) as conn, await connect(dsn) as reader:
         for table in HOT_TABLES.split():
@@ -103,17 +108,23 @@ async def shaped(dsn: str, shape: str) -> AsyncIterator[None]:
             await conn.execute(f"ALTER TABLE durable.{table} SET (autovacuum_enabled = off)")
         if shape == EMPTY_THEN_FULL:
             await conn.execute("ANALYZE")
+        if shape == EMPTIED_THEN_FULL:
+            await fill(conn, counts)
+            for table in DEAD_TABLES.split():
+                await conn.execute(f"DELETE FROM durable.{table}")
+            await conn.execute("VACUUM (ANALYZE, TRUNCATE off)")
         await fill(conn, counts)
         if shape == SEEN_DEAD:
             await reader.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ")
             await reader.execute("SELECT FROM durable.run LIMIT 1")
-        if shape != EMPTY_THEN_FULL:
+        late = shape in (EMPTY_THEN_FULL, EMPTIED_THEN_FULL)
+        if not late:
             await conn.execute("ANALYZE")
         if shape in (SEEN_DEAD, FULL_THEN_EMPTY):
             for table in DEAD_TABLES.split():
                 await conn.execute(f"DELETE FROM durable.{table}")
             await fill(conn, dict.fromkeys(KINDS, SOME), "again ")
-        elif shape != EMPTY_THEN_FULL:
+        elif not late:
             await fill(conn, {kind: SOME for kind in KINDS if kind not in counts})
             await conn.execute("VACUUM ANALYZE")
         yield

@@ -34,7 +34,9 @@ class Hinter:
 
     def done(self, run_ids: Iterable[str] = ()) -> None:
         """Let clients know soon that these runs are closed, or (none named) look at all."""
-        self._done.send(Hint(done=True, run_ids=tuple(run_ids)))
+        named = tuple(run_ids)
+        # More than a payload has room for are not named.
+        self._done.send(Hint(done=True, run_ids=named if len(named) <= HINT_RUNS_MAX else ()))
 
     async def flush(self) -> None:
         """Wait until what was asked for is sent."""

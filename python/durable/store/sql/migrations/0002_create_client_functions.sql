@@ -3,13 +3,16 @@
 -- The settings on each function pin its plans to nested loops over indexes, whatever the statistics
 -- say: each of these arrays is small, each table can be huge. EXISTS with anything but AND around it
 -- may still become a hash of the whole table, planned while that was small, so such a look is a
--- scalar sub-select, which can only be done row by row.
+-- scalar sub-select, which can only be done row by row. Where statistics say that a table has many
+-- pages and no row (it was emptied, and vacuumed), an equality that could be merged makes the planner
+-- walk through its whole index, and crowds come later: hence `= ANY (ARRAY[x])`, which only looks up.
 
 -- Insert one wake token per run, for the session that owns it now.
 CREATE FUNCTION {s}.wake(p_runs uuid[]) RETURNS void LANGUAGE sql AS $$
     INSERT INTO {s}.task (queue, priority, kind, type, run_id, session)
     SELECT r.queue, r.priority, 1, r.workflow_type, r.run_id, r.session
-    FROM (SELECT DISTINCT unnest(p_runs) AS run_id) i JOIN {s}.run r USING (run_id)
+    FROM (SELECT DISTINCT unnest(p_runs) AS run_id) i
+    JOIN {s}.run r ON r.run_id = ANY (ARRAY[i.run_id])
 $$;
 
 -- The same for runs whose time has come, as if a thousand others had been there before: many timers
@@ -18,7 +21,8 @@ CREATE FUNCTION {s}.wake_late(p_runs uuid[]) RETURNS void LANGUAGE sql AS $$
     INSERT INTO {s}.task (id, queue, priority, kind, type, run_id, session) OVERRIDING SYSTEM VALUE
     SELECT nextval('{s}.task_id_seq') + 1000, r.queue, r.priority, 1, r.workflow_type, r.run_id,
            r.session
-    FROM (SELECT DISTINCT unnest(p_runs) AS run_id) i JOIN {s}.run r USING (run_id)
+    FROM (SELECT DISTINCT unnest(p_runs) AS run_id) i
+    JOIN {s}.run r ON r.run_id = ANY (ARRAY[i.run_id])
 $$;
 
 -- Send a hint together with what this transaction writes: one trip less for who waits for it. A commit
@@ -97,7 +101,7 @@ BEGIN
                     SELECT i.reuse = 0 OR c.state = 10 FROM {s}.closed_run c
                     WHERE c.workflow_id = i.workflow_id ORDER BY c.closed_at DESC LIMIT 1))
         ), undone AS (
-            DELETE FROM {s}.run r USING blocked b WHERE r.run_id = b.run_id
+            DELETE FROM {s}.run r USING blocked b WHERE r.run_id = ANY (ARRAY[b.run_id])
         ) SELECT array_agg(run_id) INTO v_taken FROM blocked;
         v_all := v_all AND v_taken IS NULL;
 
@@ -128,7 +132,8 @@ BEGIN
 
         INSERT INTO {s}.task (queue, priority, kind, type, run_id)
         SELECT r.queue, r.priority, 1, r.workflow_type, r.run_id
-        FROM unnest(v_new) WITH ORDINALITY AS i(run_id, n) JOIN {s}.run r USING (run_id)
+        FROM unnest(v_new) WITH ORDINALITY AS i(run_id, n)
+        JOIN {s}.run r ON r.run_id = ANY (ARRAY[i.run_id])
         WHERE r.state = 0;
 
         IF NOT v_plain THEN
@@ -267,8 +272,8 @@ BEGIN
         ) r ON true;
         SELECT array_agg(run_id) INTO v_held FROM (
             SELECT r.run_id FROM (SELECT DISTINCT unnest(v_wanted) AS run_id) i
-            JOIN {s}.run r USING (run_id)
-            ORDER BY r.run_id FOR KEY SHARE OF r
+            JOIN {s}.run r ON r.run_id = ANY (ARRAY[i.run_id])
+            ORDER BY i.run_id FOR KEY SHARE OF r
         ) held;
         v_target := ARRAY(
             SELECT CASE WHEN w = ANY (v_held) THEN w END

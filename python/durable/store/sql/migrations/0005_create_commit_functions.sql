@@ -28,8 +28,8 @@ BEGIN
     IF p_close IS NOT NULL THEN
         v_closable := ARRAY(
             SELECT r.run_id FROM unnest(p_run, p_close) AS i(run_id, close)
-            JOIN {s}.run r USING (run_id)
-            WHERE i.close > 0 ORDER BY r.run_id FOR UPDATE OF r SKIP LOCKED);
+            JOIN {s}.run r ON r.run_id = ANY (ARRAY[i.run_id])
+            WHERE i.close > 0 ORDER BY i.run_id FOR UPDATE OF r SKIP LOCKED);
         v_some_held := cardinality(v_closable) < cardinality(p_close)
             AND cardinality(v_closable) < (SELECT count(*) FROM unnest(p_close) c WHERE c > 0);
         v_unread := ARRAY(
@@ -53,7 +53,7 @@ BEGIN
             -- A run's first batch only says what its start made it ask for: nothing has run yet.
             crashes = CASE WHEN i.seq = 1 AND i.batch IS NOT NULL THEN r.crashes ELSE 0 END
         FROM i
-        WHERE r.run_id = i.run_id AND r.fence = i.fence AND r.next_seq = i.seq
+        WHERE r.run_id = ANY (ARRAY[i.run_id]) AND r.fence = i.fence AND r.next_seq = i.seq
           AND r.flush <> p_flush AND r.run_id <> ALL (v_unread)
         RETURNING r.run_id, r.part, i.seq, i.batch
     ), written AS (
@@ -61,7 +61,7 @@ BEGIN
         SELECT part, run_id, seq, batch FROM ok WHERE batch IS NOT NULL
     ), consumed AS (
         DELETE FROM {s}.inbox b USING unnest(p_read_run, p_read_id) AS c(run_id, id)
-        WHERE b.run_id = c.run_id AND b.id = c.id
+        WHERE b.run_id = ANY (ARRAY[c.run_id]) AND b.id = c.id
           AND c.run_id IN (SELECT run_id FROM ok)
     ) SELECT count(*) INTO v_count FROM ok;
 
@@ -92,7 +92,8 @@ END $$;
 CREATE FUNCTION {s}.mine(p_runs uuid[]) RETURNS SETOF uuid LANGUAGE sql STABLE ROWS 10
 SET enable_seqscan = off SET enable_hashjoin = off SET enable_mergejoin = off SET plan_cache_mode = force_generic_plan
 AS $$
-    SELECT r.run_id FROM (SELECT DISTINCT unnest(p_runs) AS run_id) i JOIN {s}.run r USING (run_id)
+    SELECT r.run_id FROM (SELECT DISTINCT unnest(p_runs) AS run_id) i
+    JOIN {s}.run r ON r.run_id = ANY (ARRAY[i.run_id])
     WHERE r.xmin = pg_current_xact_id()::xid
 $$;
 
@@ -104,7 +105,7 @@ SET enable_seqscan = off SET enable_hashjoin = off SET enable_mergejoin = off SE
 AS $$
     DELETE FROM {s}.timer t
     USING unnest(p_done_run, p_done_ref) AS i(run_id, ref)
-    WHERE t.run_id = i.run_id AND t.ref = i.ref AND t.kind = 1
+    WHERE t.run_id = ANY (ARRAY[i.run_id]) AND t.ref = i.ref AND t.kind = 1
       AND i.run_id IN (SELECT {s}.mine(p_done_run));
     INSERT INTO {s}.timer (run_id, ref, kind, due_at)
     SELECT i.run_id, i.ref, i.kind, {s}.ts(i.due_us)
@@ -347,7 +348,7 @@ BEGIN
         DELETE FROM {s}.run r
         USING unnest(p_run, p_state, p_result, p_failure, p_next)
               AS i(run_id, ended, result, failure, next)
-        WHERE r.run_id = i.run_id AND r.xmin = pg_current_xact_id()::xid
+        WHERE r.run_id = ANY (ARRAY[i.run_id]) AND r.xmin = pg_current_xact_id()::xid
         RETURNING r.*, i.ended, i.result, i.failure, i.next
     ), kept AS (
         INSERT INTO {s}.closed_run (part, run_id, workflow_id, workflow_type, queue, version, state,
@@ -358,9 +359,9 @@ BEGIN
         FROM gone
     ), parent AS MATERIALIZED (
         SELECT p.run_id, g.parent_ref, g.ended AS state, coalesce(g.result, g.failure) AS payload
-        FROM gone g JOIN {s}.run p ON p.run_id = g.parent_run_id
+        FROM gone g JOIN {s}.run p ON p.run_id = ANY (ARRAY[g.parent_run_id])
         WHERE g.next IS NULL AND g.parent_run_id IS NOT NULL
-        ORDER BY p.run_id FOR KEY SHARE OF p
+        ORDER BY g.parent_run_id FOR KEY SHARE OF p
     ), told AS (
         INSERT INTO {s}.inbox (run_id, kind, ref, payload)
         SELECT run_id, CASE state WHEN 10 THEN 9 ELSE 10 END, coalesce(parent_ref, 0), payload

@@ -4,6 +4,8 @@ import os
 import signal
 import subprocess
 import sys
+import time
+import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -109,6 +111,21 @@ def test_a_dev_server_that_cannot_start_says_why(dsn: str, tmp_path: Path) -> No
     assert "Traceback" not in said
 
 
+def wait_for_good(url: str) -> None:
+    """Ask until the answer is 200."""
+    deadline = time.monotonic() + 60
+    while True:
+        try:
+            with urllib.request.urlopen(url) as answer:
+                assert answer.status == 200
+                return
+        except urllib.error.HTTPError as error:
+            with error:
+                assert error.code == 503
+                assert time.monotonic() < deadline, error.read()
+        time.sleep(0.05)
+
+
 def test_a_worker_is_ready_counts_and_drains(dsn: str, tmp_path: Path) -> None:
     (tmp_path / "hello_app.py").write_text(HELLO.format(word="Hello"))
     with durable(
@@ -116,9 +133,9 @@ def test_a_worker_is_ready_counts_and_drains(dsn: str, tmp_path: Path) -> None:
     ) as worker:
         url = line_with(worker, "/metrics", of_stderr=True).split()[-1].removesuffix("/metrics")
         assert ask(tmp_path, "start", "hello", '["Ann"]', "--id", "1", "--wait", "--dsn", dsn)
+        # One worker can have done that; ready is who has all of them up.
         for path in ("healthz", "readyz"):
-            with urllib.request.urlopen(f"{url}/{path}") as answer:
-                assert answer.status == 200
+            wait_for_good(f"{url}/{path}")
         with urllib.request.urlopen(f"{url}/metrics") as answer:
             assert "durable_workers_wanted 2.0" in answer.read().decode()
         worker.send_signal(signal.SIGTERM)

@@ -187,7 +187,7 @@ BUDGETS = {
     "waiting": 25,
     "commit_runs": 160,
     "commit_timers": 80,
-    "commit_activities": 130,
+    "commit_activities": 160,
     "commit_activities_done": 45,
     "commit_responses": 65,
     "commit_children": 220,

@@ -91,16 +91,14 @@ SHAPES: dict[str, dict[str, int]] = {
     SEEN_DEAD: {"sleeping": ROWS, "ready": ROWS},
     "one queue has nearly all": {"elsewhere": ROWS},
     FULL_THEN_EMPTY: {"sleeping": ROWS, "ready": ROWS},
+    EMPTIED_THEN_FULL: {"sleeping": ROWS, "elsewhere": ROWS},
 }
-
-
-QUIET_HOUR = {EMPTIED_THEN_FULL: {"sleeping": ROWS, "elsewhere": ROWS}}
 
 
 @asynccontextmanager
 async def shaped(dsn: str, shape: str) -> AsyncIterator[None]:
     """Make the database have that shape, for as long as this is open."""
-    counts = (SHAPES | QUIET_HOUR)[shape]
+    counts = SHAPES[shape]
     connect = psycopg.AsyncConnection.connect
     async with await connect(dsn, autocommit=True) as conn, await connect(dsn) as reader:
         for table in HOT_TABLES.split():

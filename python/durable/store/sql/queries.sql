@@ -277,16 +277,16 @@ SELECT {s}.commit_successors(
 SELECT true FROM pg_notify($1, $2)
 
 -- name: owned_runs
-SELECT run_id::text, workflow_id, workflow_type, queue, version, fence, next_seq, head_hash, part,
+SELECT r.run_id::text, workflow_id, workflow_type, queue, version, fence, next_seq, head_hash, part,
        crashes::integer, parent_run_id::text, parent_ref, {s}.us(created_at),
        NULL::bytea, true, pause IS NOT NULL
 FROM (SELECT DISTINCT unnest(runs) AS run_id FROM {s}.claim WHERE session = $1::bigint) c
-JOIN {s}.run r USING (run_id) WHERE r.session = $1::bigint
+JOIN {s}.run r ON r.run_id = ANY (ARRAY[c.run_id]) WHERE r.session = $1::bigint
 
 -- name: owned_activities
 SELECT a.run_id::text, r.workflow_id, r.workflow_type, a.ref, a.name, a.queue, a.attempt, a.token,
        a.input, a.options, a.last_failure, a.details, {s}.us(a.scheduled_at)
-FROM {s}.activity a JOIN {s}.run r USING (run_id) WHERE a.session = $1::bigint
+FROM {s}.activity a JOIN {s}.run r ON r.run_id = ANY (ARRAY[a.run_id]) WHERE a.session = $1::bigint
 
 -- name: waiting
 SELECT run_id::text, ref FROM {s}.activity WHERE run_id = ANY ($1::uuid[])

@@ -6,6 +6,8 @@
 -- scalar sub-select, which can only be done row by row. Where statistics say that a table has many
 -- pages and no row (it was emptied, and vacuumed), an equality that could be merged makes the planner
 -- walk through its whole index, and crowds come later: hence `= ANY (ARRAY[x])`, which only looks up.
+-- For the same reason a later column of an index is compared as `x + 0` where it is one fixed value, a
+-- sort is by what comes from the array, and a row that need only be there is a scalar sub-select.
 
 -- Insert one wake token per run, for the session that owns it now.
 CREATE FUNCTION {s}.wake(p_runs uuid[]) RETURNS void LANGUAGE sql AS $$
@@ -141,7 +143,7 @@ BEGIN
             SELECT r.run_id, 0, t.kind, t.due_at
             FROM unnest(p_run_id, p_delay_us, p_due_us, p_timeout_us, p_execution_us)
                  AS i(run_id, delay_us, due_us, timeout_us, execution_us)
-            JOIN {s}.run r USING (run_id)
+            JOIN {s}.run r ON r.run_id = ANY (ARRAY[i.run_id])
             CROSS JOIN LATERAL (
                 SELECT coalesce({s}.ts(i.due_us),
                                 r.created_at + i.delay_us * interval '1 microsecond') AS due_at
@@ -195,7 +197,8 @@ BEGIN
     LEFT JOIN LATERAL (
         SELECT r.run_id, CASE WHEN r.pause IS NULL THEN r.state ELSE 3::smallint END AS state
         FROM {s}.run r
-        WHERE r.workflow_id = i.workflow_id AND mine.run_id IS NULL AND keyed.run_id IS NULL
+        WHERE r.workflow_id = ANY (ARRAY[i.workflow_id])
+          AND mine.run_id IS NULL AND keyed.run_id IS NULL
     ) opened ON true
     LEFT JOIN LATERAL (
         SELECT c.run_id, c.state FROM {s}.closed_run c

@@ -107,7 +107,7 @@ BEGIN
             RETURN QUERY
             WITH rest AS MATERIALIZED (
                 SELECT r.run_id, r.queue, r.priority, r.workflow_type, r.session
-                FROM unnest(v_seen) i(run_id) JOIN {s}.run r USING (run_id)
+                FROM unnest(v_seen) i(run_id) JOIN {s}.run r ON r.run_id = ANY (ARRAY[i.run_id])
                 WHERE r.xmin <> pg_current_xact_id()::xid AND (
                     r.state = 0 AND r.pause IS NULL OR r.session IS NOT NULL
                     OR (SELECT true FROM {s}.inbox b WHERE b.run_id = r.run_id AND (
@@ -170,8 +170,9 @@ BEGIN
 
     v_runs := ARRAY(SELECT DISTINCT unnest(runs) FROM {s}.claim WHERE session = ANY (v_dead));
     WITH locked AS MATERIALIZED (
-        SELECT run_id FROM {s}.run WHERE run_id = ANY (v_runs) AND session = ANY (v_dead)
-        ORDER BY run_id FOR NO KEY UPDATE
+        SELECT r.run_id FROM unnest(v_runs) AS i(run_id)
+        JOIN {s}.run r ON r.run_id = ANY (ARRAY[i.run_id]) AND r.session = ANY (v_dead)
+        ORDER BY i.run_id FOR NO KEY UPDATE OF r
     ), gone AS (
         DELETE FROM {s}.claim WHERE session = ANY (v_dead)
     ), freed AS (
@@ -179,17 +180,18 @@ BEGIN
         SET session = NULL, fence = r.fence + 1,
             crashes = least(r.crashes + (p_crashed AND (
                 r.run_id = ANY (v_suspects) OR r.session <> ALL (v_tried)))::integer, 32767)
-        FROM locked WHERE r.run_id = locked.run_id
+        FROM locked WHERE r.run_id = ANY (ARRAY[locked.run_id])
         RETURNING r.run_id
     ) SELECT coalesce(array_agg(run_id), '{}') INTO v_runs FROM freed;
     runs := cardinality(v_runs);
     PERFORM {s}.wake(v_runs);
 
     PERFORM FROM (
-        SELECT r.run_id FROM {s}.run r WHERE r.run_id IN (
-            SELECT a.run_id FROM {s}.activity a
-            WHERE a.session = ANY (v_dead) AND p_crashed AND a.crashes >= 2)
-        ORDER BY r.run_id FOR KEY SHARE OF r
+        SELECT r.run_id FROM (
+            SELECT DISTINCT a.run_id FROM {s}.activity a
+            WHERE a.session = ANY (v_dead) AND p_crashed AND a.crashes >= 2
+        ) i JOIN {s}.run r ON r.run_id = ANY (ARRAY[i.run_id])
+        ORDER BY i.run_id FOR KEY SHARE OF r
     ) held;
     SELECT array_agg(run_id), array_agg(ref),
            array_agg(p_crashed AND crashes >= 2 AND session <> ALL (v_tried))
@@ -201,7 +203,7 @@ BEGIN
         UPDATE {s}.activity a SET crashes = least(a.crashes + (
             p_crashed AND a.session <> ALL (v_tried))::integer, 32767)
         FROM unnest(v_act_run, v_act_ref) AS i(run_id, ref)
-        WHERE a.run_id = i.run_id AND a.ref = i.ref;
+        WHERE a.run_id = ANY (ARRAY[i.run_id]) AND a.ref = i.ref;
         PERFORM {s}.enqueue(array_agg(run_id), array_agg(ref), array_agg(0::bigint))
         FROM unnest(v_act_run, v_act_ref, v_guilty) AS i(run_id, ref, guilty)
         WHERE NOT guilty HAVING count(*) > 0;
@@ -255,12 +257,15 @@ DECLARE
     v_runs uuid[];
 BEGIN
     WITH locked AS MATERIALIZED (
-        SELECT r.run_id FROM {s}.run r WHERE r.run_id = ANY (p_runs) AND r.state = 1
-        ORDER BY r.run_id FOR NO KEY UPDATE SKIP LOCKED
+        SELECT r.run_id FROM (SELECT DISTINCT unnest(p_runs) AS run_id) i
+        JOIN {s}.run r ON r.run_id = ANY (ARRAY[i.run_id]) AND r.state = 1
+        ORDER BY i.run_id FOR NO KEY UPDATE OF r SKIP LOCKED
     ), quiet AS (
-        DELETE FROM {s}.timer t USING locked l WHERE t.run_id = l.run_id AND t.ref = 0 AND t.kind = 6
+        DELETE FROM {s}.timer t USING locked l
+        WHERE t.run_id = ANY (ARRAY[l.run_id]) AND t.ref + 0 = 0 AND t.kind + 0 = 6
     ), ready AS (
-        UPDATE {s}.run r SET state = 0, park = NULL FROM locked l WHERE r.run_id = l.run_id
+        UPDATE {s}.run r SET state = 0, park = NULL FROM locked l
+        WHERE r.run_id = ANY (ARRAY[l.run_id])
         RETURNING r.run_id
     ) SELECT array_agg(run_id) INTO v_runs FROM ready;
     PERFORM {s}.wake(v_runs);
@@ -282,7 +287,7 @@ BEGIN
     PERFORM FROM {s}.run WHERE run_id = ANY (p_runs) ORDER BY run_id FOR NO KEY UPDATE;
     WITH paused AS (
         UPDATE {s}.run r SET pause = i.pause
-        FROM unnest(p_runs, p_pause) AS i(run_id, pause) WHERE r.run_id = i.run_id
+        FROM unnest(p_runs, p_pause) AS i(run_id, pause) WHERE r.run_id = ANY (ARRAY[i.run_id])
         RETURNING r.run_id, r.session
     )
     SELECT array_agg(run_id), array_agg(run_id) FILTER (WHERE session IS NOT NULL)

@@ -48,7 +48,7 @@ BEGIN
                    SELECT true FROM {s}.fair_clock c
                    WHERE c.queue = a.queue AND c.priority = a.priority) IS NOT NULL AS fair
         FROM unnest(p_runs, p_refs, p_delay_us) WITH ORDINALITY AS i(run_id, ref, delay_us, n)
-        JOIN {s}.activity a USING (run_id, ref)
+        JOIN {s}.activity a ON a.run_id = ANY (ARRAY[i.run_id]) AND a.ref = i.ref
     ), ready AS (
         INSERT INTO {s}.task (queue, priority, kind, type, run_id, ref)
         SELECT queue, priority, 2, name, run_id, ref FROM i WHERE NOT waits AND NOT fair
@@ -57,11 +57,11 @@ BEGIN
         SET state = CASE WHEN i.waits THEN 0 ELSE 1 END, session = NULL, token = NULL,
             started_at = NULL
         FROM i
-        WHERE a.run_id = i.run_id AND a.ref = i.ref
+        WHERE a.run_id = ANY (ARRAY[i.run_id]) AND a.ref = i.ref
           AND (a.token IS NOT NULL OR a.state <> CASE WHEN i.waits THEN 0 ELSE 1 END)
     ), quiet AS (
         DELETE FROM {s}.timer t USING i
-        WHERE t.run_id = i.run_id AND t.ref = i.ref AND (
+        WHERE t.run_id = ANY (ARRAY[i.run_id]) AND t.ref = i.ref AND (
             t.kind = 2 AND NOT i.waits
             OR t.kind = 3 AND {s}.attempt_due(i.policy, i.scheduled_at, i.due_at, NULL) IS NULL)
     ), clock AS (
@@ -89,13 +89,15 @@ AS $$
         SELECT * FROM unnest(p_runs, p_refs, p_kinds, p_payloads)
                       WITH ORDINALITY AS i(run_id, ref, kind, payload, n)
     ), gone AS (
-        DELETE FROM {s}.activity a USING i WHERE a.run_id = i.run_id AND a.ref = i.ref
+        DELETE FROM {s}.activity a USING i
+        WHERE a.run_id = ANY (ARRAY[i.run_id]) AND a.ref = i.ref
     ), quiet AS (
         DELETE FROM {s}.timer t USING i
-        WHERE t.run_id = i.run_id AND t.ref = i.ref AND t.kind IN (2, 3)
+        WHERE t.run_id = ANY (ARRAY[i.run_id]) AND t.ref = i.ref AND t.kind + 0 IN (2, 3)
     )
     INSERT INTO {s}.inbox (run_id, kind, ref, payload)
-    SELECT i.run_id, i.kind, i.ref, i.payload FROM i JOIN {s}.run r USING (run_id) ORDER BY i.n;
+    SELECT i.run_id, i.kind, i.ref, i.payload FROM i
+    WHERE (SELECT true FROM {s}.run r WHERE r.run_id = i.run_id) ORDER BY i.n;
     SELECT {s}.wake(p_runs)
 $$;
 
@@ -178,9 +180,9 @@ BEGIN
     RETURN QUERY
     WITH locked AS MATERIALIZED (
         SELECT a.ctid FROM unnest(v_runs, v_refs) AS i(run_id, ref)
-        JOIN {s}.activity a USING (run_id, ref)
+        JOIN {s}.activity a ON a.run_id = ANY (ARRAY[i.run_id]) AND a.ref = i.ref
         WHERE a.state = 1
-        ORDER BY a.run_id, a.ref FOR UPDATE OF a
+        ORDER BY i.run_id, i.ref FOR UPDATE OF a
     ), claimed AS (
         UPDATE {s}.activity a
         SET state = 2, session = p_session, token = nextval('{s}.activity_token'),
@@ -198,11 +200,11 @@ BEGIN
         DELETE FROM {s}.timer t USING claimed c
         WHERE c.policy ?| ARRAY['schedule_to_start', 'schedule_to_close']
           AND {s}.attempt_due(c.policy, c.scheduled_at, NULL, c.started_at) IS NULL
-          AND t.run_id = c.run_id AND t.ref = c.ref AND t.kind = 3
+          AND t.run_id = ANY (ARRAY[c.run_id]) AND t.ref = c.ref AND t.kind + 0 = 3
     )
     SELECT c.run_id::text, r.workflow_id, r.workflow_type, c.ref, c.name, c.queue, c.attempt,
            c.token, c.input, c.options, c.last_failure, c.details, {s}.us(c.scheduled_at)
-    FROM claimed c JOIN {s}.run r USING (run_id)
+    FROM claimed c JOIN {s}.run r ON r.run_id = ANY (ARRAY[c.run_id])
     ORDER BY c.priority, c.scheduled_at, c.run_id, c.ref;
 END $$;
 
@@ -219,16 +221,17 @@ DECLARE
     v_good boolean[];
 BEGIN
     PERFORM FROM (
-        SELECT r.run_id FROM (SELECT DISTINCT unnest(p_run) AS run_id) i JOIN {s}.run r USING (run_id)
-        ORDER BY r.run_id FOR KEY SHARE OF r
+        SELECT r.run_id FROM (SELECT DISTINCT unnest(p_run) AS run_id) i
+        JOIN {s}.run r ON r.run_id = ANY (ARRAY[i.run_id])
+        ORDER BY i.run_id FOR KEY SHARE OF r
     ) held;
     WITH locked AS MATERIALIZED (
         SELECT a.run_id, a.ref, i.n
         FROM unnest(p_run, p_ref, p_attempt, p_token) WITH ORDINALITY
              AS i(run_id, ref, attempt, token, n)
-        JOIN {s}.activity a USING (run_id, ref)
+        JOIN {s}.activity a ON a.run_id = ANY (ARRAY[i.run_id]) AND a.ref = i.ref
         WHERE a.state = 2 AND a.attempt = i.attempt AND a.token = i.token
-        ORDER BY a.run_id, a.ref FOR UPDATE OF a
+        ORDER BY i.run_id, i.ref FOR UPDATE OF a
     )
     SELECT array_agg(l.n IS NOT NULL ORDER BY i.n) INTO v_good
     FROM generate_subscripts(p_run, 1) AS i(n) LEFT JOIN locked l USING (n);
@@ -242,7 +245,7 @@ BEGIN
         details = coalesce(i.details, a.details)
     FROM unnest(p_run, p_ref, p_kind, p_payload, p_details, p_count, v_good)
          AS i(run_id, ref, kind, payload, details, count, good)
-    WHERE i.good AND i.kind = 0 AND a.run_id = i.run_id AND a.ref = i.ref;
+    WHERE i.good AND i.kind = 0 AND a.run_id = ANY (ARRAY[i.run_id]) AND a.ref = i.ref;
     PERFORM {s}.enqueue(array_agg(run_id), array_agg(ref), array_agg(delay_us))
     FROM unnest(p_run, p_ref, p_kind, p_delay_us, v_good) AS i(run_id, ref, kind, delay_us, good)
     WHERE good AND kind = 0 HAVING count(*) > 0;
@@ -271,7 +274,7 @@ BEGIN
            array_agg(coalesce((extract(epoch FROM o.wait) * 1000000)::bigint, 0) ORDER BY i.n)
     INTO v_again, v_failure, v_delay
     FROM unnest(p_runs, p_refs) WITH ORDINALITY AS i(run_id, ref, n)
-    JOIN {s}.activity a USING (run_id, ref)
+    JOIN {s}.activity a ON a.run_id = ANY (ARRAY[i.run_id]) AND a.ref = i.ref
     CROSS JOIN LATERAL (
         SELECT coalesce(a.scheduled_at + {s}.seconds(a.policy, 'schedule_to_close') <= t, false)
                AS over,
@@ -289,7 +292,7 @@ BEGIN
 
     UPDATE {s}.activity a SET attempt = a.attempt + 1, last_failure = i.failure
     FROM unnest(p_runs, p_refs, v_again, v_failure) AS i(run_id, ref, again, failure)
-    WHERE i.again AND a.run_id = i.run_id AND a.ref = i.ref;
+    WHERE i.again AND a.run_id = ANY (ARRAY[i.run_id]) AND a.ref = i.ref;
     PERFORM {s}.enqueue(array_agg(run_id), array_agg(ref), array_agg(delay))
     FROM unnest(p_runs, p_refs, v_again, v_delay) AS i(run_id, ref, again, delay)
     WHERE again HAVING count(*) > 0;
@@ -325,18 +328,19 @@ BEGIN
     IF promoted > 0 THEN
         v_held := ARRAY(
             SELECT r.run_id FROM (SELECT DISTINCT unnest(v_run) AS run_id) i
-            JOIN {s}.run r USING (run_id)
-            ORDER BY r.run_id FOR KEY SHARE OF r SKIP LOCKED);
+            JOIN {s}.run r ON r.run_id = ANY (ARRAY[i.run_id])
+            ORDER BY i.run_id FOR KEY SHARE OF r SKIP LOCKED);
 
         -- Starts and parked runs to try again.
         WITH locked AS MATERIALIZED (
-            SELECT r.run_id FROM unnest(v_run, v_kind) AS i(run_id, kind) JOIN {s}.run r USING (run_id)
+            SELECT r.run_id FROM unnest(v_run, v_kind) AS i(run_id, kind)
+            JOIN {s}.run r ON r.run_id = ANY (ARRAY[i.run_id])
             WHERE (i.kind = 4 AND r.state = 2 OR i.kind = 6 AND r.state = 1)
-              AND r.run_id = ANY (v_held)
-            ORDER BY r.run_id FOR NO KEY UPDATE OF r SKIP LOCKED
+              AND i.run_id = ANY (v_held)
+            ORDER BY i.run_id FOR NO KEY UPDATE OF r SKIP LOCKED
         ), ready AS (
             UPDATE {s}.run r SET state = 0, park = NULL, debounce_key = NULL
-            FROM locked l WHERE r.run_id = l.run_id
+            FROM locked l WHERE r.run_id = ANY (ARRAY[l.run_id])
             RETURNING r.run_id
         ) SELECT coalesce(array_agg(run_id), '{}') INTO v_ready FROM ready;
 
@@ -354,13 +358,13 @@ BEGIN
         INTO v_act_run, v_act_ref, v_act_state FROM (
             SELECT a.run_id, a.ref, a.state
             FROM unnest(v_run, v_ref, v_kind) AS i(run_id, ref, kind)
-            JOIN {s}.activity a USING (run_id, ref)
+            JOIN {s}.activity a ON a.run_id = ANY (ARRAY[i.run_id]) AND a.ref = i.ref
             WHERE i.run_id = ANY (v_held) AND (i.kind = 2 AND a.state = 0 OR i.kind = 3)
-            ORDER BY a.run_id, a.ref FOR UPDATE OF a SKIP LOCKED
+            ORDER BY i.run_id, i.ref FOR UPDATE OF a SKIP LOCKED
         ) locked;
 
         DELETE FROM {s}.timer t USING unnest(v_run, v_ref, v_kind) AS i(run_id, ref, kind)
-        WHERE t.run_id = i.run_id AND t.ref = i.ref AND t.kind = i.kind AND (
+        WHERE t.run_id = ANY (ARRAY[i.run_id]) AND t.ref = i.ref AND t.kind = i.kind AND (
             i.kind IN (1, 5, 7) AND i.run_id = ANY (v_held)
             OR i.kind IN (4, 6) AND i.run_id = ANY (v_ready)
             OR i.kind IN (2, 3) AND EXISTS (

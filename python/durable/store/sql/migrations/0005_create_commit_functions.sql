@@ -83,7 +83,7 @@ BEGIN
         INTO verdicts
         FROM unnest(p_run, p_fence, p_seq, p_batch, p_head) WITH ORDINALITY
              AS i(run_id, fence, seq, batch, head, n)
-        LEFT JOIN {s}.run r USING (run_id);
+        LEFT JOIN {s}.run r ON r.run_id = ANY (ARRAY[i.run_id]);
     END IF;
     RETURN NEXT;
 END $$;
@@ -105,7 +105,7 @@ SET enable_seqscan = off SET enable_hashjoin = off SET enable_mergejoin = off SE
 AS $$
     DELETE FROM {s}.timer t
     USING unnest(p_done_run, p_done_ref) AS i(run_id, ref)
-    WHERE t.run_id = ANY (ARRAY[i.run_id]) AND t.ref = i.ref AND t.kind = 1
+    WHERE t.run_id = ANY (ARRAY[i.run_id]) AND t.ref = i.ref AND t.kind + 0 = 1
       AND i.run_id IN (SELECT {s}.mine(p_done_run));
     INSERT INTO {s}.timer (run_id, ref, kind, due_at)
     SELECT i.run_id, i.ref, i.kind, {s}.ts(i.due_us)
@@ -164,12 +164,15 @@ AS $$
     WITH i AS MATERIALIZED (
         SELECT * FROM unnest(p_run, p_ref) AS i(run_id, ref) WHERE run_id IN (SELECT {s}.mine(p_run))
     ), locked AS MATERIALIZED (
-        SELECT a.run_id, a.ref FROM i JOIN {s}.activity a USING (run_id, ref)
-        ORDER BY a.run_id, a.ref FOR UPDATE OF a
+        SELECT a.run_id, a.ref FROM i
+        JOIN {s}.activity a ON a.run_id = ANY (ARRAY[i.run_id]) AND a.ref = i.ref
+        ORDER BY i.run_id, i.ref FOR UPDATE OF a
     ), gone AS (
-        DELETE FROM {s}.activity a USING locked l WHERE a.run_id = l.run_id AND a.ref = l.ref
+        DELETE FROM {s}.activity a USING locked l
+        WHERE a.run_id = ANY (ARRAY[l.run_id]) AND a.ref = l.ref
     )
-    DELETE FROM {s}.timer t USING i WHERE t.run_id = i.run_id AND t.ref = i.ref AND t.kind IN (2, 3)
+    DELETE FROM {s}.timer t USING i
+    WHERE t.run_id = ANY (ARRAY[i.run_id]) AND t.ref = i.ref AND t.kind + 0 IN (2, 3)
 $$;
 
 CREATE FUNCTION {s}.commit_responses(
@@ -286,7 +289,7 @@ SET enable_seqscan = off SET enable_hashjoin = off SET enable_mergejoin = off SE
 AS $$
     UPDATE {s}.run r SET search = i.search::jsonb
     FROM unnest(p_run, p_search) AS i(run_id, search)
-    WHERE r.run_id = i.run_id AND r.xmin = pg_current_xact_id()::xid
+    WHERE r.run_id = ANY (ARRAY[i.run_id]) AND r.xmin = pg_current_xact_id()::xid
 $$;
 
 -- Outcomes of activities that a paused run gets when it is resumed.
@@ -314,7 +317,7 @@ AS $$
     ), given AS (
         UPDATE {s}.run r
         SET session = NULL, fence = r.fence + 1, state = (i.park IS NOT NULL)::integer, park = i.park
-        FROM i WHERE r.run_id = i.run_id
+        FROM i WHERE r.run_id = ANY (ARRAY[i.run_id])
         RETURNING r.run_id, r.queue, r.priority, r.workflow_type,
                   r.state = 0 AND r.pause IS NULL AS is_ready
     ), unpark AS (
@@ -376,14 +379,14 @@ BEGIN
     IF cardinality(array_remove(p_next, NULL)) > 0 THEN
         UPDATE {s}.inbox b SET run_id = i.next
         FROM unnest(p_run, p_next) AS i(run_id, next)
-        WHERE b.run_id = i.run_id AND i.next IS NOT NULL AND i.run_id = ANY (v_gone)
+        WHERE b.run_id = ANY (ARRAY[i.run_id]) AND i.next IS NOT NULL AND i.run_id = ANY (v_gone)
           AND (b.kind IN (5, 6, 13, 200, 201) OR b.kind = 14 AND b.name = 'execution');
         UPDATE {s}.request q SET run_id = i.next
         FROM unnest(p_run, p_next) AS i(run_id, next)
-        WHERE q.run_id = i.run_id AND i.next IS NOT NULL AND i.run_id = ANY (v_gone);
+        WHERE q.run_id = ANY (ARRAY[i.run_id]) AND i.next IS NOT NULL AND i.run_id = ANY (v_gone);
         UPDATE {s}.timer t SET run_id = i.next
         FROM unnest(p_run, p_next) AS i(run_id, next)
-        WHERE t.run_id = i.run_id AND t.ref = 0 AND t.kind = 7
+        WHERE t.run_id = ANY (ARRAY[i.run_id]) AND t.ref + 0 = 0 AND t.kind + 0 = 7
           AND i.next IS NOT NULL AND i.run_id = ANY (v_gone);
     END IF;
     -- One statement, because most of these find nothing, and four would take longer to begin than to run.

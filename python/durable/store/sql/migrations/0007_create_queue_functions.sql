@@ -31,7 +31,7 @@ BEGIN
         WHERE t.queue = w.queue AND t.kind = 2 AND t.priority = w.priority AND t.session IS NULL
         ORDER BY t.id DESC LIMIT 1))
     FROM (SELECT DISTINCT a.queue, a.priority FROM unnest(p_runs, p_refs) AS i(run_id, ref)
-          JOIN {s}.activity a USING (run_id, ref)) w
+          JOIN {s}.activity a ON a.run_id = ANY (ARRAY[i.run_id]) AND a.ref = i.ref) w
     WHERE NOT EXISTS (SELECT FROM {s}.fair_clock c
                       WHERE c.queue = w.queue AND c.priority = w.priority)
     ORDER BY 1, 2
@@ -43,7 +43,8 @@ BEGIN
                WHERE c.queue = w.queue AND c.priority = w.priority), {s}.fair_start()), w.cost
     FROM (SELECT a.queue, a.priority, coalesce(a.policy ->> 'fairness_key', '') AS key,
                  sum({s}.fair_cost(a.policy))::bigint AS cost
-          FROM unnest(p_runs, p_refs) AS i(run_id, ref) JOIN {s}.activity a USING (run_id, ref)
+          FROM unnest(p_runs, p_refs) AS i(run_id, ref)
+          JOIN {s}.activity a ON a.run_id = ANY (ARRAY[i.run_id]) AND a.ref = i.ref
           GROUP BY 1, 2, 3) w
     ORDER BY 1, 2, 3
     ON CONFLICT (queue, priority, key) DO UPDATE
@@ -58,7 +59,7 @@ BEGIN
     FROM (SELECT i.n, a.queue, a.priority, a.name, a.run_id, a.ref,
                  coalesce(a.policy ->> 'fairness_key', '') AS key, {s}.fair_cost(a.policy) AS cost
           FROM unnest(p_runs, p_refs) WITH ORDINALITY AS i(run_id, ref, n)
-          JOIN {s}.activity a USING (run_id, ref)) w;
+          JOIN {s}.activity a ON a.run_id = ANY (ARRAY[i.run_id]) AND a.ref = i.ref) w;
 END $$;
 
 -- The clock goes on to what was just taken. A clock that another claim holds is left to that one.
@@ -267,7 +268,8 @@ BEGIN
     SELECT coalesce(jsonb_object_agg(k.key, k.count + {s}.key_running(p_queue, k.key, p_most)), '{}')
     INTO v_running FROM (
         SELECT a.policy ->> 'fairness_key' AS key, count(*)
-        FROM unnest(p_runs, p_refs) AS i(run_id, ref) JOIN {s}.activity a USING (run_id, ref)
+        FROM unnest(p_runs, p_refs) AS i(run_id, ref)
+        JOIN {s}.activity a ON a.run_id = ANY (ARRAY[i.run_id]) AND a.ref = i.ref
         GROUP BY 1) k;
     FOR v_round IN 1..20 LOOP
         EXIT WHEN cardinality(runs) >= p_limit;
@@ -277,7 +279,8 @@ BEGIN
         FOR v_each IN
             SELECT a.run_id, a.ref, a.policy ->> 'fairness_key' AS key
             FROM unnest(v_taken.runs, v_taken.refs) WITH ORDINALITY AS i(run_id, ref, n)
-            JOIN {s}.activity a USING (run_id, ref) WHERE a.state = 1 ORDER BY i.n
+            JOIN {s}.activity a ON a.run_id = ANY (ARRAY[i.run_id]) AND a.ref = i.ref
+            WHERE a.state = 1 ORDER BY i.n
         LOOP
             IF v_each.key IS NOT NULL THEN
                 v_count := coalesce((v_running ->> v_each.key)::integer,
@@ -294,7 +297,7 @@ BEGIN
         END LOOP;
     END LOOP;
     UPDATE {s}.activity a SET state = 3 FROM unnest(v_held_runs, v_held_refs) AS i(run_id, ref)
-    WHERE a.run_id = i.run_id AND a.ref = i.ref AND a.state = 1;
+    WHERE a.run_id = ANY (ARRAY[i.run_id]) AND a.ref = i.ref AND a.state = 1;
 END $$;
 
 -- What is in the bucket stays in it, so that setting the same limit again is no gift. Without a limit

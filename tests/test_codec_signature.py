@@ -184,13 +184,13 @@ def test_first_parameter_is_dropped_on_request() -> None:
     class Flow:
         async def run(self, plan: Plan) -> None: ...
 
-    skipped = Signature.of(Flow.run, skip_first=True)
+    skipped = Signature.of(Flow.run, skip=1)
     assert skipped.describe() == "run(plan: Plan) -> None"
     assert Signature.of(Flow().run).encode_args((Plan(1),), {}) == skipped.encode_args(
         (Plan(1),), {}
     )
     with pytest.raises(DefinitionError, match="first parameter"):
-        Signature.of(nothing, skip_first=True)
+        Signature.of(nothing, skip=1)
 
 
 def test_type_that_cannot_come_back_is_an_error_at_definition() -> None:

@@ -21,6 +21,7 @@ from durable.engine.definition import ActivityDefinition, ActivityTraits
 from durable.engine.info import ACTIVITY_CONTEXT, ActivityContext, ActivityInfo, to_us
 from durable.engine.streams import StreamWriter, check_stream_name
 from durable.errors import ConfigurationError, ContextError, DefinitionError
+from durable.events import DYNAMIC
 from durable.options import ActivityOptions, RetryPolicy, seconds
 
 __all__ = [
@@ -73,6 +74,7 @@ def defn(
     at_most_once: bool = False,
     completes_later: bool = False,
     executor: Literal["thread", "process"] | None = None,
+    dynamic: bool = False,
 ) -> Decorator: ...
 
 
@@ -86,6 +88,7 @@ def defn(
     at_most_once: bool = False,
     completes_later: bool = False,
     executor: Literal["thread", "process"] | None = None,
+    dynamic: bool = False,
     **fields: Any,
 ) -> Any:
     """Make a function an activity; bare, or with options.
@@ -107,13 +110,21 @@ def defn(
     in a ``process`` of its own, for what needs the processor or may crash. That process imports the
     function by its qualified name, and is killed when the attempt is over its time.
 
+    ``dynamic``: it does every activity that its worker has no code for, and gets that name as its
+    first argument. The parameters after it are what the arguments are read by (``*args: Any`` takes
+    whatever comes). It is called by such a name (`durable.workflow.execute_activity`). A worker
+    has one at most; it takes activities of every name from its queues.
+
     Raises DefinitionError when the function cannot be an activity: a parameter or a result whose
-    type cannot travel, or no function at all.
+    type cannot travel, no function at all, or dynamic with a name or in a process.
     """
+    if dynamic and name is not None:
+        raise DefinitionError(f"a dynamic activity takes every name: leave name={name!r} out")
     traits = ActivityTraits(
         is_at_most_once=at_most_once,
         completes_later=completes_later,
         executor=executor,
+        is_dynamic=dynamic,
     )
     return make(fn, name, options, codec, traits, fields)
 
@@ -137,9 +148,8 @@ def make(
             raise DefinitionError(f"{function.name} is an activity already")
         if not callable(function) or isinstance(function, type):
             raise DefinitionError(f"@activity.defn goes on a function, not on {function!r}")
-        return ActivityDefinition(
-            name or function.__name__, function, made, codec=codec, traits=traits
-        )
+        own_name = DYNAMIC if traits.is_dynamic else name or function.__name__
+        return ActivityDefinition(own_name, function, made, codec=codec, traits=traits)
 
     return decorate if fn is None else decorate(fn)
 

@@ -467,11 +467,32 @@ class SessionInfo:
     queues: list[str]
 
 
+DYNAMIC = ""
+"""Instead of a name: what stands for all names that have nothing of their own."""
+JOB_PREFIX = "job:"
+"""Before the name of an activity: the workflow type of its jobs."""
+OWN_PREFIX = "durable:"
+"""Before the types of workflows that are part of this library."""
+
+
+def stand_in(workflow_type: str) -> str | None:
+    """What serves runs of a type that nobody defined, where there is such a thing: DYNAMIC, or the
+    jobs of a dynamic activity. None for types that only their own code may run: of pinned
+    workflows (``name@version``), and of this library.
+    """
+    if workflow_type.startswith(JOB_PREFIX):
+        return JOB_PREFIX + DYNAMIC
+    if "@" in workflow_type or workflow_type.startswith(OWN_PREFIX):
+        return None
+    return DYNAMIC
+
+
 @dataclass(slots=True)
 class TypeInfo:
     """A workflow or activity type that some worker has registered."""
 
     name: str
+    """DYNAMIC for the one that stands for all others."""
     kind: str
     """Either "workflow" or "activity"."""
     queue: str

@@ -38,14 +38,18 @@ def shared_dsn(server_dsn: str, entrance: str) -> Iterator[str]:
 async def env(request: pytest.FixtureRequest) -> AsyncIterator[WorkflowEnvironment]:
     """Everywhere: waits must be short, as PostgreSQL's clock is the real one."""
     around = getattr(request.module, "INTERCEPTORS", ())
+    known = {
+        "workflows": getattr(request.module, "WORKFLOWS", ()),
+        "activities": getattr(request.module, "ACTIVITIES", ()),
+    }
     if request.param == "postgres":
         dsn = request.getfixturevalue("shared_dsn")
-        async with PostgresEnvironment(dsn, interceptors=around) as made:
+        async with PostgresEnvironment(dsn, interceptors=around, **known) as made:
             yield made
     else:
         crash = request.param == "crashing"
         async with WorkflowEnvironment(
-            crash_at_every_event=crash, patience=PATIENCE_SECONDS, interceptors=around
+            crash_at_every_event=crash, patience=PATIENCE_SECONDS, interceptors=around, **known
         ) as made:
             yield made
 

@@ -25,6 +25,7 @@ AREAS = {
     "query": "Queries, variables, search attributes",
     "update": "Updates",
     "dynamic": "Dynamic handlers",
+    "any": "Dynamic workflows and activities",
     "child": "Child workflows",
     "cancel": "Cancellation, termination, time limits",
     "chain": "Continue-as-new and retries of workflows",

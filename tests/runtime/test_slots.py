@@ -12,6 +12,7 @@ import psycopg
 import pytest
 
 from durable import Client, RetryPolicy, activity, workflow
+from durable.engine.registry import Table
 from durable.errors import (
     ActivityError,
     CompleteLater,
@@ -90,7 +91,7 @@ def make_slots(**changes: Any) -> Slots:
         "queue_rates": {},
         **changes,
     }
-    return Slots({"stay": stay, "block": block}, **settings)
+    return Slots(Table([("stay", stay), ("block", block)]), **settings)
 
 
 # -- slots -----------------------------------------------------------------------------------

@@ -23,7 +23,7 @@ def encode_call(codec: Codec, handler: str | Callable[..., Any], args: Sequence[
         check_size(payload, f"the arguments of {handler!r}")
         return payload
     # An update method wraps the function that was decorated.
-    signature = Signature.of(getattr(handler, "fn", handler), codec, skip_first=True)
+    signature = Signature.of(getattr(handler, "fn", handler), codec, skip=1)
     payload = signature.encode_args(tuple(args), {})
     try:
         signature.decode_args(payload)
@@ -66,7 +66,7 @@ def decode_answer(
     """As `read_answer`, for an answer that came as bytes."""
     if result_type is Any and not isinstance(handler, str):
         fn = getattr(handler, "fn", handler)
-        return Signature.of(fn, codec, skip_first=True).decode_result(payload)
+        return Signature.of(fn, codec, skip=1).decode_result(payload)
     return codec.decode(payload, result_type)
 
 

@@ -15,9 +15,9 @@ from durable.client.handle import WorkflowHandle
 from durable.client.intercepting import start_call
 from durable.client.starting import StartingClient, StartOptions
 from durable.engine.definition import ActivityDefinition, WorkflowDefinition
-from durable.engine.jobs import JOB_PREFIX, headers_of, job_of
+from durable.engine.jobs import headers_of, job_of
 from durable.errors import InvalidArgumentError, UnknownActivityError, WorkflowAlreadyStartedError
-from durable.events import IdReuse
+from durable.events import JOB_PREFIX, IdReuse
 from durable.options import RetryPolicy
 
 R = TypeVar("R")

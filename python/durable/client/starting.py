@@ -23,7 +23,6 @@ from durable.engine.attributes import plain_headers, plain_memo, plain_search
 from durable.engine.definition import WorkflowDefinition
 from durable.engine.info import to_us
 from durable.engine.interceptors import StartCall, surround
-from durable.engine.jobs import JOB_PREFIX
 from durable.engine.start import StartMeta, new_run
 from durable.errors import (
     ConfigurationError,
@@ -33,7 +32,7 @@ from durable.errors import (
     UnknownWorkflowError,
     WorkflowAlreadyStartedError,
 )
-from durable.events import IdReuse, NewRun, Started
+from durable.events import DYNAMIC, JOB_PREFIX, IdReuse, NewRun, Started, stand_in
 from durable.options import DEFAULT_QUEUE, check_fairness
 
 R = TypeVar("R")
@@ -419,7 +418,9 @@ class StartingClient(ConnectedClient):
     async def _check_type(self, name: str) -> None:
         check_id(name, "a workflow name")
         if not await self._is_type(name):
-            workflows = [each for each in self._types if not each.startswith(JOB_PREFIX)]
+            workflows = [
+                each for each in self._types if each != DYNAMIC and not each.startswith(JOB_PREFIX)
+            ]
             versions = [each for each in workflows if each.startswith(f"{name}@")]
             if versions:
                 raise UnknownWorkflowError(
@@ -440,7 +441,7 @@ class StartingClient(ConnectedClient):
                 for each in await self.store.types()
             }
             self._types_until = now + TYPES_SECONDS
-        return name in self._types
+        return name in self._types or stand_in(name) in self._types
 
     async def new_run(
         self,
@@ -465,7 +466,7 @@ class StartingClient(ConnectedClient):
         definition = self.known(workflow) if isinstance(workflow, str) else workflow
         queue = options.get("queue")
         if queue is None and definition is None and isinstance(workflow, str):
-            queue = self._types.get(workflow)
+            queue = self._types.get(workflow) or self._types.get(stand_in(workflow) or "")
         if queue is None:
             queue = (definition.queue if definition else None) or DEFAULT_QUEUE
         check_id(queue, "a queue")

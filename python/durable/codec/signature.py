@@ -70,18 +70,19 @@ class Signature:
         fn: Callable[..., Any],
         codec: Codec = DEFAULT_CODEC,
         *,
-        skip_first: bool = False,
+        skip: int = 0,
         name: str | None = None,
         localns: Mapping[str, Any] | None = None,
     ) -> Signature:
         """The signature of ``fn``; raise DefinitionError for a type that cannot come back.
 
-        ``skip_first`` drops the first parameter (``self``, or the connection of a transactional
-        activity). ``localns`` are names that annotations may use besides the function's globals.
+        ``skip`` drops so many parameters at the front (``self``, the connection of a transactional
+        activity, the name that something dynamic is given). ``localns`` are names that annotations
+        may use besides the function's globals.
         """
         if localns is not None:
-            return cls(fn, codec, skip_first=skip_first, name=name, localns=localns)
-        key = (id(codec), skip_first, name, inspect.ismethod(fn))
+            return cls(fn, codec, skip=skip, name=name, localns=localns)
+        key = (id(codec), skip, name, inspect.ismethod(fn))
         owner = getattr(fn, "__func__", fn)
         try:
             known = _known.setdefault(owner, {})
@@ -89,7 +90,7 @@ class Signature:
             known = {}
         found = known.get(key)
         if found is None or found.codec is not codec:
-            found = cls(fn, codec, skip_first=skip_first, name=name)
+            found = cls(fn, codec, skip=skip, name=name)
             known[key] = found
         return found
 
@@ -98,7 +99,7 @@ class Signature:
         fn: Callable[..., Any],
         codec: Codec = DEFAULT_CODEC,
         *,
-        skip_first: bool = False,
+        skip: int = 0,
         name: str | None = None,
         localns: Mapping[str, Any] | None = None,
     ) -> None:
@@ -112,9 +113,11 @@ class Signature:
         except (TypeError, ValueError) as error:
             raise DefinitionError(f"{self.name} has no signature to read: {error}") from None
         parameters = list(shape.parameters.values())
-        if skip_first:
+        for _ in range(skip):
             if not parameters or parameters[0].kind not in POSITIONAL:
-                raise DefinitionError(f"{self.name} needs a first parameter (self or conn)")
+                raise DefinitionError(
+                    f"{self.name} needs a first parameter (self, conn, or the name it is called by)"
+                )
             parameters = parameters[1:]
         self._shape = shape.replace(parameters=parameters)
         self._positional = [p for p in parameters if p.kind in POSITIONAL]

@@ -11,13 +11,13 @@ from typing import Any, Concatenate, Generic, ParamSpec, Protocol, TypeVar, cast
 from durable._core import current
 from durable.codec import DEFAULT_CODEC, Codec
 from durable.engine.definition import (
-    DYNAMIC,
     HANDLER_MARK,
     HandlerMark,
     WorkflowDefinition,
     WorkflowOptions,
 )
 from durable.errors import ConfigurationError, DefinitionError
+from durable.events import DYNAMIC
 from durable.options import RetryPolicy
 
 P = ParamSpec("P")
@@ -141,6 +141,7 @@ def defn(
     queue: str | None = None,
     retry: RetryPolicy | None = None,
     pinned: bool = False,
+    dynamic: bool = False,
     codec: Codec = ...,
 ) -> WorkflowDecorator: ...
 
@@ -150,6 +151,7 @@ def defn(
     /,
     *,
     name: str | None = None,
+    dynamic: bool = False,
     codec: Codec = DEFAULT_CODEC,
     **options: Any,
 ) -> Any:
@@ -162,10 +164,17 @@ def defn(
     ``pinned``: its runs stay with this ``version`` of the code. Their type is ``name@version``,
     and a worker that does not have just that leaves them to one that has.
 
-    Raises DefinitionError when it cannot be one: not async, types that cannot travel, or pinned
-    without a version.
+    ``dynamic``: it runs every type that its worker has no workflow for, and gets that name as its
+    first argument. The parameters after it are what the arguments are read by (``*args: Any`` takes
+    whatever comes). It is started, and called as a child, by such a name. A worker has one at most;
+    it takes runs of every type from its queues, except those of pinned workflows.
+
+    Raises DefinitionError when it cannot be one: not async, types that cannot travel, pinned
+    without a version, or dynamic with a name.
     """
-    made = WorkflowOptions(**options)
+    if dynamic and name is not None:
+        raise DefinitionError(f"a dynamic workflow takes every name: leave name={name!r} out")
+    made = WorkflowOptions(is_dynamic=dynamic, **options)
     if target is not None:
         return make_definition(target, name, made, codec)
     return lambda later: make_definition(later, name, made, codec)

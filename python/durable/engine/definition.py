@@ -8,7 +8,9 @@ that unit tests need nothing.
 from __future__ import annotations
 
 import asyncio
+import copy
 import dataclasses
+import functools
 import inspect
 import re
 from collections.abc import Callable, Coroutine, Mapping, Sequence
@@ -16,17 +18,19 @@ from typing import TYPE_CHECKING, Any, Concatenate, Generic, ParamSpec, Self, Ty
 
 from durable._core import ActivityBase, current
 from durable.codec import DEFAULT_CODEC, Codec, Signature
+from durable.codec.signature import POSITIONS_MAX
 from durable.engine.retry import options_to_json
-from durable.errors import ContextError, DefinitionError
+from durable.errors import ContextError, DefinitionError, InvalidArgumentError
+from durable.events import DYNAMIC
 from durable.options import ID_LENGTH_MAX, ActivityOptions, RetryPolicy
 
 P = ParamSpec("P")
 Q = ParamSpec("Q")
 R = TypeVar("R")
 
-DYNAMIC = ""
-"""Instead of a name: the handler of all names that have none of their own."""
 HANDLER_MARK = "__durable_handler__"
+NO_ARITY = (POSITIONS_MAX + 1, POSITIONS_MAX)
+"""Every call is one to be bound, and so to be refused."""
 NO_KEYWORDS: Mapping[str, Any] = {}
 UNPRINTABLE = re.compile(r"[\x00-\x1f\x7f]")
 
@@ -34,9 +38,11 @@ UNPRINTABLE = re.compile(r"[\x00-\x1f\x7f]")
 def check_name(name: str, what: str) -> str:
     """Return ``name``; raise DefinitionError when it cannot be a name."""
     if not isinstance(name, str) or not name or len(name) > ID_LENGTH_MAX:
-        raise DefinitionError(f"a {what} name has 1 to {ID_LENGTH_MAX} characters, not {name!r}")
+        raise DefinitionError(
+            f"the name of {what} {name!r} has not 1 to {ID_LENGTH_MAX} characters"
+        )
     if UNPRINTABLE.search(name):
-        raise DefinitionError(f"a {what} name has no control characters: {name!r}")
+        raise DefinitionError(f"the name of {what} {name!r} has control characters")
     return name
 
 
@@ -75,6 +81,27 @@ def check_executor(name: str, fn: Callable[..., Any], executor: str) -> None:
         )
 
 
+class NamelessSignature(Signature):
+    """That of a dynamic definition: it reads arguments, but a call of it does not say what of."""
+
+    def encode_args(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> bytes:
+        """Raise InvalidArgumentError."""
+        raise InvalidArgumentError(
+            f"{self.name} is dynamic: it stands for every name that has no code of its own; "
+            "say which, as a string"
+        )
+
+
+def signatures_of(
+    fn: Callable[..., Any], codec: Codec, skip: int, is_dynamic: bool
+) -> tuple[Signature, Signature]:
+    """The signature of what is called by a name, and that of the definition itself."""
+    if not is_dynamic:
+        plain = Signature.of(fn, codec, skip=skip)
+        return plain, plain
+    return Signature.of(fn, codec, skip=skip + 1), NamelessSignature(fn, codec, skip=skip + 1)
+
+
 @dataclasses.dataclass(frozen=True)
 class ActivityTraits:
     """What kind of activity it is: how a worker runs it. Not recorded in history."""
@@ -87,6 +114,8 @@ class ActivityTraits:
     """Others may complete it, by its task token."""
     executor: str | None = None
     """Where a plain function runs: on a ``thread`` (or None), or in a ``process`` of its own."""
+    is_dynamic: bool = False
+    """It stands for every name that has no activity of its own, and gets that name first."""
 
     @property
     def needs_row(self) -> bool:
@@ -101,6 +130,8 @@ class ActivityDefinition(ActivityBase, Generic[P, R]):
     """An activity: call it in a workflow to have it done, anywhere else to do it."""
 
     signature: Signature
+    named_signature: Signature
+    """Of a dynamic one: that of what it does by one name. Else the same."""
     options: ActivityOptions
     codec: Codec
     traits: ActivityTraits
@@ -123,7 +154,11 @@ class ActivityDefinition(ActivityBase, Generic[P, R]):
         codec: Codec = DEFAULT_CODEC,
         traits: ActivityTraits = PLAIN_ACTIVITY,
     ) -> Self:
-        check_name(name, "activity")
+        is_dynamic = name == DYNAMIC and traits.is_dynamic
+        if is_dynamic:
+            check_dynamic_activity(fn, traits)
+        else:
+            check_name(name, "activity")
         is_unbound = is_method(fn)
         if traits.is_transactional and (is_unbound or not inspect.iscoroutinefunction(fn)):
             raise DefinitionError(
@@ -131,15 +166,16 @@ class ActivityDefinition(ActivityBase, Generic[P, R]):
             )
         if traits.executor is not None:
             check_executor(name, fn, traits.executor)
+        named_signature = signature
         if signature is None:
-            skips = is_unbound or traits.is_transactional
-            signature = Signature.of(fn, codec, skip_first=skips)
+            skip = int(is_unbound or traits.is_transactional)
+            named_signature, signature = signatures_of(fn, codec, skip, is_dynamic)
         self = super().__new__(
             cls,
             name,
             fn,
             options_to_json(options),
-            arity=signature.arity,
+            arity=NO_ARITY if is_dynamic else signature.arity,
             encode=signature.encode_args,
             # Without an annotation, too: integers of any size are read by the codec alone.
             decode=signature.result_decoder or codec.decoder(Any),
@@ -149,6 +185,7 @@ class ActivityDefinition(ActivityBase, Generic[P, R]):
         self.read = signature.result_read
         self.records = signature.records
         self.signature = signature
+        self.named_signature = named_signature or signature
         self.options = options
         self.codec = codec
         self.traits = traits
@@ -190,7 +227,7 @@ class ActivityDefinition(ActivityBase, Generic[P, R]):
             return bound
 
         def _copy(self, fn, options):
-            return ActivityDefinition(
+            copy = ActivityDefinition(
                 self.name,
                 fn,
                 options,
@@ -198,6 +235,8 @@ class ActivityDefinition(ActivityBase, Generic[P, R]):
                 codec=self.codec,
                 traits=self.traits,
             )
+            copy.named_signature = self.named_signature
+            return copy
 
     def with_options(self, **options: Any) -> ActivityDefinition[P, R]:
         """The same activity with some of its options changed, for one call or many."""
@@ -212,8 +251,36 @@ class ActivityDefinition(ActivityBase, Generic[P, R]):
         handle: asyncio.Future[R] = ActivityBase.__call__(self, *args, **kwargs)
         return handle
 
+    def named(self, name: str) -> ActivityDefinition[..., Any]:
+        """A dynamic activity as the activity of one name."""
+        return ActivityDefinition(
+            name,
+            told(self.fn, name),
+            self.options,
+            signature=self.named_signature,
+            codec=self.codec,
+            traits=dataclasses.replace(self.traits, is_dynamic=False),
+        )
+
     def __repr__(self) -> str:
         return f"<activity {self.signature.describe()}>"
+
+
+def told(fn: Callable[..., Any], name: str) -> Callable[..., Any]:
+    """The function with its first argument, the name it is called by."""
+    bound = functools.partial(fn, name)
+    for attribute in ("__name__", "__qualname__", "__module__", "__doc__"):
+        setattr(bound, attribute, getattr(fn, attribute, None))
+    return bound
+
+
+def check_dynamic_activity(fn: Callable[..., Any], traits: ActivityTraits) -> None:
+    """Raise DefinitionError for what cannot be a dynamic activity."""
+    if traits.executor == "process":
+        raise DefinitionError(
+            f"dynamic activity {getattr(fn, '__name__', fn)} cannot run in a process of its own: "
+            "leave executor= out, or make it an activity of one name"
+        )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -245,6 +312,8 @@ class WorkflowOptions:
     """Start the whole workflow again when it fails. None: it fails at once."""
     pinned: bool = False
     """Its runs are run by workers that have this version only."""
+    is_dynamic: bool = False
+    """It runs what has no workflow of its own."""
 
 
 def pinned_name(name: str, options: WorkflowOptions) -> str:
@@ -273,16 +342,31 @@ class WorkflowDefinition(Generic[P, R]):
         codec: Codec = DEFAULT_CODEC,
         signature: Signature | None = None,
     ) -> None:
-        self.name = check_name(pinned_name(name, options) if options.pinned else name, "workflow")
+        self.is_dynamic = options.is_dynamic
+        """It stands for every type that has no workflow of its own, and gets that name first."""
+        if options.is_dynamic:
+            check_dynamic_workflow(fn, options)
+            self.name = DYNAMIC
+        else:
+            self.name = check_name(
+                pinned_name(name, options) if options.pinned else name, "workflow"
+            )
         self.fn = fn
         self.cls = cls
         self.options = options
         self.codec = codec
         if not inspect.iscoroutinefunction(fn):
             raise DefinitionError(f"workflow {name} must be an async function: write async def")
-        self.signature = signature or Signature.of(fn, codec, skip_first=cls is not None)
+        if signature is None:
+            skip = int(cls is not None)
+            self.named_signature, signature = signatures_of(fn, codec, skip, options.is_dynamic)
+        else:
+            self.named_signature = signature
+        self.signature = signature
         self.handlers = handlers_of(cls)
-        self.takes_arguments = cls is not None and check_init(name, cls, self.signature, codec)
+        self.takes_arguments = cls is not None and check_init(
+            name, cls, self.named_signature, codec, is_dynamic=options.is_dynamic
+        )
         self.__doc__ = (cls or fn).__doc__
         self.__wrapped__ = fn
 
@@ -323,16 +407,36 @@ class WorkflowDefinition(Generic[P, R]):
 
         The run's arguments go to an ``__init__`` with ``@workflow.init``.
         """
+        first = (self.name,) if self.is_dynamic else ()
         if self.cls is None:
-            return self.fn, None
-        instance = self.cls(*args, **kwargs) if self.takes_arguments else self.cls()
-        return self.fn.__get__(instance), instance
+            return (told(self.fn, self.name) if first else self.fn), None
+        instance = self.cls(*first, *args, **kwargs) if self.takes_arguments else self.cls()
+        fn = self.fn.__get__(instance)
+        return (told(fn, self.name) if first else fn), instance
+
+    def named(self, name: str) -> WorkflowDefinition[..., Any]:
+        """A dynamic workflow as the workflow of one type."""
+        made: WorkflowDefinition[..., Any] = copy.copy(self)
+        made.name = name
+        made.signature = self.named_signature
+        return made
 
     def __repr__(self) -> str:
         return f"<workflow {self.signature.describe()}>"
 
 
-def check_init(name: str, cls: type, run: Signature, codec: Codec) -> bool:
+def check_dynamic_workflow(fn: Callable[..., Any], options: WorkflowOptions) -> None:
+    """Raise DefinitionError for what cannot be a dynamic workflow."""
+    if options.pinned:
+        raise DefinitionError(
+            f"dynamic workflow {getattr(fn, '__name__', fn)} cannot be pinned: "
+            "the version would be part of its one name"
+        )
+
+
+def check_init(
+    name: str, cls: type, run: Signature, codec: Codec, *, is_dynamic: bool = False
+) -> bool:
     """Whether the class's ``__init__`` gets the run's arguments: it has ``@workflow.init``.
 
     Raise DefinitionError where it has the mark and other parameters than the ``@workflow.run``
@@ -355,7 +459,7 @@ def check_init(name: str, cls: type, run: Signature, codec: Codec) -> bool:
                 "on it to have it called with the run's arguments, or give them defaults"
             )
         return False
-    made = Signature.of(init, codec, skip_first=True)
+    made = Signature.of(init, codec, skip=1 + is_dynamic)
     if made.parameters() != run.parameters():
         raise DefinitionError(
             f"@workflow.init of workflow class {name} must have the parameters of its "

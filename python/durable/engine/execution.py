@@ -34,7 +34,7 @@ from durable.codec import (
 from durable.engine import guard, tasks
 from durable.engine.attributes import headed, headers_in
 from durable.engine.context import ContinueAsNew, WorkflowContext
-from durable.engine.definition import DYNAMIC, WorkflowDefinition
+from durable.engine.definition import WorkflowDefinition
 from durable.engine.info import NO_HEADERS, WorkflowInfo
 from durable.engine.registry import Registry
 from durable.engine.remote import activity_error, child_error, unreachable
@@ -56,7 +56,7 @@ from durable.errors import (
     UnreadablePayloadError,
     UpdateRejectedError,
 )
-from durable.events import Closing, EventKind, MessageKind, NewTimer, Response, RunState
+from durable.events import DYNAMIC, Closing, EventKind, MessageKind, NewTimer, Response, RunState
 
 if TYPE_CHECKING:
     from durable._core import Event

@@ -174,7 +174,7 @@ class Handler:
         self.fn = fn
         self.validator = validator
         self.is_async = inspect.iscoroutinefunction(fn)
-        self.signature = Signature.of(fn, codec, skip_first=is_dynamic)
+        self.signature = Signature.of(fn, codec, skip=int(is_dynamic))
 
     def named(self, name: str) -> Handler:
         """A dynamic handler as the handler of one name."""

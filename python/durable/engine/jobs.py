@@ -17,13 +17,12 @@ from durable.engine.context import context
 from durable.engine.definition import ActivityDefinition, WorkflowDefinition, WorkflowOptions
 from durable.engine.retry import options_from_json, options_to_json
 from durable.errors import ActivityError
+from durable.events import JOB_PREFIX
 from durable.options import ActivityOptions, RetryPolicy
 
 P = ParamSpec("P")
 R = TypeVar("R")
 
-JOB_PREFIX = "job:"
-"""Before the name of an activity: the workflow type of its jobs."""
 JOB_HEADER = "durable.job"
 
 

@@ -7,8 +7,9 @@ from datetime import timedelta
 from typing import Any, TypeVar, overload
 
 from durable.engine.context import context
-from durable.engine.definition import DYNAMIC, handler_name
+from durable.engine.definition import handler_name
 from durable.engine.handlers import SignalChannel, value_decoder
+from durable.events import DYNAMIC
 
 T = TypeVar("T")
 

@@ -4,13 +4,40 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from types import ModuleType
-from typing import Any
+from typing import Any, TypeVar
 
 from durable.engine.definition import ActivityDefinition, WorkflowDefinition
 from durable.engine.interceptors import Hooks, Interceptor
-from durable.engine.jobs import JOB_PREFIX, job_of
+from durable.engine.jobs import job_of
 from durable.engine.schedules import SCHEDULE, SCHEDULE_TYPE
 from durable.errors import DefinitionError, UnknownWorkflowError
+from durable.events import DYNAMIC, JOB_PREFIX, stand_in
+
+D = TypeVar("D", WorkflowDefinition[Any, Any], ActivityDefinition[Any, Any])
+NAMED_MAX = 1000
+"""Names under which a dynamic definition is kept at hand."""
+
+
+class Table(dict[str, D]):
+    """Definitions by name. A dynamic one, under DYNAMIC, stands for names that are not here."""
+
+    def __init__(self, known: Iterable[tuple[str, D]] = ()) -> None:
+        super().__init__()
+        for name, each in known:
+            self[name] = each
+        self._named: dict[str, D] = {}
+
+    def find(self, name: str) -> D | None:
+        """What runs under that name, or None."""
+        found = self.get(name)
+        if found is not None or DYNAMIC not in self:
+            return found
+        found = self._named.get(name)
+        if found is None:
+            if len(self._named) >= NAMED_MAX:
+                self._named.clear()
+            found = self._named[name] = self[DYNAMIC].named(name)
+        return found
 
 
 class Registry:
@@ -28,8 +55,8 @@ class Registry:
     ) -> None:
         self.hooks = Hooks(interceptors)
         """What surrounds the code of all of them."""
-        self.workflows: dict[str, WorkflowDefinition[Any, Any]] = {}
-        self.activities: dict[str, ActivityDefinition[Any, Any]] = {}
+        self.workflows: Table[WorkflowDefinition[Any, Any]] = Table()
+        self.activities: Table[ActivityDefinition[Any, Any]] = Table()
         self.errors = {f"{each.__module__}.{each.__qualname__}": each for each in errors}
         """Exception classes that failures from elsewhere become again, by qualified name."""
         for each in (*workflows, *activities):
@@ -82,11 +109,11 @@ class Registry:
     def find_workflow(self, name: str) -> WorkflowDefinition[Any, Any] | None:
         """The workflow of that name, or the one that runs the jobs of an activity; else None."""
         if name.startswith(JOB_PREFIX):
-            activity = self.activities.get(name.removeprefix(JOB_PREFIX))
+            activity = self.activities.find(name.removeprefix(JOB_PREFIX))
             return None if activity is None else job_of(activity)
         if name == SCHEDULE_TYPE:
             return SCHEDULE
-        return self.workflows.get(name)
+        return self.workflows.get(name) if stand_in(name) is None else self.workflows.find(name)
 
     def hooks_of(self, definition: WorkflowDefinition[Any, Any]) -> Hooks | None:
         """What surrounds the code of that workflow; None when nothing does."""
@@ -105,6 +132,11 @@ class Registry:
 def put(table: dict[str, Any], name: str, definition: Any, what: str) -> None:
     """Add a definition to a table of them, if its name is not another function's."""
     known = table.get(name)
+    if known is not None and known.fn is not definition.fn and name == DYNAMIC:
+        raise DefinitionError(
+            f"two dynamic {what} definitions are registered: {describe(known.fn)} and "
+            f"{describe(definition.fn)}; there can be one"
+        )
     if known is not None and known.fn is not definition.fn:
         raise DefinitionError(
             f"two functions are registered as {what} {name!r}: {describe(known.fn)} and "

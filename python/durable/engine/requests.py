@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING, Any
 
 from durable.codec import failure_to_payload
 from durable.engine.attributes import headers_in, headers_of_signal
-from durable.engine.definition import DYNAMIC
 from durable.engine.handlers import Handler
 from durable.engine.interceptors import HandlerCall
 from durable.engine.start import decode_json
@@ -28,7 +27,7 @@ from durable.errors import (
     PayloadError,
     UpdateRejectedError,
 )
-from durable.events import EventKind
+from durable.events import DYNAMIC, EventKind
 
 if TYPE_CHECKING:
     from durable.engine.context import WorkflowContext

@@ -18,9 +18,9 @@ from durable.engine.context import ChildHandle, ContinueAsNew, WorkflowContext, 
 from durable.engine.definition import WorkflowDefinition, WorkflowOptions
 from durable.engine.info import to_datetime
 from durable.errors import ChildWorkflowError, WorkflowNotFoundError
-from durable.events import EventKind
+from durable.events import OWN_PREFIX, EventKind
 
-SCHEDULE_TYPE = "durable:schedule"
+SCHEDULE_TYPE = OWN_PREFIX + "schedule"
 """The workflow type of schedules."""
 ORDERS = "schedule"
 """The signal that carries orders to a schedule."""

@@ -173,7 +173,7 @@ class AttemptPoller(Service):
         _, owned = await self._store.owned(self._session.id)
         self._must_recover = False
         for each in owned:
-            if each.token in known or each.name not in self._executor.definitions:
+            if each.token in known or self._executor.definitions.find(each.name) is None:
                 continue
             if self._slots.free <= 0:
                 self._must_recover = True
@@ -203,7 +203,8 @@ class AttemptPoller(Service):
             self._metrics.inc("durable_activity_attempts_total", outcome="timed_out")
             self.answers.put(answer(each, Ending(FAILED, failure)))
             return
-        traits = self._executor.definitions[each.name].traits
+        definition = self._executor.definition(each.name)
+        traits = definition.traits
         if traits.is_at_most_once and each.details is not None:
             # A worker marked it as begun, and is gone.
             self._slots.give_back(each.name, each.queue)
@@ -226,7 +227,7 @@ class AttemptPoller(Service):
         )
         attempt = Attempt(
             self,
-            self._executor.definitions[each.name],
+            definition,
             context,
             input=input,
             options=options,

@@ -24,6 +24,7 @@ from typing import Any
 from durable.engine.definition import ActivityDefinition
 from durable.engine.info import ACTIVITY_CONTEXT
 from durable.engine.interceptors import NO_HOOKS, Hooks
+from durable.engine.registry import Table
 from durable.engine.retry import next_delay_seconds
 from durable.errors import (
     CompleteLater,
@@ -52,7 +53,7 @@ class Executor:
 
     def __init__(
         self,
-        definitions: Mapping[str, ActivityDefinition[Any, Any]],
+        definitions: Table[ActivityDefinition[Any, Any]],
         *,
         queues: Collection[str],
         slots: int,
@@ -89,6 +90,12 @@ class Executor:
         self._idle = asyncio.Event()
         self._idle.set()
         metrics.set("durable_slots", slots)
+
+    def definition(self, name: str) -> ActivityDefinition[Any, Any]:
+        """What this worker runs under that name, which it has claimed or reserved a slot for."""
+        found = self.definitions.find(name)
+        assert found is not None, name
+        return found
 
     @property
     def attempts(self) -> Collection[Attempt]:

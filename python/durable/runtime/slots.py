@@ -13,6 +13,7 @@ from collections.abc import Collection, Mapping
 from typing import Any, NamedTuple
 
 from durable.engine.definition import ActivityDefinition
+from durable.engine.registry import Table
 
 CLAIM_MAX = 64
 TOGETHER_MIN = 8
@@ -81,7 +82,7 @@ class Slots:
 
     def __init__(
         self,
-        definitions: Mapping[str, ActivityDefinition[Any, Any]],
+        definitions: Table[ActivityDefinition[Any, Any]],
         *,
         queues: Collection[str],
         slots: int,
@@ -150,14 +151,19 @@ class Slots:
         return room if share is None else min(room, share.room())
 
     def _left(self, name: str) -> int:
-        executor = self._definitions[name].executor
+        executor = self._executor(name)
         return self._places[executor] - self._taken[executor]
+
+    def _executor(self, name: str) -> str:
+        definition = self._definitions.find(name)
+        assert definition is not None, name
+        return definition.executor
 
     # -- taking and giving back --------------------------------------------------------------
 
     def reserve(self, name: str, queue: str) -> bool:
         """Take a slot for an activity of that name and queue, if this worker can run it now."""
-        definition = self._definitions.get(name)
+        definition = self._definitions.find(name)
         if definition is None or self._reserved >= self._slots or queue not in self._queues:
             return False
         if queue in self.limited or definition.traits.needs_row or self._left(name) <= 0:
@@ -191,12 +197,12 @@ class Slots:
         if self._left(name) <= 0:
             self.let_go(queue, 1)
             return False
-        self._taken[self._definitions[name].executor] += 1
+        self._taken[self._executor(name)] += 1
         return True
 
     def give_back(self, name: str, queue: str) -> None:
         """Return a slot that was taken."""
         self._reserved -= 1
-        self._taken[self._definitions[name].executor] -= 1
+        self._taken[self._executor(name)] -= 1
         if (share := self._shares.get(queue)) is not None:
             share.give_back()

@@ -543,7 +543,7 @@ class Turns:
         )
         attempt = Attempt(
             self,
-            self._executor.definitions[each.name],
+            self._executor.definition(each.name),
             context,
             input=each.input,
             options=each.options,

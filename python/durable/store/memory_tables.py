@@ -15,6 +15,7 @@ import orjson
 
 from durable.errors import StoreError
 from durable.events import (
+    DYNAMIC,
     ClaimedActivity,
     ClaimedRun,
     EventKind,
@@ -32,6 +33,7 @@ from durable.events import (
     Started,
     TimerKind,
     TypeInfo,
+    stand_in,
 )
 from durable.store.memory_queues import Buckets, KeyRooms, Shares
 from durable.store.pages import OpenRuns
@@ -485,7 +487,10 @@ class Tables:
         head = [
             t
             for t in self.tasks.values()
-            if t.kind == kind and t.session is None and t.queue == queue and t.type in types
+            if t.kind == kind
+            and t.session is None
+            and t.queue == queue
+            and serves(kind, types, t.type)
         ]
         head.sort(key=lambda t: (t.priority, t.place))
         for task in head[:limit]:
@@ -530,7 +535,7 @@ class Tables:
         held = [
             a
             for a in self.activities.values()
-            if a.state == HELD and a.made.queue == queue and a.made.name in names
+            if a.state == HELD and a.made.queue == queue and serves(ACTIVITY, names, a.made.name)
         ]
         held.sort(key=lambda a: (a.fairness_key or "", a.made.priority, a.scheduled_us))
         found: list[Activity] = []
@@ -559,6 +564,11 @@ class Tables:
 
         views = [run.view(full=False) for run in self.runs.values()]
         return [view for view in views if wanted.fits(view, has_attributes)]
+
+
+def serves(kind: int, names: Sequence[str], name: str) -> bool:
+    """Whether who knows these names takes a task of that one."""
+    return name in names or (stand_in(name) if kind == RUN else DYNAMIC) in names
 
 
 def failure_json(kind: str, message: str) -> bytes:

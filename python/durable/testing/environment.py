@@ -424,11 +424,13 @@ class WorkflowEnvironment:
         self, workflow: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> tuple[WorkflowDefinition[Any, Any], bytes]:
         """The definition, now registered, and the arguments, checked against it."""
+        asked = workflow
         if isinstance(workflow, str):
             workflow = self._registry.workflow(workflow)
         if not isinstance(workflow, WorkflowDefinition):
             raise ConfigurationError(f"{workflow!r} is not a workflow; put @workflow.defn on it")
-        self._registry.add(workflow)
+        if not isinstance(asked, str):
+            self._registry.add(workflow)
         return self._checked(workflow, args, kwargs)
 
     def _checked(

@@ -11,7 +11,7 @@ from typing import Any, Generic, TypeVar, cast
 from durable.client.streams import StreamItem
 from durable.codec import DEFAULT_CODEC, Signature, failure_from_payload
 from durable.engine.attributes import message_meta, plain_headers
-from durable.engine.definition import DYNAMIC, WorkflowDefinition, handler_name
+from durable.engine.definition import WorkflowDefinition, handler_name
 from durable.engine.execution import Execution
 from durable.engine.interceptors import MessageCall, Proceed, surround
 from durable.engine.streams import check_stream_name
@@ -25,7 +25,7 @@ from durable.errors import (
     WorkflowTerminatedError,
     WorkflowTimedOutError,
 )
-from durable.events import EventKind, Message, MessageKind, RunState
+from durable.events import DYNAMIC, EventKind, Message, MessageKind, RunState
 from durable.testing.history import History
 from durable.testing.waiting import settle, until
 from durable.testing.world import Fact, Run, World
@@ -275,7 +275,7 @@ def encode_call(handler: str | Callable[..., Any], args: tuple[Any, ...]) -> byt
     if isinstance(handler, str):
         return DEFAULT_CODEC.encode(list(args))
     # An update method wraps the function that was decorated.
-    signature = Signature.of(getattr(handler, "fn", handler), skip_first=True)
+    signature = Signature.of(getattr(handler, "fn", handler), skip=1)
     payload = signature.encode_args(args, {})
     try:
         signature.decode_args(payload)
@@ -292,5 +292,5 @@ def decode_answer(
     for handler in sorted(definition.handlers, key=lambda each: each.name, reverse=True):
         if handler.kind == kind and handler.name in (name, DYNAMIC):
             fn = getattr(handler.fn, "fn", handler.fn)
-            return Signature.of(fn, skip_first=True).decode_result(payload)
+            return Signature.of(fn, skip=1).decode_result(payload)
     return DEFAULT_CODEC.decode(payload)

@@ -12,6 +12,7 @@ from types import FunctionType, ModuleType
 from typing import Any
 
 from durable.engine.definition import ActivityDefinition, WorkflowDefinition
+from durable.events import DYNAMIC
 
 Definition = ActivityDefinition[Any, Any] | WorkflowDefinition[Any, Any]
 
@@ -87,6 +88,8 @@ def reachable(
             for value in list(scope.values()):
                 if isinstance(value, WorkflowDefinition):
                     queue.append(value.fn)
-                    yield value
-                elif isinstance(value, ActivityDefinition):
+                elif not isinstance(value, ActivityDefinition):
+                    continue
+                if value.name != DYNAMIC:
+                    # What takes every name is not taken by chance.
                     yield value

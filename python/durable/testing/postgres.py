@@ -26,7 +26,7 @@ from durable.engine.info import ACTIVITY_CONTEXT
 from durable.engine.interceptors import Interceptor
 from durable.engine.start import StartMeta
 from durable.errors import ContextError
-from durable.events import RunState, RunView
+from durable.events import DYNAMIC, RunState, RunView
 from durable.options import ActivityOptions, WorkerOptions, seconds
 from durable.runtime.recorded import RecordedRun
 from durable.runtime.worker import Worker
@@ -203,6 +203,9 @@ class PostgresEnvironment(WorkflowEnvironment):
         """An activity that is the mock while there is one, else the real one."""
         real = self._registry.activities.get(name)
         mocks = self._world.mocks
+        if real is not None and name == DYNAMIC:
+            # A mock has a name, and is served under that.
+            return real
 
         async def dispatch(*args: Any, **kwargs: Any) -> Any:
             mock = mocks.get(name)

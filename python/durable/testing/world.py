@@ -170,9 +170,10 @@ class World:
                 new.workflow_id, known.new.run_id, known.state.name.lower()
             )
         definition = (
-            self.registry.find_workflow(new.workflow_type)
+            self.registry.workflows.get(new.workflow_type)
             or find_definition(near, new.workflow_type, WorkflowDefinition)
             or self._definitions.get(new.workflow_type)
+            or self.registry.find_workflow(new.workflow_type)
         )
         if definition is None:
             raise UnknownWorkflowError(
@@ -429,8 +430,10 @@ class World:
     def _start_activity(self, run: Run, scheduled: Any) -> None:
         mock = self.mocks.get(scheduled.name)
         definition: ActivityDefinition[Any, Any] | None
-        definition = self.registry.activities.get(scheduled.name) or find_definition(
-            run.definition.fn, scheduled.name, ActivityDefinition
+        definition = (
+            self.registry.activities.get(scheduled.name)
+            or find_definition(run.definition.fn, scheduled.name, ActivityDefinition)
+            or self.registry.activities.find(scheduled.name)
         )
         # The real signature where it is known: a mock given by name was checked against nothing.
         source = definition or mock

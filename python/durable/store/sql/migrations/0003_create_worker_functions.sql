@@ -1,5 +1,11 @@
 -- What workers and supervisors do. See docs/internals/database.md for the order of locks.
 
+-- What serves runs of a type that nobody defined: '' the dynamic workflow of a worker, 'job:' its
+-- dynamic activity. Types with an @ are those of pinned workflows, which only their own code may run.
+CREATE FUNCTION {s}.stand_in(p_type text) RETURNS text LANGUAGE sql IMMUTABLE
+    RETURN CASE WHEN starts_with(p_type, 'job:') THEN 'job:'
+                WHEN strpos(p_type, '@') = 0 AND NOT starts_with(p_type, 'durable:') THEN '' END;
+
 -- Take wake tokens, own their runs. Each row is a run newly owned; with workflow_id NULL a run that
 -- this session has already and that has mail; with run_id NULL, last, the time as created_us.
 --
@@ -29,6 +35,7 @@ DECLARE
     v_owned integer;
     v_queue text;
     v_scan integer;
+    v_any boolean := '' = ANY (p_types) OR 'job:' = ANY (p_types);
 BEGIN
     -- Tokens of runs that are ours already take no room, so they do not count. Many of them may be
     -- of runs that have closed since.
@@ -49,7 +56,9 @@ BEGIN
                     WHERE h.queue = v_queue AND h.kind = 1 AND h.session IS NULL
                     ORDER BY h.priority, h.id LIMIT v_scan + p_limit
                 ) head JOIN {s}.task t ON t.ctid = head.ctid
-                WHERE head.type = ANY (p_types) AND t.session IS NULL
+                WHERE t.session IS NULL AND (
+                    head.type = ANY (p_types)
+                    OR v_any AND {s}.stand_in(head.type) = ANY (p_types))
                 ORDER BY head.priority, head.id
                 LIMIT p_limit - cardinality(v_taken) FOR UPDATE OF t SKIP LOCKED
             ), gone AS (

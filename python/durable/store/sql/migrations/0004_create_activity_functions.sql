@@ -120,7 +120,7 @@ BEGIN
                 WHERE h.queue = p_queue AND h.kind = 2 AND h.session IS NULL
                 ORDER BY h.priority, h.id LIMIT v_scan + p_limit
             ) head JOIN {s}.task t ON t.ctid = head.ctid
-            WHERE head.type = ANY (p_names) AND t.session IS NULL
+            WHERE t.session IS NULL AND (head.type = ANY (p_names) OR '' = ANY (p_names))
             ORDER BY head.priority, head.id
             LIMIT p_limit FOR UPDATE OF t SKIP LOCKED
         ), gone AS (

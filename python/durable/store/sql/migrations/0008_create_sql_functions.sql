@@ -85,10 +85,11 @@ DECLARE
     v_known text;
 BEGIN
     SELECT i.queue, i.takes_plain INTO v_queue, v_takes_plain
-    FROM {s}.type_info i WHERE i.kind = 'workflow' AND i.name = p_type;
+    FROM {s}.type_info i WHERE i.kind = 'workflow' AND i.name = ANY (ARRAY[p_type, {s}.stand_in(p_type)])
+    ORDER BY i.name DESC LIMIT 1;
     IF v_queue IS NULL THEN
         SELECT string_agg(name, ', ') INTO v_known FROM (
-            SELECT name FROM {s}.type_info WHERE kind = 'workflow' ORDER BY name LIMIT 100) known;
+            SELECT name FROM {s}.type_info WHERE kind = 'workflow' AND name <> '' ORDER BY name LIMIT 100) known;
         RAISE EXCEPTION 'no workflow is called %; registered: %', quote_literal(p_type),
                         coalesce(v_known, 'none; has a worker run yet?') USING ERRCODE = 'DUR11';
     ELSIF NOT v_takes_plain THEN

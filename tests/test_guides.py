@@ -66,6 +66,13 @@ async def test_workflows(env: WorkflowEnvironment) -> None:
     assert labels.args == (page.Parcel("12", "cleaning"),)
 
 
+async def test_workflows_of_any_type() -> None:
+    page = load("workflows")
+    async with WorkflowEnvironment(workflows=[page.interpreter], activities=[page.forward]) as env:
+        told = await env.execute("invoice", {"title": "No. 7"})
+    assert told == ["invoice check: No. 7", "invoice archive: No. 7"]
+
+
 async def test_workflows_go_on_as_new_ones(monkeypatch: pytest.MonkeyPatch) -> None:
     page = load("workflows")
     monkeypatch.setattr(workflow, "HISTORY_LENGTH_SUGGESTED", 10)

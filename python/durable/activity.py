@@ -248,18 +248,10 @@ def stream(name: str) -> StreamWriter:
 
     Readers use `durable.WorkflowHandle.stream`. An item is stored at least once, and all are before
     the attempt is over. Raises InvalidArgumentError for what cannot be a name, and ContextError
-    outside of an activity and in one with ``executor="process"``.
+    outside of an activity.
     """
     context = current_attempt("stream()")
-    check_stream_name(name)
-    if context.on_stream is None:
-        raise ContextError(f"activity {context.name} runs where streams cannot be written")
-    if context.streams is None:
-        context.streams = {}
-    found = context.streams.get(name)
-    if found is None:
-        found = context.streams[name] = context.on_stream(name)
-    return found
+    return context.stream(check_stream_name(name))
 
 
 def override_next_retry(

@@ -24,6 +24,15 @@ def speak_sync(words: list[str]) -> int:
     return len(words)
 
 
+@activity.defn(executor="process")
+def speak_elsewhere(words: list[str]) -> int:
+    tokens = activity.stream("tokens")
+    for word in words:
+        tokens.write_sync(word)
+    tokens.close_sync()
+    return len(words)
+
+
 @workflow.defn
 async def speaker(words: list[str]) -> int:
     return await speak(words)
@@ -32,6 +41,11 @@ async def speaker(words: list[str]) -> int:
 @workflow.defn
 async def sync_speaker(words: list[str]) -> int:
     return await speak_sync(words)
+
+
+@workflow.defn
+async def speaker_elsewhere(words: list[str]) -> int:
+    return await speak_elsewhere(words)
 
 
 async def written(env: WorkflowEnvironment, flow: Any, words: list[str], after: int = 0) -> Any:
@@ -61,3 +75,8 @@ async def test_stream_03(env: WorkflowEnvironment) -> None:
 async def test_stream_04(env: WorkflowEnvironment) -> None:
     """stream-4: A sync activity writes from where it runs."""
     assert await written(env, sync_speaker, ["a", "b"]) == [(1, "a", 1), (2, "b", 1)]
+
+
+async def test_stream_05(env: WorkflowEnvironment) -> None:
+    """stream-5: An activity in a process of its own writes as one on a thread does."""
+    assert await written(env, speaker_elsewhere, ["a", "b"]) == [(1, "a", 1), (2, "b", 1)]

@@ -5,6 +5,7 @@ Each appends its process id to a file where a test asks for it, so that the test
 
 from __future__ import annotations
 
+import asyncio
 import ctypes
 import os
 import sys
@@ -108,6 +109,46 @@ def fails(path: str, how: str) -> int:
 def asks(path: str) -> str:
     note(path, activity.info().task_token)
     raise CompleteLater
+
+
+@activity.defn(executor="process", retry=QUICK)
+def writes(path: str, count: int) -> int:
+    """Writes numbers to a stream, and how many there were to another one, which it ends."""
+    numbers = activity.stream("numbers")
+    for number in range(count):
+        numbers.write_sync(number)
+    total = activity.stream("total")
+    total.write_sync(count)
+    total.close_sync()
+    note(path, os.getpid())
+    return count
+
+
+@activity.defn(executor="process", retry=QUICK)
+def writes_and_fails(how: str) -> None:
+    """Its first attempt ends badly, behind an item."""
+    activity.stream("numbers").write_sync(activity.info().attempt)
+    if activity.info().attempt == 1:
+        if how == "exit":
+            os._exit(3)
+        raise RuntimeError("again")
+
+
+@activity.defn(executor="process", retry=RetryPolicy(max_attempts=1))
+def writes_too_much() -> None:
+    activity.stream("numbers").write_sync("x" * 3_000_000)
+
+
+@activity.defn(executor="process")
+def writes_in_a_loop() -> None:
+    """A coroutine of its own writes, too."""
+
+    async def write() -> None:
+        numbers = activity.stream("numbers")
+        await asyncio.gather(*(numbers.write(number) for number in range(10)))
+        await numbers.close()
+
+    asyncio.run(write())
 
 
 def plain(number: int) -> list[int]:

@@ -14,7 +14,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from durable.engine.streams import StreamWriter
-from durable.errors import ConfigurationError
+from durable.errors import ConfigurationError, ContextError
 
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 DURATION_SECONDS_MAX = 1000 * 366 * 24 * 3600
@@ -165,6 +165,17 @@ class ActivityContext:
         self.is_cancelled = False
         self.retry_delay_seconds: float | None = None
         self.retry_at_us: int | None = None
+
+    def stream(self, name: str) -> StreamWriter:
+        """What writes to the stream of that name, always the same; raise ContextError for none."""
+        if self.on_stream is None:
+            raise ContextError(f"activity {self.name} runs where streams cannot be written")
+        if self.streams is None:
+            self.streams = {}
+        found = self.streams.get(name)
+        if found is None:
+            found = self.streams[name] = self.on_stream(name)
+        return found
 
     @property
     def idempotency_key(self) -> str:

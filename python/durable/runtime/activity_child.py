@@ -29,6 +29,7 @@ from durable.options import PAYLOAD_BYTES_WARN
 from durable.runtime.failures import failure_of
 from durable.runtime.frames import pack, take_frame
 from durable.runtime.parent import die_with, take_socket
+from durable.runtime.piped_streams import Outbox, PipedWriter
 
 BEAT_SECONDS_MIN = 0.05
 """Heartbeats that follow each other faster are held back, but for the details of the last one."""
@@ -60,6 +61,7 @@ class ActivityChild:
         self._stream = link.makefile("rb")
         self._jobs: queue.SimpleQueue[tuple[dict[str, Any], bytes]] = queue.SimpleQueue()
         self._lock = threading.Lock()
+        self._sending = threading.Lock()
         self._current: RunningJob | None = None
         self._cancelled: int | None = None
 
@@ -84,7 +86,8 @@ class ActivityChild:
     def send(self, head: dict[str, Any], body: bytes = b"") -> None:
         """Tell the worker; without one there is nothing left to do."""
         try:
-            self._link.sendall(pack(head, body))
+            with self._sending:
+                self._link.sendall(pack(head, body))
         except OSError:
             os._exit(0)
 
@@ -96,6 +99,10 @@ class ActivityChild:
                 self._jobs.put((head, body))
                 continue
             with self._lock:
+                if "wrote" in head:
+                    if self._current is not None and self._current.id == head["wrote"]:
+                        self._current.outbox.taken(head)
+                    continue
                 self._cancelled = head["cancel"]
                 if self._current is not None and self._current.id == self._cancelled:
                     self._current.context.is_cancelled = True
@@ -124,11 +131,16 @@ class RunningJob:
         self._details: bytes | None = None
         """Details that the worker has not been told."""
         self._told_at = 0.0
+        self.outbox = Outbox(self._send_item)
         self.context = ActivityContext(
             details=tuple(decode_list(facts["details"].encode())) if facts["details"] else (),
             on_heartbeat=self._beat,
             **facts["context"],
         )
+        self.context.on_stream = lambda name: PipedWriter(self.outbox, self._codec, name)
+
+    def _send_item(self, head: dict[str, Any], body: bytes) -> None:
+        self._child.send({"item": self.id, **head}, body)
 
     def run(self) -> None:
         """Run it, and tell the worker how it ended."""

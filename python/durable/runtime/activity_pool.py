@@ -29,6 +29,7 @@ from durable.engine.info import ActivityContext
 from durable.errors import ActivityProcessError, DefinitionError
 from durable.runtime.failures import Failure, failure_of
 from durable.runtime.frames import FRAME_BYTES_MAX, pack, read_frame
+from durable.runtime.piped_streams import Feed
 from durable.runtime.spawn import LAST_WORDS_SECONDS, LOG_FORMAT, blocked_interrupt, launch
 
 STOP_SECONDS = 5.0
@@ -57,15 +58,27 @@ class Job:
     """One attempt for a process. ``on_beat`` gets its heartbeats' details, None for none."""
 
     def __init__(
-        self, number: int, facts: dict[str, Any], input: bytes, on_beat: Callable[..., None]
+        self,
+        number: int,
+        facts: dict[str, Any],
+        input: bytes,
+        on_beat: Callable[..., None],
+        context: ActivityContext,
     ) -> None:
         self.id = number
-        self.name: str = facts["context"]["name"]
+        self.name = context.name
+        self.feed = Feed(context, self._tell)
+        """What it writes to streams."""
         self.frame = pack({"job": {**facts, "id": number}}, input)
         self.on_beat = on_beat
         self.done: asyncio.Future[Reply] = asyncio.get_running_loop().create_future()
         self.child: Child | None = None
         self._timer: asyncio.TimerHandle | None = None
+        self._ending: asyncio.Task[None] | None = None
+
+    def _tell(self, head: dict[str, Any]) -> None:
+        if self.child is not None:
+            self.child.write({"wrote": self.id, **head})
 
     def stop(self, *, now: bool) -> None:
         """End it: by killing its process at once, or (``now=False``) if it does not end itself."""
@@ -81,11 +94,24 @@ class Job:
             self._timer = loop.call_later(STOP_SECONDS, self.child.kill)
 
     def end(self, reply: Reply) -> None:
-        """It has ended."""
+        """It has ended; whoever waits for it hears that when what it wrote is stored."""
         if self._timer is not None:
             self._timer.cancel()
-        if not self.done.done():
+        if self.feed.is_used:
+            self._ending = asyncio.create_task(self._end_when_stored(reply))
+        elif not self.done.done():
             self.done.set_result(reply)
+
+    async def _end_when_stored(self, reply: Reply) -> None:
+        try:
+            await self.feed.drain()
+        except BaseException as error:
+            # Cancelled, too, as the worker is when it ends: somebody waits for an answer.
+            if reply.failure is None:
+                reply = Reply(failure=failure_of(error))
+        finally:
+            if not self.done.done():
+                self.done.set_result(reply)
 
 
 class ActivityPool:
@@ -102,10 +128,16 @@ class ActivityPool:
         """The process ids of those that serve."""
         return sorted(child.pid for child in self._children if not child.is_killed)
 
-    def submit(self, facts: dict[str, Any], input: bytes, on_beat: Callable[..., None]) -> Job:
+    def submit(
+        self,
+        definition: ActivityDefinition[Any, Any],
+        context: ActivityContext,
+        input: bytes,
+        on_beat: Callable[..., None],
+    ) -> Job:
         """Run a job in a process that is free, or in a new one."""
         self._count += 1
-        job = Job(self._count, facts, input, on_beat)
+        job = Job(self._count, job_facts(definition, context), input, on_beat, context)
         try:
             child = self._idle.pop() if self._idle else self._start()
         except OSError as error:
@@ -259,6 +291,8 @@ class Child:
             return
         if head.get("beat") == job.id:
             job.on_beat(body or None)
+        elif head.get("item") == job.id:
+            job.feed.take(head["name"], None if head["ends"] else body)
         elif head.get("done") == job.id:
             self._job = None
             self._pool.freed(self)

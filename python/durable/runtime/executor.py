@@ -33,7 +33,7 @@ from durable.errors import (
     StoreError,
 )
 from durable.options import seconds
-from durable.runtime.activity_pool import ActivityPool, Reply, check_importable, job_facts
+from durable.runtime.activity_pool import ActivityPool, Reply, check_importable
 from durable.runtime.attempt import COMPLETED, FAILED, RETRY, Attempt, Ending, Stop
 from durable.runtime.failures import Failure, cancelled_payload, failure_of, lost_payload, numbered
 from durable.runtime.metrics import Metrics
@@ -129,8 +129,9 @@ class Executor:
             attempt.task.add_done_callback(self._surrounded.discard)
             return
         if attempt.definition.executor == "process":
-            facts = job_facts(attempt.definition, attempt.context)
-            attempt.job = self.processes.submit(facts, attempt.input, attempt.beaten)
+            attempt.job = self.processes.submit(
+                attempt.definition, attempt.context, attempt.input, attempt.beaten
+            )
             attempt.job.done.add_done_callback(partial(self._process_ended, attempt))
             return
         context = contextvars.copy_context()

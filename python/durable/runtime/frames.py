@@ -6,8 +6,10 @@ front. Nothing is ever unpickled. Both ends bound what they read.
     down  {"orders": ...}   modules to import and the log level; first
           {"job": ...}      run this; the body is the encoded arguments
           {"cancel": id}    nobody wants that job's result any more
+          {"wrote": id}     so many items of its streams were taken, or why they could not be
     up    {"ready": 1}      the modules are imported
           {"beat": id}      a heartbeat; the body is its details, or empty
+          {"item": id}      an item of a stream (the body), or the stream's end
           {"done": id}      the job has ended; the body is the result or the failure
 """
 

@@ -60,14 +60,15 @@ class Writer:
         """Add an item; waits only when the store is behind."""
         payload = self._codec.encode(item)
         check_size(payload, f"an item of stream {self.name!r}")
-        await self._put(payload)
+        await self.put(payload)
 
     async def close(self) -> None:
         """End the stream for those who read it now, when all that was written is stored."""
-        await self._put(None)
+        await self.put(None)
         await self.flush()
 
-    async def _put(self, payload: bytes | None) -> None:
+    async def put(self, payload: bytes | None) -> None:
+        """Add an encoded item, or None: the end of the stream."""
         self._check()
         self._pending.append(payload)
         self._bytes += len(payload or b"")

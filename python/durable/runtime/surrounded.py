@@ -16,7 +16,7 @@ from typing import Any
 from durable.codec import failure_from_payload
 from durable.engine.interceptors import ActivityCall, surround
 from durable.errors import CompleteLater
-from durable.runtime.activity_pool import ActivityPool, job_facts
+from durable.runtime.activity_pool import ActivityPool
 from durable.runtime.attempt import Attempt
 
 Place = Callable[..., Awaitable[Any]]
@@ -79,8 +79,7 @@ async def in_process(
     """Run it in a process of its own; raise what it raised there, as far as it is known here."""
     signature = attempt.definition.signature
     input = signature.encode_args(args, kwargs)
-    facts = job_facts(attempt.definition, attempt.context)
-    attempt.job = processes.submit(facts, input, attempt.beaten)
+    attempt.job = processes.submit(attempt.definition, attempt.context, input, attempt.beaten)
     task, attempt.task = attempt.task, None
     try:
         reply = await attempt.job.done

@@ -29,13 +29,13 @@ from durable.engine.execution import Execution
 from durable.engine.start import StartMeta, new_run
 from durable.events import RunCommit, SessionInfo
 from durable.runtime.replay_pool import ReplayPool, Source, list_runs
+from durable.runtime.replay_work import Tally
 from durable.store.postgres import PostgresStore
 
 STEPS = 1000
 RUNS = 20
 SESSION = 1
 LEASE_US = 3_600_000_000
-SCHEMA = "durable"
 ORDERS = 10
 """Activities of a run that is checked."""
 CHUNK = 1000
@@ -185,13 +185,20 @@ def check_open_runs(setting: Setting) -> Workload:
         compileall.compile_dir(Path(durable.__file__).parent, quiet=1)
         filled(runs)
         made = loaded()
-        source = Source(made.dsn, SCHEMA, "bench.flows", str(ROOT))
+        source = Source("bench.flows", str(ROOT))
+
+        async def work(pool: ReplayPool) -> Tally:
+            store = PostgresStore(made.dsn)
+            await store.open()
+            try:
+                listed = await list_runs(store, workflow_type=flows.orders.name)
+                return await pool.replay(store, listed)
+            finally:
+                await store.close()
 
         def check() -> tuple[int, int]:
-            name = flows.orders.name
             with ReplayPool(source, 2) as pool:
-                listed = made.runner.run(list_runs(made.dsn, SCHEMA, workflow_type=name))
-                tally = pool.replay(listed)
+                tally = made.runner.run(work(pool))
             return tally.replayed, len(tally.problems)
 
         return check

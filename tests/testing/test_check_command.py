@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -218,8 +219,7 @@ async def test_code_that_ends_the_process_is_a_problem_of_its_runs(folder: Path,
 
 async def test_app_that_ends_the_process_is_told(folder: Path, dsn: str) -> None:
     (folder / "parcels_die.py").write_text(
-        OLD + "import multiprocessing, os\n"
-        "if multiprocessing.parent_process() is not None:\n    os._exit(3)\n"
+        OLD + f"import os\nif os.getpid() != {os.getpid()}:\n    os._exit(3)\n"
     )
     await start_and_run_first_turn(dsn, 2)
 

@@ -23,7 +23,8 @@ from durable.errors import InvalidArgumentError, WorkflowNotFoundError
 from durable.events import RunState
 from durable.runtime.app import load_app
 from durable.runtime.recorded import Problem, RecordedRun, find_problem
-from durable.runtime.replay_pool import Listed, ReplayPool, Source, Tally, list_runs
+from durable.runtime.replay_pool import ReplayPool, Source, list_runs
+from durable.runtime.replay_work import Tally
 from durable.store.postgres import PostgresStore
 from durable.store.sealed import seal_store
 
@@ -154,11 +155,7 @@ def replay_files(app: str, path: Path) -> Tally:
         for file in bar:
             recorded = RecordedRun.load(file)
             problem = find_problem(registry, recorded)
-            tally.replayed += 1
-            name = recorded.workflow_type
-            tally.by_type[name] = tally.by_type.get(name, 0) + 1
-            if problem is not None:
-                tally.problems.append(problem)
+            tally.count(recorded.workflow_type, problem)
     return tally
 
 
@@ -169,16 +166,21 @@ def replay_database(
     with redirect_stdout(sys.stderr):
         target.load_needed()
     assert target.app is not None
-    folder = target.folder or Path.cwd()
-    source = Source(target.dsn, target.schema, target.app, str(folder))
+    source = Source(target.app, str(target.folder or Path.cwd()))
     with ReplayPool(source, processes) as pool:
-        runs: list[Listed] = finish(
-            lambda: list_runs(
-                target.dsn, target.schema, workflow_type=workflow_type, closed_max=closed
-            )
-        )
-        with click.progressbar(length=len(runs), label="replaying", file=sys.stderr) as bar:
-            return pool.replay(runs, bar.update)
+
+        async def work() -> Tally:
+            store = PostgresStore(target.dsn, schema=target.schema)
+            await store.open()
+            try:
+                runs = await list_runs(store, workflow_type=workflow_type, closed_max=closed)
+                with click.progressbar(length=len(runs), label="replaying", file=sys.stderr) as bar:
+                    return await pool.replay(store, runs, bar.update)
+            finally:
+                await store.close()
+
+        tally: Tally = finish(work)
+        return tally
 
 
 def show_tally(tally: Tally, as_json: bool) -> None:

@@ -1,7 +1,7 @@
-"""Frames: what a worker and the processes of its activities say to each other.
+"""Frames: what a process and those that it starts for activities or replays say to each other.
 
 A frame is a head (a JSON object) and a body (a payload as it is stored), each with its length in
-front. Nothing is ever unpickled. Both ends bound what they read.
+front. Nothing is ever unpickled. Both ends bound what they read. Those of activities:
 
     down  {"orders": ...}   modules to import and the log level; first
           {"job": ...}      run this; the body is the encoded arguments
@@ -34,26 +34,30 @@ def pack(head: dict[str, Any], body: bytes = b"") -> bytes:
     return LENGTHS.pack(len(packed), len(body)) + packed + body
 
 
-def check_lengths(prefix: bytes) -> tuple[int, int]:
+def check_lengths(prefix: bytes, bytes_max: int = FRAME_BYTES_MAX) -> tuple[int, int]:
     """The lengths in a frame's prefix; raise ValueError when they cannot be."""
     head, body = LENGTHS.unpack(prefix)
-    if head + body > FRAME_BYTES_MAX:
-        raise ValueError(f"a frame of {head + body} bytes is over the limit of {FRAME_BYTES_MAX}")
+    if head + body > bytes_max:
+        raise ValueError(f"a frame of {head + body} bytes is over the limit of {bytes_max}")
     return head, body
 
 
-async def read_frame(reader: asyncio.StreamReader) -> tuple[dict[str, Any], bytes]:
+async def read_frame(
+    reader: asyncio.StreamReader, bytes_max: int = FRAME_BYTES_MAX
+) -> tuple[dict[str, Any], bytes]:
     """The next frame; raise IncompleteReadError at the end, ValueError for what is none."""
-    head, body = check_lengths(await reader.readexactly(LENGTHS.size))
+    head, body = check_lengths(await reader.readexactly(LENGTHS.size), bytes_max)
     return orjson.loads(await reader.readexactly(head)), await reader.readexactly(body)
 
 
-def take_frame(stream: BinaryIO) -> tuple[dict[str, Any], bytes] | None:
-    """The next frame of a blocking stream; None at its end."""
+def take_frame(
+    stream: BinaryIO, bytes_max: int = FRAME_BYTES_MAX
+) -> tuple[dict[str, Any], bytes] | None:
+    """The next frame of a blocking stream; None at its end, ValueError for what is none."""
     prefix = stream.read(LENGTHS.size)
     if len(prefix) < LENGTHS.size:
         return None
-    head, body = check_lengths(prefix)
+    head, body = check_lengths(prefix, bytes_max)
     data = stream.read(head + body)
     if len(data) < head + body:
         return None

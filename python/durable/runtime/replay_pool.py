@@ -1,115 +1,85 @@
 """Replay pool: the runs of a database against the code at hand, in parallel processes.
 
-The parent lists the runs once and deals them out in chunks; each process has the app, a connection
-of its own and loads a chunk of histories with one query. What comes back are counts and problems,
-as plain data. Nothing is written to the database, and runs may move on meanwhile: a history is
-looked at as it was when it was listed.
+The parent lists the runs once, loads their histories a chunk at a time and sends them, a frame of
+runs after the other, to whichever process (`durable.runtime.replay_child`) has least to do. What
+comes back are counts and problems, as plain data. Nothing is written to the database, and runs may
+move on meanwhile: a history is looked at as it was when it was listed.
 
-To start a process and import the app takes as long as some thousand replays. So the first ones
-start before the runs are listed, and none imports the program that started it.
+To start a process takes as long as thousands of replays. So the first one starts before the runs
+are listed, imports nothing but what a replay needs, and is there when the first histories are; it
+forks the others where it can.
 """
 
 from __future__ import annotations
 
 import asyncio
-import gc
-import multiprocessing
+import contextlib
+import socket
+import subprocess
 import sys
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
-from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
-from pathlib import Path
-from types import ModuleType, TracebackType
-from typing import NamedTuple, Self
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Self
 
 from durable.codec import DEFAULT_CODEC, Codec
 from durable.engine.registry import Registry
-from durable.errors import ConfigurationError, DurableError, StoreError
+from durable.errors import ConfigurationError, StoreError
 from durable.events import RunState, RunView
-from durable.runtime.app import load_app
+from durable.runtime.frames import pack, read_frame
 from durable.runtime.recorded import Problem, RecordedRun, find_problem
+from durable.runtime.replay_child import CAN_FORK, FORKS_MAX
+from durable.runtime.replay_work import (
+    FRAME_RUNS,
+    HISTORY_BYTES_MAX,
+    WORK_BYTES_MAX,
+    Listed,
+    Tally,
+    work_frames,
+)
+from durable.runtime.spawn import blocked_interrupt, launch
+from durable.store.base import Store
 from durable.store.postgres import PostgresStore
 from durable.store.sealed import seal_store
 
+MODULE = "durable.runtime.replay_child"
 CHUNK_RUNS = 200
 CHUNK_BATCHES = 5_000
-"""A chunk of histories is in memory at once; long ones make a chunk of fewer runs."""
-CHUNK_SECONDS_MAX = 300
-"""A chunk takes a fraction of a second; one that takes this long never ends."""
-GARBAGE_MAX = 50_000
-"""Objects made before garbage is looked for: not evicted runs, only what the user's code leaves."""
-EARLY_PROCESSES = 2
-"""So many start before it is known how much there is to do; the others start with their work."""
+"""A chunk of histories is loaded at once; long ones make a chunk of fewer runs."""
+AHEAD_BYTES_MAX = 64 * 1024 * 1024
+"""No more is loaded while so much waits for a process."""
+UNDER_WAY_MAX = 2
+"""Frames that a process has: the one it replays, and the next."""
+ANSWER_SECONDS_MAX = 300
+"""A frame takes some milliseconds; one that takes this long never ends."""
 OPEN_RUNS_MAX = 1_000_000
 OPEN_STATES = (RunState.RUNNING, RunState.PARKED, RunState.PAUSED)
 CLOSED_STATES = tuple(state for state in RunState if state >= RunState.COMPLETED)
 
 
-class Listed(NamedTuple):
-    """A run as the parent listed it: what a process needs to load and check it."""
-
-    run_id: str
-    workflow_id: str
-    workflow_type: str
-    queue: str
-    state: str
-    part: int
-    batch_count: int
-    head_hash: int
-
-
-@dataclass
-class Tally:
-    """What came out. Adds up over chunks."""
-
-    replayed: int = 0
-    gone: int = 0
-    """Runs whose history was removed meanwhile."""
-    by_type: dict[str, int] = field(default_factory=dict)
-    problems: list[Problem] = field(default_factory=list)
-
-    def add(self, other: Tally) -> None:
-        """Count another one in."""
-        self.replayed += other.replayed
-        self.gone += other.gone
-        self.problems += other.problems
-        for name, count in other.by_type.items():
-            self.by_type[name] = self.by_type.get(name, 0) + count
-
-
 @dataclass(frozen=True)
 class Source:
-    """The database and the app, as each process gets them."""
+    """The app to replay against, as each process gets it, and where it is looked for."""
 
-    dsn: str
-    schema: str
     app: str
     folder: str
 
 
 async def list_runs(
-    dsn: str, schema: str, *, workflow_type: str | None = None, closed_max: int = 0
+    store: Store, *, workflow_type: str | None = None, closed_max: int = 0
 ) -> list[Listed]:
     """All open runs, and the newest ``closed_max`` closed ones."""
-    store = PostgresStore(dsn, schema=schema)
-    await store.open()
-    try:
-        views = await store.views(
-            workflow_type=workflow_type, states=OPEN_STATES, limit=OPEN_RUNS_MAX
+    views = await store.views(workflow_type=workflow_type, states=OPEN_STATES, limit=OPEN_RUNS_MAX)
+    if closed_max:
+        views += await store.views(
+            workflow_type=workflow_type, states=CLOSED_STATES, limit=closed_max
         )
-        if closed_max:
-            views += await store.views(
-                workflow_type=workflow_type, states=CLOSED_STATES, limit=closed_max
-            )
-    finally:
-        await store.close()
     return [listed(view) for view in views]
 
 
 def listed(view: RunView) -> Listed:
-    """The parts of a view that travel to a process."""
+    """The parts of a view that a replay needs."""
     return Listed(
         view.run_id,
         view.workflow_id,
@@ -123,7 +93,7 @@ def listed(view: RunView) -> Listed:
 
 
 class ReplayPool:
-    """Processes that replay runs of one source. A context manager; leaving it ends them.
+    """Processes that replay runs against one app. A context manager; leaving it ends them.
 
     Raises ConfigurationError for less than one process.
     """
@@ -132,16 +102,14 @@ class ReplayPool:
         if processes < 1:
             raise ConfigurationError(f"replaying takes 1 or more processes, not {processes}")
         self._source = source
-        self._processes = processes
-        # Spawned, not forked: user code meets the same fresh interpreter as in a worker.
-        context = multiprocessing.get_context("spawn")
-        self._executor = ProcessPoolExecutor(processes, mp_context=context)
+        self._processes_max = processes
+        self._processes: list[subprocess.Popen[bytes]] = []
+        self._links: list[socket.socket] = []
+        """Ours of the sockets to them, until a stream takes them over."""
+        self._writers: list[asyncio.StreamWriter] = []
 
     def __enter__(self) -> Self:
-        # One that died by then is told when there is work for it.
-        with suppress(BrokenProcessPool), without_main():
-            for _ in range(min(self._processes, EARLY_PROCESSES)):
-                self._executor.submit(prepare, self._source)
+        self._start()
         return self
 
     def __exit__(
@@ -150,71 +118,188 @@ class ReplayPool:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        if error is None:
-            self._executor.shutdown()
-            return
-        # Without waiting: a process may be in a loop that never ends.
-        self._executor.shutdown(wait=False, cancel_futures=True)
-        for process in multiprocessing.active_children():
-            process.terminate()
+        # They have nothing to lose, and may be in a loop that never ends. Forked ones end with the
+        # one that forked them.
+        for popen in self._processes:
+            popen.kill()
+        for popen in self._processes:
+            popen.wait()
+        for link in self._links:
+            link.close()
 
-    def replay(
+    async def replay(
         self,
+        store: Store,
         runs: Sequence[Listed],
         progress: Callable[[int], object] = lambda count: None,
     ) -> Tally:
-        """Replay all of them; ``progress`` is called with the number of runs done since last time.
+        """Replay all of them, once; ``store`` is without a codec, which the processes have.
 
-        Raises StoreError when the database cannot be read, ConfigurationError when the app cannot
-        be imported or a process dies.
+        ``progress`` is called with the number of runs done since last time. Raises StoreError when
+        the database cannot be read, ConfigurationError when the app cannot be imported or a process
+        dies.
         """
         total = Tally()
-        waiting: set[Future[Tally]] = set()
+        if not runs:
+            return total
+        self._staff(min(self._processes_max, -(-len(runs) // FRAME_RUNS)))
+        shelf = Shelf()
+        work = [self._feed(self._links.pop(), shelf, total, progress) for _ in list(self._links)]
+        work.append(load_all(store, runs, shelf, total, progress))
+        tasks = [asyncio.create_task(each) for each in work]
         try:
-            for chunk in chunks(runs):
-                with without_main():
-                    waiting.add(self._executor.submit(replay_chunk, self._source, chunk))
-                if len(waiting) >= 3 * self._processes:
-                    waiting = collect(waiting, total, progress)
-            while waiting:
-                waiting = collect(waiting, total, progress)
-        except BrokenProcessPool as error:
+            await asyncio.gather(*tasks)
+        finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.wait(tasks)
+            # Not one by one as they run out of work: forked ones end with the one that forked them.
+            for writer in self._writers:
+                writer.close()
+        return total
+
+    def _start(self) -> None:
+        ours, theirs = socket.socketpair()
+        try:
+            with blocked_interrupt():
+                self._processes.append(launch(theirs, MODULE))
+        except BaseException:
+            ours.close()
+            raise
+        finally:
+            theirs.close()
+        self._links.append(ours)
+
+    def _staff(self, count: int) -> None:
+        """Have that many processes."""
+        if sys.platform == "linux" and CAN_FORK:
+            pairs = [socket.socketpair() for _ in range(min(count, FORKS_MAX) - 1)]
+            first = self._links[0]
+            self._links += [ours for ours, _ in pairs]
+            with contextlib.suppress(OSError):
+                # One that died by then is told by the next that it is sent.
+                socket.send_fds(first, [b"+"], [theirs.fileno() for _, theirs in pairs])
+            for _, theirs in pairs:
+                theirs.close()
+            return
+        for _ in range(count - 1):
+            self._start()
+
+    async def _feed(
+        self, link: socket.socket, shelf: Shelf, total: Tally, progress: Callable[[int], object]
+    ) -> None:
+        """Give one process what it can do, until there is no more."""
+        reader, writer = await asyncio.open_connection(sock=link)
+        self._writers.append(writer)
+        orders = {"app": self._source.app, "folder": self._source.folder}
+        writer.write(pack({"orders": orders}))
+        under_way = 0
+        while True:
+            while under_way < UNDER_WAY_MAX:
+                frame = await shelf.take(waits=not under_way)
+                if frame is None:
+                    break
+                writer.write(frame)
+                under_way += 1
+            if not under_way:
+                return
+            tally = await self._answer(reader)
+            under_way -= 1
+            total.add(tally)
+            progress(tally.replayed)
+
+    async def _answer(self, reader: asyncio.StreamReader) -> Tally:
+        try:
+            async with asyncio.timeout(ANSWER_SECONDS_MAX):
+                head, _ = await read_frame(reader, WORK_BYTES_MAX)
+        except TimeoutError:
+            raise ConfigurationError(
+                f"nothing was replayed for {ANSWER_SECONDS_MAX} s; is there a loop in the workflow "
+                "code that never awaits?"
+            ) from None
+        except (asyncio.IncompleteReadError, OSError) as error:
             raise ConfigurationError(
                 f"a replaying process died; does importing {self._source.app} or running its "
                 f"workflows end the process? ({error})"
             ) from error
-        return total
+        if "failed" in head:
+            raise (StoreError if head["by_store"] else ConfigurationError)(head["failed"])
+        return Tally.from_head(head)
 
 
-@contextmanager
-def without_main() -> Iterator[None]:
-    """A process that starts here does not import the program that starts it.
+class Shelf:
+    """Frames that are loaded and wait for a process, in order; bounded by their bytes."""
 
-    It would be the command line, or a test run: of no use to a replay, and slower than the app.
-    """
-    main = sys.modules["__main__"]
-    sys.modules["__main__"] = ModuleType("__main__")
-    try:
-        yield
-    finally:
-        sys.modules["__main__"] = main
+    def __init__(self) -> None:
+        self._frames: deque[bytes] = deque()
+        self._bytes = 0
+        self._is_over = False
+        self._changed = asyncio.Condition()
+
+    async def put(self, frame: bytes) -> None:
+        """Add one, as soon as there is room."""
+        async with self._changed:
+            await self._changed.wait_for(lambda: self._bytes < AHEAD_BYTES_MAX)
+            self._frames.append(frame)
+            self._bytes += len(frame)
+            self._changed.notify_all()
+
+    async def end(self) -> None:
+        """No more will come."""
+        async with self._changed:
+            self._is_over = True
+            self._changed.notify_all()
+
+    async def take(self, *, waits: bool) -> bytes | None:
+        """The first one; None when there is none any more, or (not ``waits``) none yet."""
+        async with self._changed:
+            if waits:
+                await self._changed.wait_for(lambda: self._frames or self._is_over)
+            if not self._frames:
+                return None
+            frame = self._frames.popleft()
+            self._bytes -= len(frame)
+            self._changed.notify_all()
+            return frame
 
 
-def collect(
-    waiting: set[Future[Tally]], total: Tally, progress: Callable[[int], object]
-) -> set[Future[Tally]]:
-    """Wait for at least one chunk, count those that are done, and return the others."""
-    done, rest = wait(waiting, timeout=CHUNK_SECONDS_MAX, return_when=FIRST_COMPLETED)
-    if not done:
-        raise ConfigurationError(
-            f"nothing was replayed for {CHUNK_SECONDS_MAX} s; is there a loop in the workflow code "
-            "that never awaits?"
-        )
-    for future in done:
-        tally = future.result()
-        total.add(tally)
-        progress(tally.replayed + tally.gone)
-    return rest
+async def load_all(
+    store: Store,
+    runs: Sequence[Listed],
+    shelf: Shelf,
+    total: Tally,
+    progress: Callable[[int], object],
+) -> None:
+    """Put the histories of all runs on the shelf."""
+    for chunk in chunks(runs):
+        loaded = await load(store, chunk, total)
+        if len(loaded) < len(chunk):
+            progress(len(chunk) - len(loaded))
+        for frame in work_frames(loaded):
+            await shelf.put(frame)
+    await shelf.end()
+
+
+async def load(
+    store: Store, chunk: Sequence[Listed], tally: Tally
+) -> list[tuple[Listed, Sequence[bytes]]]:
+    """Runs with their histories as they were listed; what cannot be replayed is counted."""
+    histories = await store.load({run.run_id: run.part for run in chunk})
+    found: list[tuple[Listed, Sequence[bytes]]] = []
+    for run in chunk:
+        # The run may have moved on: the first batches are what was listed.
+        batches = histories[run.run_id][: run.batch_count]
+        size = sum(map(len, batches))
+        if not batches:
+            tally.gone += 1
+        elif size > HISTORY_BYTES_MAX:
+            limit = f"a check takes {HISTORY_BYTES_MAX:,} at most"
+            text = f"its history has {size:,} bytes; {limit}"
+            problem = Problem("unsupported", run.run_id, run.workflow_id, run.workflow_type, text)
+            tally.count(run.workflow_type, problem)
+        else:
+            found.append((run, batches))
+    return found
 
 
 def chunks(runs: Iterable[Listed]) -> Iterator[list[Listed]]:
@@ -241,95 +326,23 @@ async def replay_here(
     codec: Codec = DEFAULT_CODEC,
 ) -> Tally:
     """As `ReplayPool.replay`, in this process and against definitions that are here."""
-    runs = await list_runs(dsn, schema, workflow_type=workflow_type, closed_max=closed_max)
     tally = Tally()
     store = seal_store(PostgresStore(dsn, schema=schema), codec)
     await store.open()
     try:
+        runs = await list_runs(store, workflow_type=workflow_type, closed_max=closed_max)
         for chunk in chunks(runs):
-            histories = await store.load({run.run_id: run.part for run in chunk})
-            for run in chunk:
-                check_run(registry, run, histories[run.run_id][: run.batch_count], tally)
+            for run, batches in await load(store, chunk, tally):
+                recorded = RecordedRun(
+                    run.run_id,
+                    run.workflow_id,
+                    run.workflow_type,
+                    batches,
+                    run.head_hash,
+                    run.queue,
+                    run.state,
+                )
+                tally.count(run.workflow_type, find_problem(registry, recorded))
     finally:
         await store.close()
     return tally
-
-
-# -- in a process of the pool ------------------------------------------------------------------
-
-
-class Station:
-    """What one process keeps between chunks: the app, a loop and an open store."""
-
-    def __init__(self, source: Source) -> None:
-        self.source = source
-        # What user code prints must not end up in the report.
-        sys.stdout = sys.stderr
-        app = load_app(source.app, Path(source.folder))
-        self.registry = Registry(app.workflows, app.activities, interceptors=app.interceptors)
-        factory = asyncio.SelectorEventLoop if sys.platform == "win32" else None
-        self.runner = asyncio.Runner(loop_factory=factory)
-        # Behind the app's codec: what the workers sealed is opened as they would.
-        self.store = seal_store(PostgresStore(source.dsn, schema=source.schema), app.codec)
-        self.runner.run(self.store.open())
-        # Without the runner's own handling of signals, set up anew for every call.
-        self.wait = self.runner.get_loop().run_until_complete
-        # What is here now stays: the collector need not walk through it again and again. And by
-        # its own measure it would start once every few runs.
-        gc.freeze()
-        gc.set_threshold(GARBAGE_MAX)
-
-
-stations: list[Station] = []
-"""The one station of this process, once it has one."""
-
-
-def prepare(source: Source) -> None:
-    """Import the app and connect. What is wrong with that is told by the first chunk."""
-    with suppress(Exception):
-        station_for(source)
-
-
-def station_for(source: Source) -> Station:
-    """The station of this process, made when it is first asked for."""
-    if not stations:
-        stations.append(Station(source))
-    return stations[0]
-
-
-def replay_chunk(source: Source, runs: list[Listed]) -> Tally:
-    """Load and replay some runs."""
-    try:
-        station = station_for(source)
-        parts = {run.run_id: run.part for run in runs}
-        histories = station.wait(station.store.load(parts))
-    except DurableError as error:
-        # Errors with arguments of their own do not survive the way between processes.
-        kind = StoreError if isinstance(error, StoreError) else ConfigurationError
-        raise kind(str(error)) from None
-    tally = Tally()
-    for run in runs:
-        # The run may have moved on: the first batches are what was listed.
-        check_run(station.registry, run, histories[run.run_id][: run.batch_count], tally)
-    return tally
-
-
-def check_run(registry: Registry, run: Listed, batches: Sequence[bytes], tally: Tally) -> None:
-    """Replay one run and count it."""
-    if not batches:
-        tally.gone += 1
-        return
-    recorded = RecordedRun(
-        run.run_id,
-        run.workflow_id,
-        run.workflow_type,
-        batches,
-        run.head_hash,
-        run.queue,
-        run.state,
-    )
-    problem = find_problem(registry, recorded)
-    tally.replayed += 1
-    tally.by_type[run.workflow_type] = tally.by_type.get(run.workflow_type, 0) + 1
-    if problem is not None:
-        tally.problems.append(problem)

@@ -26,7 +26,7 @@ from typing import Any, cast
 
 import orjson
 
-from durable.codec import SEALED_MARK, Codec, PayloadContext, failure_to_payload
+from durable.codec import Codec, PayloadContext, failure_to_payload
 from durable.errors import DecodeError, UnreadablePayloadError
 from durable.events import (
     ActivityOutcome,
@@ -47,10 +47,8 @@ from durable.events import (
     TypeInfo,
 )
 from durable.store.base import Store
+from durable.store.opening import MARK, PLAIN, open_blob, open_history
 
-MARK = SEALED_MARK
-PLAIN = b"P"
-"""Precedes the data inside: no codec's mark, so that each codec knows its own work."""
 BY_PLACE, BY_WORKFLOW, BY_END = b"p", b"w", b"e"
 END_BYTES = 16 + 16 + 4
 NO_RUN = str(uuid.UUID(int=0))
@@ -110,23 +108,7 @@ class SealedStore:
 
     def _open(self, data: bytes, run_id: str, kind: str, name: object = "") -> bytes:
         """What `_seal` was given; raise UnreadablePayloadError when that cannot be told."""
-        context = PayloadContext(run_id, kind, str(name))
-        try:
-            if data[:1] == MARK:
-                opened = self.codec.open(data[2:], context)
-            else:
-                # From before the pipeline was switched on: the codecs say whether that is right.
-                opened = self.codec.open(PLAIN + data, context)
-        except DecodeError as error:
-            raise UnreadablePayloadError(
-                f"the {kind} of run {run_id or '?'} cannot be read: {error}"
-            ) from error
-        if opened[:1] != PLAIN:
-            raise UnreadablePayloadError(
-                f"the {kind} of run {run_id or '?'} was sealed by codecs that are not in the "
-                "pipeline here; give the codec that it was written with"
-            )
-        return opened[1:]
+        return open_blob(self.codec, data, run_id, kind, name)
 
     def _open_or_none(
         self, data: bytes | None, run_id: str, kind: str, name: object = ""
@@ -216,9 +198,10 @@ class SealedStore:
 
     async def load(self, runs: Mapping[str, int]) -> dict[str, list[bytes]]:
         """See `Store.load`; raise UnreadablePayloadError for a history that cannot be opened."""
+        loaded = await self.inner.load(runs)
         return {
-            run_id: [self._open(b, run_id, "history", seq) for seq, b in enumerate(batches)]
-            for run_id, batches in (await self.inner.load(runs)).items()
+            run_id: list(open_history(self.codec, run_id, batches))
+            for run_id, batches in loaded.items()
         }
 
     async def first_batches(self, runs: Mapping[str, int]) -> dict[str, bytes]:

@@ -217,11 +217,11 @@ class ReplayPool:
                 f"nothing was replayed for {ANSWER_SECONDS_MAX} s; is there a loop in the workflow "
                 "code that never awaits?"
             ) from None
-        except (asyncio.IncompleteReadError, OSError) as error:
+        except (asyncio.IncompleteReadError, OSError):
             raise ConfigurationError(
                 f"a replaying process died; does importing {self._source.app} or running its "
-                f"workflows end the process? ({error})"
-            ) from error
+                "workflows end the process?"
+            ) from None
         if "failed" in head:
             raise (StoreError if head["by_store"] else ConfigurationError)(head["failed"])
         return Tally.from_head(head)

@@ -521,3 +521,29 @@ async def test_a_stream_is_encrypted_and_read_with_the_key(dsn: str, serve: Serv
     async with Client.connect(dsn) as keyless:
         with pytest.raises(UnreadablePayloadError):
             await anext(keyless.get_handle("t").stream("tokens"))
+
+
+async def test_the_last_result_of_a_schedule_is_sealed_wherever_it_is_kept(
+    dsn: str, serve: Serve
+) -> None:
+    @workflow.defn
+    async def tells() -> str:
+        if workflow.last_failure() is not None:
+            return f"{workflow.last_result()} {workflow.last_failure()}"
+        if workflow.has_last_result():
+            raise RuntimeError(CANARY)
+        return CANARY
+
+    await serve(tells, codec=secret())
+    async with Client.connect(dsn, codec=secret()) as client, asyncio.timeout(30):
+        schedule = await client.create_schedule("s", tells, every=3600, paused=True)
+        for number in range(3):
+            await schedule.trigger()
+            shown = await schedule.describe()
+            while shown["started"] <= number or shown["running"]:
+                await asyncio.sleep(0.02)
+                shown = await schedule.describe()
+        last = client.get_handle(shown["recent"][-1])
+        assert await last.result(SOON) == f"{CANARY} {CANARY}"
+        await schedule.delete()
+    assert await columns_with(dsn, CANARY) == []

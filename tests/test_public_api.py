@@ -33,7 +33,8 @@ PROMISED = """
 WORKFLOW = """
     ChildHandle ParentInfo Saga SignalChannel WorkflowDefinition WorkflowInfo WorkflowLogger
     all_handlers_finished cancel_external continue_as_new defn deprecate_patch execute_activity
-    execute_child history_length in_workflow info init is_cancel_requested is_replaying logger
+    execute_child has_last_result history_length in_workflow info init is_cancel_requested
+    is_replaying last_failure last_result logger
     map now on_dynamic_query on_dynamic_signal on_dynamic_update on_query on_signal on_update
     patched query random run set_status set_vars
     should_continue_as_new side_effect signal signal_channel signal_external sleep sleep_until

@@ -56,6 +56,7 @@ from durable.engine.definition import (
 )
 from durable.engine.handlers import SignalChannel
 from durable.engine.info import ParentInfo, WorkflowInfo, duration_us, to_datetime, to_us
+from durable.engine.last import has_last_result, last_failure, last_result
 from durable.engine.receiving import (
     on_dynamic_query,
     on_dynamic_signal,
@@ -86,12 +87,15 @@ __all__ = [
     "deprecate_patch",
     "execute_activity",
     "execute_child",
+    "has_last_result",
     "history_length",
     "in_workflow",
     "info",
     "init",
     "is_cancel_requested",
     "is_replaying",
+    "last_failure",
+    "last_result",
     "logger",
     "map",
     "now",

@@ -418,3 +418,22 @@ async def test_child_25(env: WorkflowEnvironment) -> None:
         return [await add(Pair(1, 1)), await total(Pair(2, 2)), await add(Pair(3, 3))]
 
     assert await env.execute(parent) == [2, 4, 6]
+
+
+async def test_child_26(env: WorkflowEnvironment) -> None:
+    """child-26: A child that fails at once has been started; awaiting it is what raises."""
+
+    @workflow.defn
+    async def fails() -> None:
+        raise ValueError("at once")
+
+    @workflow.defn
+    async def parent() -> str:
+        child = await workflow.start_child(fails).started()
+        try:
+            await child
+        except ChildWorkflowError as error:
+            return str(error.__cause__)
+        return "ended"
+
+    assert await env.execute(parent) == "at once"

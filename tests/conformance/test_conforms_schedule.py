@@ -12,10 +12,12 @@ from durable import (
     ScheduleHandle,
     Worker,
     WorkflowAlreadyStartedError,
+    WorkflowFailedError,
     WorkflowTerminatedError,
     workflow,
 )
 from durable.options import WorkerOptions
+from durable.testing import WorkflowEnvironment
 
 SOON = 30.0
 OPTIONS = WorkerOptions(poll_max_seconds=0.2, drain_seconds=1.0)
@@ -30,6 +32,59 @@ async def greet(name: str) -> str:
 @workflow.defn
 async def for_ever() -> None:
     await asyncio.Event().wait()
+
+
+class TooMuch(Exception):
+    """What a report is once it has counted too far."""
+
+
+@workflow.defn
+async def report(most: int) -> int:
+    """Counts on from the report before it; every third one fails."""
+    count = (workflow.last_result(int) or 0) + 1
+    if count == most and workflow.last_failure() is None:
+        raise TooMuch(f"{count} is too much")
+    return count
+
+
+@workflow.defn
+async def asks(is_next: bool = False) -> list[Any]:
+    """What it knows of the runs before it, said by the second run of its chain."""
+    if not is_next:
+        workflow.continue_as_new(True)
+    failure = workflow.last_failure()
+    said = None if failure is None else [type(failure).__name__, str(failure)]
+    return [workflow.has_last_result(), workflow.last_result(), said]
+
+
+@workflow.defn
+async def says_nothing() -> list[bool] | None:
+    """Has the result null, and then says whether there was one."""
+    if not workflow.has_last_result():
+        return None
+    return [workflow.has_last_result(), workflow.last_result() is None]
+
+
+async def results_of(env: WorkflowEnvironment, flow: Any, count: int, *args: Any) -> list[Any]:
+    """What the first runs of a schedule came to, each begun when the one before had ended."""
+    schedule = await env.create_schedule("s", flow, *args, every=3600, paused=True)
+    found: list[Any] = []
+    for number in range(count):
+        await schedule.trigger()
+        shown = await seen_in(env, schedule, number + 1)
+        try:
+            found.append(await env.get_handle(shown["recent"][-1]).result())
+        except WorkflowFailedError as error:
+            found.append(str(error.__cause__))
+    return found
+
+
+async def seen_in(env: WorkflowEnvironment, schedule: ScheduleHandle, started: int) -> Any:
+    """What a schedule shows once so many of its runs have ended."""
+    async with asyncio.timeout(SOON):
+        while (shown := await schedule.describe())["started"] < started or len(shown["running"]):
+            await env.advance(0.01)
+    return shown
 
 
 def serve(database: Any) -> Worker:
@@ -121,3 +176,21 @@ async def test_schedule_06(database: Any) -> None:
         with pytest.raises(WorkflowTerminatedError):
             await client.get_handle("one").result(SOON)
         assert [each.workflow_id for each in await client.list_schedules()] == ["two"]
+
+
+async def test_schedule_07(env: WorkflowEnvironment) -> None:
+    """schedule-7: A run gets the last result of its schedule, and why the last one had none."""
+    found = await results_of(env, report, 5, 3)
+    assert found == [1, 2, "3 is too much", 3, 4]
+
+
+async def test_schedule_08(env: WorkflowEnvironment) -> None:
+    """schedule-8: The first run gets none; a result that is None is one."""
+    assert await results_of(env, says_nothing, 2) == [None, [True, True]]
+
+
+async def test_schedule_09(env: WorkflowEnvironment) -> None:
+    """schedule-9: The next run of a chain gets the same; who was started otherwise gets nothing."""
+    assert await (await env.start(asks)).result() == [False, None, None]
+    first = [False, None, None]
+    assert await results_of(env, asks, 2) == [first, [True, first, None]]

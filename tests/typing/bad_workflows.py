@@ -37,6 +37,11 @@ async def wrong_signal_type() -> int:
 
 
 @workflow.defn
+async def wrong_last_result() -> int | None:
+    return workflow.last_result(str)  # expect: return-value
+
+
+@workflow.defn
 async def wrong_channel_type() -> None:
     total: int = await workflow.signal_channel("go", str).receive()  # expect: assignment
     workflow.set_vars(total=total)

@@ -61,6 +61,15 @@ async def buy_all(orders: list[Order]) -> list[str]:
 
 
 @workflow.defn
+async def nightly() -> int:
+    before: int | None = workflow.last_result(int)
+    failure: BaseException | None = workflow.last_failure()
+    if failure is not None and workflow.has_last_result():
+        workflow.logger.warning("the one before failed: %s", failure)
+    return (before or 0) + 1
+
+
+@workflow.defn
 async def approval(name: str) -> bool:
     decision: bool = await workflow.wait_signal("decide", bool, timeout=timedelta(days=1))
     channel = workflow.signal_channel("votes", int)

@@ -95,6 +95,10 @@ class WorkflowContext:
         self.conditions: dict[Any, Callable[[], object]] = {}
         self.children: dict[int, Any] = {}
         """By event id: the future of the child's start."""
+        self.given: dict[int, tuple[str | None, str | None]] = {}
+        """By event id: the last result and failure that a schedule gives a run that it starts."""
+        self.errors: Mapping[str, type[BaseException]] = {}
+        """Exception classes that failures become again, beside those that every process knows."""
         self.cancel_requested = False
         self.cancel_reason: str | None = None
         self.is_read_only = False
@@ -114,6 +118,7 @@ class WorkflowContext:
         self.mailboxes.clear()
         self.conditions.clear()
         self.children.clear()
+        self.given.clear()
 
     def begin(self, meta: StartMeta, payload: bytes | None) -> None:
         """The run's first event: its circumstances and its input."""

@@ -37,7 +37,7 @@ from durable.engine.context import ContinueAsNew, WorkflowContext
 from durable.engine.definition import WorkflowDefinition
 from durable.engine.info import NO_HEADERS, WorkflowInfo
 from durable.engine.registry import Registry
-from durable.engine.remote import activity_error, child_error, unreachable
+from durable.engine.remote import activity_error, child_error, is_refusal, unreachable
 from durable.engine.requests import QUERY_VARS, QUERY_WHERE, refusal, request_id_of
 from durable.engine.retry import next_delay_seconds
 from durable.engine.start import StartMeta, decode_json
@@ -107,7 +107,6 @@ class Execution:
         self.run_id = run_id
         self.workflow_id = workflow_id
         self._codec = codec
-        self._errors = registry.errors if registry is not None else {}
         self._task_count = 0
         self._loop = tasks.WorkflowLoop(bytes.fromhex(run_id.replace("-", "")), self)
         meta = StartMeta(workflow_id=workflow_id, queue=queue)
@@ -115,6 +114,8 @@ class Execution:
         self.context = WorkflowContext(
             self._loop, run_id, meta, codec, definition, self._fail, hooks
         )
+        if registry is not None:
+            self.context.errors = registry.errors
         self._loop.context = self.context
         self._main: asyncio.Task[Any] | None = None
         self._handler_error: BaseException | None = None
@@ -334,10 +335,10 @@ class Execution:
             return unreachable(payload)
         called = name or ""
         if kind == EventKind.ACTIVITY_FAILED:
-            return activity_error(called, payload, self._errors)
-        error = child_error(called, payload, self._errors)
+            return activity_error(called, payload, self.context.errors)
+        error = child_error(called, payload, self.context.errors)
         started = self.context.children.get(ref)
-        if started is not None and not started.done():
+        if started is not None and not started.done() and is_refusal(error):
             started.set_exception(error)
             # Told to whoever waits for the start; nobody has to.
             started.exception()

@@ -31,7 +31,7 @@ def activity_error(name: str, payload: bytes | None, known: Known) -> BaseExcept
     return error
 
 
-def child_error(name: str, payload: bytes | None, known: Known) -> BaseException:
+def child_error(name: str, payload: bytes | None, known: Known) -> ChildWorkflowError:
     """What awaiting a child workflow raises."""
     failure = failure_data(payload)
     said = message_of(failure)
@@ -40,6 +40,11 @@ def child_error(name: str, payload: bytes | None, known: Known) -> BaseException
     )
     error.__cause__ = cause_of(payload, known)
     return error
+
+
+def is_refusal(error: ChildWorkflowError) -> bool:
+    """Whether the child was never started, because its id was taken."""
+    return (error.failure or {}).get("type") == "WorkflowAlreadyStartedError"
 
 
 def unreachable(payload: bytes | None) -> BaseException:

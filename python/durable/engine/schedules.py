@@ -10,14 +10,16 @@ from __future__ import annotations
 
 import asyncio
 from contextlib import suppress
+from functools import partial
 from typing import Any
 
+from durable._core import CommandFuture
 from durable.engine import guard
 from durable.engine.calendar import jitter_us, next_time
 from durable.engine.context import ChildHandle, ContinueAsNew, WorkflowContext, context
 from durable.engine.definition import WorkflowDefinition, WorkflowOptions
 from durable.engine.info import to_datetime
-from durable.errors import ChildWorkflowError, WorkflowNotFoundError
+from durable.errors import ChildWorkflowError, PayloadTooLargeError, WorkflowNotFoundError
 from durable.events import OWN_PREFIX, EventKind
 
 SCHEDULE_TYPE = OWN_PREFIX + "schedule"
@@ -42,6 +44,11 @@ SCHEDULE: WorkflowDefinition[Any, None] = WorkflowDefinition(
 )
 
 
+def as_text(payload: bytes) -> str:
+    """A result as it is recorded: only those who ask for it know its type."""
+    return payload.decode(errors="replace")
+
+
 class Schedule:
     """One schedule at work. ``state`` is what its next run has to know."""
 
@@ -54,6 +61,7 @@ class Schedule:
             "buffered_us": None,
             "counts": {"started": 0, "skipped": 0, "missed": 0, "refused": 0},
             "recent": [],
+            "last": [None, None],
         }
         self.state: dict[str, Any] = {**fresh, **state}
         self.children: list[ChildHandle[Any]] = []
@@ -164,8 +172,11 @@ class Schedule:
         run_id = f"{self.this.info.workflow_id}-{moment}{suffix}"
         options = {**self.plan["options"], "id": run_id, "parent_close": "abandon"}
         child = self.this.start_child(
-            self.plan["workflow"], self.plan["arguments"].encode(), None, options
+            self.plan["workflow"], self.plan["arguments"].encode(), as_text, options
         )
+        if not self.this.loop.is_replaying:
+            self.this.given[child.future.event_id] = (*self.state["last"],)
+        child.future.add_done_callback(partial(self.remember, child))
         try:
             await child.started()
         except ChildWorkflowError:
@@ -174,6 +185,22 @@ class Schedule:
             self.state["counts"]["started"] += 1
             self.state["recent"] = [*self.state["recent"], run_id][-RECENT_MAX:]
         self.children.append(child)
+
+    def remember(self, child: ChildHandle[Any], future: CommandFuture) -> None:
+        """A run has ended: keep its result, or its failure, for those that are started after it."""
+        if future.cancelled():
+            return
+        error = future.exception()
+        if error is None:
+            self.state["last"] = [future.result(), None]
+        elif isinstance(error, ChildWorkflowError) and not self.was_refused(child, error):
+            failure = self.this.codec.encode(error.failure).decode()
+            self.state["last"] = [self.state["last"][0], failure]
+
+    def was_refused(self, child: ChildHandle[Any], error: ChildWorkflowError) -> bool:
+        """Whether there is no such run, because its id was taken."""
+        started = self.this.children[child.future.event_id]
+        return started.done() and started.exception() is error
 
     async def obey(self, order: dict[str, Any]) -> None:
         """Do what a signal asks for."""
@@ -210,7 +237,12 @@ class Schedule:
         is_free = not self.children or self.plan["overlap"] == "allow_all"
         if self.this.loop.position < (EVENTS_SOFT_MAX if is_free else EVENTS_MAX):
             return
-        payload = SCHEDULE.signature.encode_args((self.plan, self.state), {})
+        try:
+            payload = SCHEDULE.signature.encode_args((self.plan, self.state), {})
+        except PayloadTooLargeError:
+            # What the last run said is no reason to end.
+            self.state["last"] = [None, None]
+            payload = SCHEDULE.signature.encode_args((self.plan, self.state), {})
         raise ContinueAsNew(SCHEDULE_TYPE, payload, {})
 
     def show(self) -> None:

@@ -46,6 +46,10 @@ class StartMeta(msgspec.Struct):
     """The run whose random numbers this one has, for they are in its history; None: its own."""
     fairness: Sequence[Any] | None = None
     """Fairness key and weight of its activities, children and successors."""
+    last_result: str | None = None
+    """JSON: the newest result of its schedule before it; None when no run had one."""
+    last_failure: str | None = None
+    """JSON: why the newest run of its schedule before it had no result; None when it had one."""
     signals: Sequence[tuple[str, bytes | None]] = ()
     """Signals that the run before this one in a chain got and did not take."""
 
@@ -104,6 +108,8 @@ class StartMeta(msgspec.Struct):
             forked_from=meta.get("forked_from"),
             seed=meta.get("seed"),
             fairness=meta.get("fairness"),
+            last_result=meta.get("last_result"),
+            last_failure=meta.get("last_failure"),
             signals=[
                 (name, None if payload is None else headed(base64.b64decode(payload), *headers))
                 for name, payload, *headers in meta.get("signals", ())
@@ -119,6 +125,8 @@ OPTIONAL = (
     "forked_from",
     "seed",
     "fairness",
+    "last_result",
+    "last_failure",
 )
 """Fields that are written where they are not None."""
 read_meta = msgspec.json.Decoder(StartMeta).decode

@@ -202,6 +202,7 @@ class TurnBuilder:
         """The run that a CHILD_INITIATED asks for."""
         info, options = self.context.info, recorded_options(event)
         given_id = options.get("id")
+        last_result, last_failure = self.context.given.pop(event[0], (None, None))
         meta = StartMeta(
             workflow_id=given_id or child_workflow_id(info, event[0]),
             version=options.get("version"),
@@ -210,6 +211,8 @@ class TurnBuilder:
             memo=options.get("memo", {}),
             headers={**self.context.headers, **options.get("headers", {})},
             fairness=self.meta.fairness,
+            last_result=last_result,
+            last_failure=last_failure,
         )
         return new_run(
             event[4] or "",
@@ -282,6 +285,8 @@ class TurnBuilder:
             search=self.context.search,
             continued_from=info.run_id,
             fairness=self.meta.fairness,
+            last_result=self.meta.last_result,
+            last_failure=self.meta.last_failure,
             signals=self.context.unread_signals(),
         )
         return new_run(

@@ -26,6 +26,7 @@ from durable.options import PAYLOAD_BYTES_MAX, WorkerOptions
 from durable.store.migrate import migrate
 from durable.store.postgres import PostgresStore
 from durable.store.sealed import seal_store
+from durable.testing import Replayer
 
 SOON = 30.0
 PAGE = Path(__file__).parents[1] / "docs" / "guides" / "sql.md"
@@ -129,12 +130,14 @@ async def test_every_reader_finds_the_same_first_batch(dsn: str, conn: Conn) -> 
         loaded = await store.load({run_id: view.part})
         first = await store.first_batches({run_id: view.part})
         await store.register_session(SessionInfo(1, "host", 1, "", ["talks"]), 60_000_000)
+        replayed = await Replayer([Talk]).replay_database(dsn)
         (claimed,), _, _ = await store.claim_runs(1, ["talks"], ["Talk"], 10)
         (owned,), _ = await store.owned(1)
     finally:
         await store.close()
     assert loaded[run_id] == [claimed.start] == [first[run_id]]
     assert view.head_hash == listed.head_hash == claimed.head_hash == owned.head_hash != 0
+    assert (replayed.replayed, replayed.ok) == (1, True)
 
 
 async def test_a_damaged_start_is_reported_and_not_run(dsn: str, conn: Conn) -> None:

@@ -28,6 +28,7 @@ from durable.events import (
     Verdict,
 )
 from durable.store.base import HINT_RUNS_MAX, Hint
+from durable.store.packing import PackedHistories
 
 SIGNAL = EventKind.SIGNAL_RECEIVED
 
@@ -1069,6 +1070,27 @@ async def test_the_first_batch_can_be_had_without_the_others(rig: Rig) -> None:
     unknown = "00000000-0000-7000-8000-000000000000"
     assert await rig.store.first_batches({run.run_id: run.part, unknown: 1}) == {run.run_id: first}
     assert await rig.store.first_batches({}) == {}
+
+
+async def test_packed_histories_are_those_that_load_gives(rig: Rig) -> None:
+    runs = [await rig.owned(name) for name in "abc"]
+    await rig.accept(change(runs[0], b""))
+    await rig.accept(change(runs[2], b"second"))
+    await rig.accept(change(runs[2], b"third" * 10_000, seq=2))
+    unknown = "00000000-0000-7000-8000-000000000000"
+    # Neither in order of their ids, nor all known.
+    parts = {runs[2].run_id: runs[2].part, unknown: 1}
+    parts |= {run.run_id: run.part for run in runs[:2]}
+
+    packed = await rig.store.load_packed(parts)
+    sent = PackedHistories.from_bytes(len(parts), b"".join(packed))
+
+    loaded = await rig.store.load(parts)
+    assert [len(batches) for batches in loaded.values()] == [3, 0, 2, 1]
+    assert list(packed.unpack()) == list(sent.unpack()) == list(loaded.values())
+    assert not packed.has_all
+    assert (await rig.store.load_packed({runs[0].run_id: runs[0].part})).has_all
+    assert list((await rig.store.load_packed({})).unpack()) == []
 
 
 async def test_search_attributes_are_replaced(rig: Rig) -> None:

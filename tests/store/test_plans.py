@@ -110,6 +110,7 @@ async def calls(rig: PostgresRig, turn: str) -> AsyncIterator[tuple[str, Call]]:
     yield "start_and_send", lambda: store.start_and_send(first, mail)
     yield "inbox", lambda: store.inbox([run.run_id for run in runs])
     yield "load", lambda: store.load({run.run_id: run.part for run in runs})
+    yield "load_packed", lambda: store.load_packed({run.run_id: run.part for run in runs})
     yield "waiting", lambda: store.waiting([run.run_id for run in runs])
     made = QueuedActivity(5, "pay", QUEUE, 0, 1, b"", b'{"start_to_close":60}')
     flush = [
@@ -184,6 +185,7 @@ BUDGETS = {
     "send": 40,
     "inbox": 15,
     "load": 25,
+    "load_packed": 25,
     "waiting": 25,
     "commit_runs": 160,
     "commit_timers": 80,

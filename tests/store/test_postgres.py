@@ -753,3 +753,22 @@ async def test_a_run_occurs_once_in_a_commit(postgres: PostgresRig) -> None:
 
     with pytest.raises(StoreError, match="once"):
         await postgres.commit(change(run, b"b"), change(run, b"c"))
+
+
+async def test_histories_too_long_for_one_row_are_packed_from_many(postgres: PostgresRig) -> None:
+    run = await postgres.owned("a")
+    await postgres.accept(change(run, b"second"))
+    parts = {run.run_id: run.part}
+    # What the server says of more than a gigabyte, at a smaller price.
+    put_together = b"string_agg(p.batches, '')"
+    statement = postgres.store.queries["load_packed"]
+    assert put_together in statement
+    refused = b"repeat('x', 1 << 30)::bytea || " + put_together
+    postgres.store.queries = {
+        **postgres.store.queries,
+        "load_packed": statement.replace(put_together, refused),
+    }
+
+    packed = await postgres.store.load_packed(parts)
+
+    assert list(packed.unpack()) == list((await postgres.store.load(parts)).values())

@@ -145,6 +145,8 @@ async def test_open_and_recently_closed_runs_outlive_their_part(
         late.run_id: [b"started", b"first", b"end"],
         delayed: [b"started"],
     }
+    packed = await postgres.store.load_packed(dict.fromkeys(loaded, 1))
+    assert list(packed.unpack()) == list(loaded.values())
     await postgres.accept(change(sleeper, b"second", seq=2))
     assert (await postgres.store.load({sleeper.run_id: 2}))[sleeper.run_id][-1] == b"second"
     view = await postgres.store.view(run_id=late.run_id)

@@ -80,8 +80,11 @@ def serve(link: socket.socket, stream: BinaryIO) -> None:
         registry = Registry(app.workflows, app.activities, interceptors=app.interceptors)
         while (frame := take_frame(stream, WORK_BYTES_MAX)) is not None:
             tally = Tally()
-            for recorded in runs_in(*frame, app.codec):
-                tally.count(recorded.workflow_type, find_problem(registry, recorded))
+            for run in runs_in(*frame, app.codec):
+                if run is None:
+                    tally.gone += 1
+                else:
+                    tally.count(run.workflow_type, find_problem(registry, run))
             link.sendall(tally.to_frame())
     except DurableError as error:
         text = str(error).encode(errors="backslashreplace").decode()

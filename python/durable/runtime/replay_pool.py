@@ -1,9 +1,9 @@
 """Replay pool: the runs of a database against the code at hand, in parallel processes.
 
-The parent lists the runs once, loads their histories a chunk at a time and sends them, a frame of
-runs after the other, to whichever process (`durable.runtime.replay_child`) has least to do. What
-comes back are counts and problems, as plain data. Nothing is written to the database, and runs may
-move on meanwhile: a history is looked at as it was when it was listed.
+The parent lists the runs once and sends their histories, those of some runs at a time and as the
+database put them together, to whichever process (`durable.runtime.replay_child`) has least to do.
+What comes back are counts and problems, as plain data. Nothing is written to the database, and runs
+may move on meanwhile: a history is looked at as it was when it was listed.
 
 To start a process takes as long as thousands of replays. So the first one starts before the runs
 are listed, imports nothing but what a replay needs, and is there when the first histories are; it
@@ -28,25 +28,23 @@ from durable.engine.registry import Registry
 from durable.errors import ConfigurationError, StoreError
 from durable.events import RunState, RunView
 from durable.runtime.frames import pack, read_frame
-from durable.runtime.recorded import Problem, RecordedRun, find_problem
+from durable.runtime.recorded import Problem, find_problem
 from durable.runtime.replay_child import CAN_FORK, FORKS_MAX
 from durable.runtime.replay_work import (
+    FRAME_BATCHES,
     FRAME_RUNS,
     HISTORY_BYTES_MAX,
     WORK_BYTES_MAX,
     Listed,
     Tally,
-    work_frames,
+    recorded,
+    work_frame,
 )
 from durable.runtime.spawn import blocked_interrupt, launch
 from durable.store.base import Store
 from durable.store.postgres import PostgresStore
-from durable.store.sealed import seal_store
 
 MODULE = "durable.runtime.replay_child"
-CHUNK_RUNS = 200
-CHUNK_BATCHES = 5_000
-"""A chunk of histories is loaded at once; long ones make a chunk of fewer runs."""
 AHEAD_BYTES_MAX = 64 * 1024 * 1024
 """No more is loaded while so much waits for a process."""
 UNDER_WAY_MAX = 2
@@ -56,6 +54,7 @@ ANSWER_SECONDS_MAX = 300
 OPEN_RUNS_MAX = 1_000_000
 OPEN_STATES = (RunState.RUNNING, RunState.PARKED, RunState.PAUSED)
 CLOSED_STATES = tuple(state for state in RunState if state >= RunState.COMPLETED)
+STATE_NAMES = {state: state.name.lower() for state in RunState}
 
 
 @dataclass(frozen=True)
@@ -85,7 +84,7 @@ def listed(view: RunView) -> Listed:
         view.workflow_id,
         view.workflow_type,
         view.queue,
-        RunState(view.state).name.lower(),
+        STATE_NAMES[view.state],
         view.part,
         view.event_batches,
         view.head_hash,
@@ -206,7 +205,7 @@ class ReplayPool:
             tally = await self._answer(reader)
             under_way -= 1
             total.add(tally)
-            progress(tally.replayed)
+            progress(tally.replayed + tally.gone)
 
     async def _answer(self, reader: asyncio.StreamReader) -> Tally:
         try:
@@ -271,43 +270,33 @@ async def load_all(
     progress: Callable[[int], object],
 ) -> None:
     """Put the histories of all runs on the shelf."""
-    for chunk in chunks(runs):
-        loaded = await load(store, chunk, total)
-        if len(loaded) < len(chunk):
-            progress(len(chunk) - len(loaded))
-        for frame in work_frames(loaded):
-            await shelf.put(frame)
+    waiting = deque(chunks(runs))
+    while waiting:
+        chunk = waiting.popleft()
+        packed = await store.load_packed({run.run_id: run.part for run in chunk})
+        if len(packed.batches) <= HISTORY_BYTES_MAX:
+            await shelf.put(work_frame(chunk, packed))
+        elif len(chunk) > 1:
+            # Each on its own: most of them are of the usual length.
+            waiting.extendleft([run] for run in reversed(chunk))
+        else:
+            total.count(chunk[0].workflow_type, too_long(chunk[0], len(packed.batches)))
+            progress(1)
     await shelf.end()
 
 
-async def load(
-    store: Store, chunk: Sequence[Listed], tally: Tally
-) -> list[tuple[Listed, Sequence[bytes]]]:
-    """Runs with their histories as they were listed; what cannot be replayed is counted."""
-    histories = await store.load({run.run_id: run.part for run in chunk})
-    found: list[tuple[Listed, Sequence[bytes]]] = []
-    for run in chunk:
-        # The run may have moved on: the first batches are what was listed.
-        batches = histories[run.run_id][: run.batch_count]
-        size = sum(map(len, batches))
-        if not batches:
-            tally.gone += 1
-        elif size > HISTORY_BYTES_MAX:
-            limit = f"a check takes {HISTORY_BYTES_MAX:,} at most"
-            text = f"its history has {size:,} bytes; {limit}"
-            problem = Problem("unsupported", run.run_id, run.workflow_id, run.workflow_type, text)
-            tally.count(run.workflow_type, problem)
-        else:
-            found.append((run, batches))
-    return found
+def too_long(run: Listed, size: int) -> Problem:
+    """Why a run is not replayed."""
+    text = f"its history has {size:,} bytes; a check takes {HISTORY_BYTES_MAX:,} at most"
+    return Problem("unsupported", run.run_id, run.workflow_id, run.workflow_type, text)
 
 
 def chunks(runs: Iterable[Listed]) -> Iterator[list[Listed]]:
-    """Runs in portions that fit in memory."""
+    """Runs in portions for a frame."""
     chunk: list[Listed] = []
     batch_count = 0
     for run in runs:
-        if chunk and (len(chunk) >= CHUNK_RUNS or batch_count + run.batch_count > CHUNK_BATCHES):
+        if chunk and (len(chunk) >= FRAME_RUNS or batch_count + run.batch_count > FRAME_BATCHES):
             yield chunk
             chunk, batch_count = [], 0
         chunk.append(run)
@@ -327,22 +316,18 @@ async def replay_here(
 ) -> Tally:
     """As `ReplayPool.replay`, in this process and against definitions that are here."""
     tally = Tally()
-    store = seal_store(PostgresStore(dsn, schema=schema), codec)
+    store = PostgresStore(dsn, schema=schema)
     await store.open()
     try:
         runs = await list_runs(store, workflow_type=workflow_type, closed_max=closed_max)
         for chunk in chunks(runs):
-            for run, batches in await load(store, chunk, tally):
-                recorded = RecordedRun(
-                    run.run_id,
-                    run.workflow_id,
-                    run.workflow_type,
-                    batches,
-                    run.head_hash,
-                    run.queue,
-                    run.state,
-                )
-                tally.count(run.workflow_type, find_problem(registry, recorded))
+            packed = await store.load_packed({run.run_id: run.part for run in chunk})
+            for run, batches in zip(chunk, packed.unpack(), strict=True):
+                if batches:
+                    found = recorded(run, batches[: run.batch_count], codec)
+                    tally.count(run.workflow_type, find_problem(registry, found))
+                else:
+                    tally.gone += 1
     finally:
         await store.close()
     return tally

@@ -1,17 +1,17 @@
 """Replay work: what the processes of a replay pool are sent, and what they send back.
 
-Both are frames (`durable.runtime.frames`), never pickles. Histories travel as the bytes that the
-database has, many runs at a time:
+Both are frames (`durable.runtime.frames`), never pickles. Histories travel as the database put them
+together, those of many runs at a time:
 
     down  {"orders": ...}   the app to import; first
-          {"runs": [...]}   replay these; the body are their batches, one after the other
+          {"runs": [...]}   replay these; the body are their histories (`durable.store.packing`)
     up    {"tally": ...}    what came out of one frame of runs
           {"failed": ...}   nothing can be replayed, and why
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import astuple, dataclass, field, replace
 from typing import Any, NamedTuple
 
@@ -19,14 +19,16 @@ from durable.codec import Codec
 from durable.runtime.frames import pack
 from durable.runtime.recorded import Problem, RecordedRun
 from durable.store.opening import open_history
+from durable.store.packing import PackedHistories
+from durable.store.written import NO_HEAD, first_batch, head_of
 
-FRAME_RUNS = 50
-FRAME_BATCHES_BYTES = 128 * 1024
-"""A frame is full with so many runs or bytes: some milliseconds of work, so all end at once."""
+FRAME_RUNS = 100
+FRAME_BATCHES = 5_000
+"""A frame is full with so many: some milliseconds of work, so that all processes end at once."""
 HISTORY_BYTES_MAX = 1 << 30
 """A longer history is not replayed here; it is as much as an exported one may have."""
 WORK_BYTES_MAX = 3 << 30
-"""The longest frame: one history of the longest kind, and what precedes it."""
+"""The longest frame: histories of that length, and what precedes them."""
 MESSAGE_CHARS_MAX = 20_000
 """What a problem says is cut there; exceptions of user code are as long as they like."""
 
@@ -98,34 +100,29 @@ def shortened(problem: Problem) -> Problem:
     )
 
 
-def work_frames(runs: Iterable[tuple[Listed, Sequence[bytes]]]) -> Iterator[bytes]:
-    """Frames of runs with their histories."""
-    heads: list[list[Any]] = []
-    bodies: list[bytes] = []
-    size = 0
-    for run, batches in runs:
-        lengths = [len(batch) for batch in batches]
-        added = sum(lengths)
-        if heads and (len(heads) >= FRAME_RUNS or size + added > FRAME_BATCHES_BYTES):
-            yield pack({"runs": heads}, b"".join(bodies))
-            heads, bodies, size = [], [], 0
-        heads.append([run[0], run[1], run[2], run[3], run[4], run[7], lengths])
-        bodies += batches
-        size += added
-    if heads:
-        yield pack({"runs": heads}, b"".join(bodies))
+def work_frame(runs: Sequence[Listed], packed: PackedHistories) -> bytes:
+    """A frame of runs with their histories."""
+    return pack({"runs": [tuple(run) for run in runs]}, b"".join(packed))
 
 
-def runs_in(head: dict[str, Any], body: bytes, codec: Codec) -> Iterator[RecordedRun]:
-    """The runs of a frame, opened by the app's codec, as its workers would.
+def runs_in(head: dict[str, Any], body: bytes, codec: Codec) -> Iterator[RecordedRun | None]:
+    """The runs of a frame, opened by the app's codec, as its workers would; None for one without a
+    history.
 
     Raises UnreadablePayloadError for a history that cannot be opened.
     """
-    start = 0
-    for run_id, workflow_id, workflow_type, queue, state, head_hash, lengths in head["runs"]:
-        batches = []
-        for length in lengths:
-            batches.append(body[start : start + length])
-            start += length
-        opened = open_history(codec, run_id, batches)
-        yield RecordedRun(run_id, workflow_id, workflow_type, opened, head_hash, queue, state)
+    runs = [Listed(*each) for each in head["runs"]]
+    packed = PackedHistories.from_bytes(len(runs), body)
+    for run, batches in zip(runs, packed.unpack(), strict=True):
+        # The run may have moved on: the first batches are what was listed.
+        yield recorded(run, batches[: run.batch_count], codec) if batches else None
+
+
+def recorded(run: Listed, batches: list[bytes], codec: Codec) -> RecordedRun:
+    """A run with what is stored of its history."""
+    batches[0] = first_batch(run.run_id, batches[0])
+    opened = open_history(codec, run.run_id, batches)
+    head_hash = head_of(opened[0]) if run.head_hash == NO_HEAD else run.head_hash
+    return RecordedRun(
+        run.run_id, run.workflow_id, run.workflow_type, opened, head_hash, run.queue, run.state
+    )

@@ -41,6 +41,7 @@ from durable.events import (
     StoredItem,
     TypeInfo,
 )
+from durable.store.packing import PackedHistories
 from durable.store.pages import OpenRuns
 
 HINT_RUNS_MAX = 200
@@ -239,6 +240,10 @@ class Store(Protocol):
 
     async def load(self, runs: Mapping[str, int]) -> dict[str, list[bytes]]:
         """History batches in order, by run id; the values of ``runs`` are their parts."""
+
+    async def load_packed(self, runs: Mapping[str, int]) -> PackedHistories:
+        """The histories of `load`, in the order of ``runs``, for who passes them on: as they are
+        stored. A codec's pipeline does not open them."""
 
     async def first_batches(self, runs: Mapping[str, int]) -> dict[str, bytes]:
         """The first history batch of each run that is known: see `load`."""

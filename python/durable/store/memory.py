@@ -44,6 +44,7 @@ from durable.events import (
     Verdict,
 )
 from durable.store.base import DONE, WORK, Hint
+from durable.store.histories import MemoryHistories
 from durable.store.memory_commit import commit_run
 from durable.store.memory_tables import (
     CLAIMED,
@@ -75,7 +76,7 @@ def no_fault(method: str, when: Literal["before", "after"]) -> None:
     """Nothing fails."""
 
 
-class MemoryStore(MemoryStreams):
+class MemoryStore(MemoryHistories, MemoryStreams):
     """The store in memory, for one event loop. ``clock_us`` is its time."""
 
     def __init__(
@@ -425,21 +426,6 @@ class MemoryStore(MemoryStreams):
             if run_id in found:
                 found[run_id].add(ref)
         return found
-
-    async def load(self, runs: Mapping[str, int]) -> dict[str, list[bytes]]:
-        """History batches in order, by run id."""
-        tables = self.tables
-        loaded: dict[str, list[bytes]] = {}
-        for run_id in runs:
-            run = tables.runs.get(run_id) or tables.closed.get(run_id)
-            loaded[run_id] = list(run.batches) if run is not None else []
-        return loaded
-
-    async def first_batches(self, runs: Mapping[str, int]) -> dict[str, bytes]:
-        """The first history batch of each run that is known."""
-        return {
-            run_id: batches[0] for run_id, batches in (await self.load(runs)).items() if batches
-        }
 
     async def inbox(
         self, run_ids: Sequence[str], limit: int | None = None, kinds: Sequence[int] | None = None

@@ -57,6 +57,7 @@ from durable.store.commits import (
     start_params,
 )
 from durable.store.connection import Conn, DataRejectedError, Lanes, Target, patiently, sever
+from durable.store.histories import PostgresHistories
 from durable.store.migrate import check_version
 from durable.store.notify import channel, hints, write
 from durable.store.pages import OpenRuns
@@ -64,7 +65,7 @@ from durable.store.queries import DEFAULT_SCHEMA, load_queries, quote_schema
 from durable.store.rows import run_view, view_state
 from durable.store.streams import PostgresStreams
 from durable.store.telling import join_ends, start_hint
-from durable.store.written import begin, first_batch, give_heads
+from durable.store.written import begin, give_heads
 
 logger = logging.getLogger("durable.store")
 
@@ -77,15 +78,13 @@ PURGE_SECONDS = 60.0
 """Pause between two purges of answers that nobody fetched."""
 TIDY_SECONDS = 10.0
 """Pause between two looks for claims that are over."""
-MOVES_MAX = 3
-"""How often a history is looked for: upkeep moves one once in a retention period."""
 NO_SESSION = "DUR01"
 NOW_COLUMN = 12
 """Where the last row of a claim has the store's time: in the place of created_us."""
 VERDICTS = {str(int(v)): v for v in Verdict}
 
 
-class PostgresStore(PostgresStreams):
+class PostgresStore(PostgresHistories, PostgresStreams):
     """The durable state of workflows in one schema of a PostgreSQL database.
 
     ``dsn`` may lead through PgBouncer in transaction mode (``pooler=True`` where that cannot be
@@ -440,38 +439,6 @@ class PostgresStore(PostgresStreams):
         if found:
             for run_id, ref in await self.fetch("waiting", (uuids(list(found)),)):
                 found[run_id].add(ref)
-        return found
-
-    async def load(self, runs: Mapping[str, int]) -> dict[str, list[bytes]]:
-        """History batches in order, by run id; the values of ``runs`` are their parts."""
-        loaded: dict[str, list[bytes]] = {run_id: [] for run_id in runs}
-        wanted = dict(runs)
-        for _ in range(MOVES_MAX):
-            if not wanted:
-                break
-            params = (literal(wanted.values()), uuids(list(wanted)))
-            found = [loaded[run_id] for run_id in wanted]
-            for place, batch in await self.fetch("load", params):
-                found[place - 1].append(batch)
-            # Every run has a history. One without was moved to another part since it was read.
-            lost = [run_id for run_id in wanted if not loaded[run_id]]
-            wanted = dict(await self.fetch("relocate", (uuids(lost),))) if lost else {}
-        for run_id, batches in loaded.items():
-            batches[:1] = [first_batch(run_id, batch) for batch in batches[:1]]
-        return loaded
-
-    async def first_batches(self, runs: Mapping[str, int]) -> dict[str, bytes]:
-        """The first history batch of each run that is known."""
-        found: dict[str, bytes] = {}
-        wanted = dict(runs)
-        for _ in range(MOVES_MAX):
-            if not wanted:
-                break
-            params = (literal(wanted.values()), uuids(list(wanted)))
-            rows = await self.fetch("first_batches", params)
-            found.update((run_id, first_batch(run_id, batch)) for run_id, batch in rows)
-            lost = [run_id for run_id in wanted if run_id not in found]
-            wanted = dict(await self.fetch("relocate", (uuids(lost),))) if lost else {}
         return found
 
     async def inbox(

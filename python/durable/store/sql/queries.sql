@@ -171,6 +171,24 @@ CROSS JOIN LATERAL (
 ) h
 ORDER BY i.n, h.seq
 
+-- name: load_packed
+-- As load, put together: one row, which costs the reader what a single batch does. Numbers have four
+-- bytes. A run without a history counts 0.
+SELECT string_agg(int4send(p.count), ''), string_agg(p.lengths, ''), string_agg(p.batches, '')
+FROM (
+    SELECT h.count, h.lengths, h.batches
+    FROM unnest($1::integer[], $2::uuid[]) WITH ORDINALITY AS i(part, run_id, n)
+    CROSS JOIN LATERAL (
+        SELECT count(*)::integer AS count, string_agg(int4send(length(b.batch)), '') AS lengths,
+               string_agg(b.batch, '') AS batches
+        FROM (
+            SELECT h.batch FROM {s}.history h
+            WHERE h.part = i.part AND h.run_id = i.run_id ORDER BY h.seq
+        ) b
+    ) h
+    ORDER BY i.n
+) p
+
 -- name: first_batches
 SELECT i.run_id::text, h.batch
 FROM unnest($1::integer[], $2::uuid[]) AS i(part, run_id)

@@ -258,6 +258,43 @@ def test_a_job_is_enqueued_and_listed(dsn: str) -> None:
     assert "pay-5" in listed
 
 
+DYNAMIC_APP = """
+from typing import Any
+
+from durable import activity, workflow
+
+
+@workflow.defn(dynamic=True)
+async def interpret(name: str, step: int) -> None:
+    workflow.set_vars(name=name, step=step)
+    await workflow.sleep(3600)
+
+
+@activity.defn(dynamic=True)
+async def forward(name: str, *args: Any) -> None: ...
+"""
+
+
+def test_what_a_dynamic_definition_serves_is_started_by_name(dsn: str, tmp_path: Path) -> None:
+    path = tmp_path / "dynamic_app.py"
+    path.write_text(DYNAMIC_APP)
+    where = ("--app", str(path), "--dsn", dsn)
+    assert durable("start", "tea", "[7]", "--id", "a", "--delay", "1h", *where).exit_code == 0
+    assert json.loads(durable("describe", "a", "--dsn", dsn).stdout)["type"] == "tea"
+    assert json.loads(durable("vars", "a", *where).stdout) == {"name": "tea", "step": 7}
+    refused(durable("start", "tea", '["x"]', "--id", "b", *where), 2, "step")
+    refused(durable("start", "tea@2", "[7]", "--id", "b", *where), 2, "tea@2", "it has: none")
+    assert durable("enqueue", "paint", '["wall"]', "--id", "c", *where).stdout == "c\n"
+
+
+def test_variables_of_a_schedule_are_shown_as_those_of_any_run(dsn: str) -> None:
+    where = ("--app", SUBSCRIPTION, "--dsn", dsn)
+    plan = ("--cron", "0 3 * * *", "--paused")
+    made = durable("schedule", "create", "nightly", "subscription", PLAN, *plan, *where)
+    assert made.exit_code == 0
+    assert json.loads(durable("vars", "nightly", *where).stdout)["started"] == 0
+
+
 def test_unpark_of_a_run_that_is_not_parked_says_so(dsn: str) -> None:
     start = ("start", "subscription", PLAN, "--id", "sub-7", "--delay", "1h")
     assert durable(*start, "--app", SUBSCRIPTION, "--dsn", dsn).exit_code == 0

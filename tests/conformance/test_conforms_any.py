@@ -4,7 +4,6 @@ from datetime import timedelta
 from typing import Any
 
 import pytest
-from conftest import Database
 
 from durable import (
     ActivityError,
@@ -197,7 +196,7 @@ def test_any_08() -> None:
         Registry([whatever], [anything, second])
 
 
-async def test_any_09(database: Database) -> None:
+async def test_any_09(database: Any) -> None:
     """any-9: A client starts such types by name once a worker serves them, on that worker's queue;
     jobs too."""
     client = database.client
@@ -213,7 +212,7 @@ async def test_any_09(database: Database) -> None:
             await client.start("tea@2", id="b")
 
 
-async def test_any_10(database: Database) -> None:
+async def test_any_10(database: Any) -> None:
     """any-10: Runs of pinned workflows, and jobs where only the workflow is dynamic, stay for those
     who have them."""
 
@@ -234,7 +233,7 @@ async def test_any_10(database: Database) -> None:
         assert await job.result(20) == "(later)"
 
 
-async def test_any_11(database: Database) -> None:
+async def test_any_11(database: Any) -> None:
     """any-11: An activity that waits in a queue is taken by a worker whose dynamic one does it."""
 
     @workflow.defn

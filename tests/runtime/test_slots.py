@@ -201,6 +201,19 @@ async def test_no_more_is_claimed_than_there_are_threads_for(
     assert store.returned == 0
 
 
+async def test_a_dynamic_activity_claims_nothing_that_others_here_have_no_room_for(
+    dsn: str, client: Client, serve: Serve
+) -> None:
+    @activity.defn(dynamic=True)
+    async def anything(name: str, *args: Any) -> str:
+        return name
+
+    store = CountingStore(dsn)
+    await serve(blocking, block, anything, store=store, thread_slots=2)
+    assert await (await client.start(blocking, 40, id="b")).result(SOON) == list(range(40))
+    assert store.returned == 0
+
+
 async def test_a_time_limit_of_a_detached_attempt_is_not_left_to_the_next_poll(
     client: Client, serve: Serve
 ) -> None:

@@ -12,6 +12,7 @@ import pytest
 from support.store_rig import HOUR_US, QUEUE, TYPE, Rig, change, new_run
 
 from durable.events import (
+    DYNAMIC,
     ActivityOutcome,
     Closing,
     EventKind,
@@ -20,6 +21,7 @@ from durable.events import (
     MessageKind,
     NewTimer,
     QueuedActivity,
+    QueueLimits,
     Response,
     RunState,
     SessionInfo,
@@ -703,6 +705,37 @@ async def test_activities_go_by_queue_name_priority_and_age(rig: Rig) -> None:
     assert [[a.ref for a in attempts] for attempts in claimed] == [[2], [3], [1], []]
     both = await rig.store.claim_activities(worker, [QUEUE, "gpu"], ["pay", "other"], 9)
     assert {a.ref for a in both} == {4, 5}
+
+
+@pytest.mark.parametrize("keys", [None, 1], ids=["unlimited", "held"])
+async def test_with_the_name_of_all_others_those_named_are_left_out(
+    rig: Rig, keys: int | None
+) -> None:
+    if keys is not None:
+        await rig.store.set_queue_limits(QueueLimits(QUEUE, key_concurrency=keys))
+    run = await rig.owned("a")
+    worker = await rig.session()
+    fair = {"fairness_key": "k"}
+    await rig.accept(
+        change(
+            run,
+            b"b",
+            activities=[
+                activity(1, name="strange", options=fair),
+                activity(2, options=fair),
+                activity(3, name="stranger", options=fair),
+            ],
+        )
+    )
+    claimed: list[int] = []
+    for _ in range(3):
+        attempts = await rig.store.claim_activities(worker, [QUEUE], [DYNAMIC, "pay"], 9)
+        claimed += [each.ref for each in attempts]
+        done = [outcome(each, EventKind.ACTIVITY_COMPLETED, payload=b"1") for each in attempts]
+        await rig.store.finish_activities(done)
+    assert claimed == [1, 3]
+    (left,) = await rig.store.claim_activities(worker, [QUEUE], [DYNAMIC], 9)
+    assert left.ref == 2
 
 
 async def test_a_failed_attempt_is_tried_again_later(rig: Rig) -> None:

@@ -36,6 +36,11 @@ async def wrong_signal_type() -> int:
     return await workflow.wait_signal("go", str)  # expect: arg-type
 
 
+@workflow.defn(dynamic=True)  # expect: arg-type
+def dynamic_not_async(name: str) -> str:
+    return name
+
+
 @workflow.defn
 async def wrong_last_result() -> int | None:
     return workflow.last_result(str)  # expect: return-value

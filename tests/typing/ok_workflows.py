@@ -60,6 +60,16 @@ async def buy_all(orders: list[Order]) -> list[str]:
     return [each.number for each in [first, second, third, *good]]
 
 
+@activity.defn(dynamic=True)
+async def forward(name: str, order: Order) -> Receipt:
+    return Receipt(order, name)
+
+
+@workflow.defn(dynamic=True)
+async def interpret(name: str, *steps: str) -> list[str]:
+    return [await workflow.execute_activity(step, name) for step in steps]
+
+
 @workflow.defn
 async def nightly() -> int:
     before: int | None = workflow.last_result(int)

@@ -17,7 +17,7 @@ def call_of(target: Target, name: str, text: str | None) -> tuple[Any, list[Any]
     """What to enqueue, and its arguments: checked against the code where the app is known."""
     app = target.load()
     if app is not None:
-        definition = next((each for each in app.activities if each.name == name), None)
+        definition = app.activity(name)
         if definition is None:
             known = ", ".join(sorted(each.name for each in app.activities)) or "none"
             raise UnknownActivityError(f"{app.name} has no activity {name!r}; it has: {known}")

@@ -21,7 +21,6 @@ from durable.cli.target import (
 )
 from durable.client import Client
 from durable.codec import DEFAULT_CODEC, Codec
-from durable.engine.registry import Registry
 from durable.errors import InvalidArgumentError, UnknownWorkflowError, UnreadablePayloadError
 from durable.events import RunState, RunView
 from durable.runtime.app import AppError
@@ -73,7 +72,7 @@ def arguments_of(
     if app is not None:
         definition = app.workflow(type)
         if definition is None:
-            known = ", ".join(sorted(each.name for each in app.workflows)) or "none"
+            known = ", ".join(sorted(each.name for each in app.workflows if each.name)) or "none"
             raise UnknownWorkflowError(f"{app.name} has no workflow {type!r}; it has: {known}")
         args, kwargs = definition.signature.parse_json_args(text or "[]")
         return definition, list(args), dict(kwargs)
@@ -203,21 +202,18 @@ def variables(workflow_id: str, app: str | None, dsn: str | None, schema: str) -
       durable vars sub-7 --app subscription.py
     """
     target = find_target(dsn, schema, app)
-    app_here = target.load_needed()
-    definitions = app_here.workflows
+    registry = target.load_needed().registry()
 
     async def work(client: Client) -> Any:
         view = await client.get_handle(workflow_id).describe()
-        definition = next((each for each in definitions if each.name == view.workflow_type), None)
+        definition = registry.find_workflow(view.workflow_type)
         if definition is None:
             raise UnknownWorkflowError(
                 f"{workflow_id} is a {view.workflow_type!r}, which {target.app} does not have; "
                 "give the app that has it by --app"
             )
         # Its interceptors are around the code in each replay, so in this one.
-        client.registry = Registry(
-            app_here.workflows, app_here.activities, interceptors=app_here.interceptors
-        )
+        client.registry = registry
         return await client.get_handle(workflow_id, workflow=definition).vars()
 
     show_json({name: plain(value) for name, value in with_client(target, work).items()})

@@ -22,7 +22,9 @@ from typing import Any
 from durable.codec import DEFAULT_CODEC, Codec
 from durable.engine.definition import ActivityDefinition, WorkflowDefinition
 from durable.engine.interceptors import Hooks, Interceptor
+from durable.engine.registry import Registry, Table
 from durable.errors import ConfigurationError
+from durable.events import DYNAMIC, stand_in
 
 
 class AppError(ConfigurationError):
@@ -42,8 +44,17 @@ class App:
     """The list that the module calls ``interceptors``, the outermost first."""
 
     def workflow(self, name: str) -> WorkflowDefinition[Any, Any] | None:
-        """The workflow of that name, or None."""
-        return next((each for each in self.workflows if each.name == name), None)
+        """The workflow that runs the type of that name, which may be the dynamic one; else None."""
+        table = Table((each.name, each) for each in self.workflows)
+        return table.find(name) if stand_in(name) == DYNAMIC else table.get(name)
+
+    def activity(self, name: str) -> ActivityDefinition[Any, Any] | None:
+        """The activity of that name, or the dynamic one as that; else None."""
+        return Table((each.name, each) for each in self.activities).find(name)
+
+    def registry(self) -> Registry:
+        """All that it defines, as a worker has it; raise DefinitionError for two of one name."""
+        return Registry(self.workflows, self.activities, interceptors=self.interceptors)
 
 
 def load_app(spec: str, folder: Path | None = None) -> App:

@@ -152,7 +152,8 @@ class AttemptPoller(Service):
         claimed: list[ClaimedActivity] = []
         self._slots.hold(queue, limit)
         try:
-            claimed = await self._store.claim_activities(session, offer.queues, offer.names, limit)
+            names = self._slots.names(offer)
+            claimed = await self._store.claim_activities(session, offer.queues, names, limit)
             if session != self._session.id:
                 claimed = []
         finally:

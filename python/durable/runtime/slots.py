@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 
 from durable.engine.definition import ActivityDefinition
 from durable.engine.registry import Table
+from durable.events import DYNAMIC
 
 CLAIM_MAX = 64
 TOGETHER_MIN = 8
@@ -143,6 +144,15 @@ class Slots:
         if others:
             lines.insert(0, others)
         return [Offer(queues, names) for queues in lines for names in groups]
+
+    def names(self, offer: Offer) -> list[str]:
+        """An offer's names as `Store.claim_activities` takes them.
+
+        Where a dynamic activity is among them: itself, and those that are not to be claimed.
+        """
+        if DYNAMIC not in offer.names:
+            return offer.names
+        return [DYNAMIC, *(name for name in self._definitions if name not in offer.names)]
 
     def room(self, offer: Offer) -> int:
         """How many attempts an offer has room for."""

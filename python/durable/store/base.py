@@ -218,7 +218,8 @@ class Store(Protocol):
 
         Returns the runs newly owned, the ids of runs already owned by this session that have
         mail, and the store's time. Tokens of runs that another session owns are routed to it.
-        Only runs whose type is in ``types`` are taken.
+        Only runs whose type, or what stands in for it (`durable.events.stand_in`), is in ``types``
+        are taken.
         """
 
     async def look(self, sessions: Sequence[int], queues: Sequence[str]) -> tuple[set[int], bool]:
@@ -271,7 +272,10 @@ class Store(Protocol):
         self, session: int, queues: Sequence[str], names: Sequence[str], limit: int
     ) -> list[ClaimedActivity]:
         """Take queued attempts by priority and then by age or, where they have fairness keys, by
-        key in turn; of a queue with limits no more than they allow."""
+        key in turn; of a queue with limits no more than they allow.
+
+        Only those called ``names`` are taken; with DYNAMIC among them, only all others.
+        """
 
     async def finish_activities(self, outcomes: Sequence[ActivityOutcome]) -> list[bool]:
         """Record outcomes of claimed attempts; False where the attempt's token is void."""

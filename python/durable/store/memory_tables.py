@@ -567,8 +567,13 @@ class Tables:
 
 
 def serves(kind: int, names: Sequence[str], name: str) -> bool:
-    """Whether who knows these names takes a task of that one."""
-    return name in names or (stand_in(name) if kind == RUN else DYNAMIC) in names
+    """Whether who knows these names takes a task of that one.
+
+    Of activities DYNAMIC makes them the names that are left out; of runs it stands for others.
+    """
+    if kind == RUN:
+        return name in names or stand_in(name) in names
+    return (name in names) != (DYNAMIC in names)
 
 
 def failure_json(kind: str, message: str) -> bytes:

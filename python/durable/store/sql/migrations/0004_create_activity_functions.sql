@@ -102,7 +102,8 @@ AS $$
 $$;
 
 -- Take attempts of one queue from its head, in order. Those of other names may stand before them: the
--- scan over those is bounded, unless it finds nothing at all. No settings: it has those of its caller.
+-- scan over those is bounded, unless it finds nothing at all. With '' among them all names are taken but
+-- these. No settings: it has those of its caller.
 CREATE FUNCTION {s}.take_attempts(
     p_queue text, p_names text[], p_limit integer, OUT runs uuid[], OUT refs integer[]
 ) LANGUAGE plpgsql AS $$
@@ -120,7 +121,7 @@ BEGIN
                 WHERE h.queue = p_queue AND h.kind = 2 AND h.session IS NULL
                 ORDER BY h.priority, h.id LIMIT v_scan + p_limit
             ) head JOIN {s}.task t ON t.ctid = head.ctid
-            WHERE t.session IS NULL AND (head.type = ANY (p_names) OR '' = ANY (p_names))
+            WHERE t.session IS NULL AND (head.type = ANY (p_names)) <> ('' = ANY (p_names))
             ORDER BY head.priority, head.id
             LIMIT p_limit FOR UPDATE OF t SKIP LOCKED
         ), gone AS (

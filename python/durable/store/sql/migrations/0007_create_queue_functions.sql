@@ -233,7 +233,7 @@ BEGIN
         WITH next AS MATERIALIZED (
             SELECT a.run_id, a.ref FROM {s}.activity a
             WHERE a.queue = p_queue AND a.state = 3 AND a.policy ->> 'fairness_key' = v_key
-              AND (a.name = ANY (p_names) OR '' = ANY (p_names))
+              AND (a.name = ANY (p_names)) <> ('' = ANY (p_names))
             ORDER BY a.priority, a.scheduled_at LIMIT v_room FOR NO KEY UPDATE SKIP LOCKED
         ), freed AS (
             UPDATE {s}.activity a SET state = 1 FROM next n

@@ -21,6 +21,7 @@ from support.store_rig import HOUR_US, QUEUE, TYPE, PostgresRig, change, new_run
 from durable.events import (
     ActivityOutcome,
     ClaimedActivity,
+    ClaimedRun,
     Closing,
     EventKind,
     Message,
@@ -70,6 +71,14 @@ PLAIN_SQL = {
 """What no client sends, but people do."""
 
 
+async def claimed(rig: PostgresRig, session: int, count: int) -> list[ClaimedRun]:
+    """So many runs. Tokens of those that have closed may stand before theirs."""
+    runs: list[ClaimedRun] = []
+    while len(runs) < count:
+        runs += await rig.claim(session, count - len(runs))
+    return runs
+
+
 async def calls(rig: PostgresRig, turn: str) -> AsyncIterator[tuple[str, Call]]:
     """Every call of the hot paths, one after the other, each with something to do."""
     store = rig.store
@@ -83,6 +92,8 @@ async def calls(rig: PostgresRig, turn: str) -> AsyncIterator[tuple[str, Call]]:
     yield "SQL signal", lambda: store.fetch("signal_workflow", (f"{turn}sql",))
     yield "SQL cancel", lambda: store.fetch("cancel_workflow", (f"{turn}sql",))
     yield "start_runs", lambda: store.start_runs([new_run(f"{turn}{n}") for n in range(8)])
+    yield "start_run", lambda: store.start_runs([new_run(f"{turn}single")])
+    yield "start_run, taken", lambda: store.start_runs([new_run(f"{turn}1")])
     yield (
         "start_runs, taken",
         lambda: store.start_runs([new_run(f"{turn}1"), new_run("closed7" + turn)]),
@@ -97,7 +108,7 @@ async def calls(rig: PostgresRig, turn: str) -> AsyncIterator[tuple[str, Call]]:
     yield "replace_start", lambda: store.replace_start(put_off)
     begun = replace(put_off, run_id=keyed[0].run_id)
     yield "replace_start, begun", lambda: store.replace_start(begun)
-    runs = await rig.claim(session, 4)
+    runs = await claimed(rig, session, 4)
     yield "claim_runs", lambda: store.claim_runs(session, [QUEUE], [TYPE], 4)
     yield "look", lambda: store.look([session, worker], [QUEUE])
     yield "claim_runs, idle", lambda: store.claim_runs(session, [QUEUE], [TYPE], 10)
@@ -152,8 +163,8 @@ async def calls(rig: PostgresRig, turn: str) -> AsyncIterator[tuple[str, Call]]:
     yield "heartbeat", lambda: store.heartbeat([session], HOUR_US)
     yield "view", lambda: store.view(workflow_id=f"{turn}1")
     yield "view, closed", lambda: store.view(workflow_id="closed7")
-    few = b'{"customer":7}'
-    yield "views, by attributes", lambda: store.views(search=few, workflow_type=TYPE)
+    attributes = b'{"customer":7}'
+    yield "views, by attributes", lambda: store.views(search=attributes, workflow_type=TYPE)
     yield "first_batches", lambda: store.first_batches({run.run_id: run.part for run in runs})
     yield "closed", lambda: store.closed([run.run_id for run in runs])
     yield "responses", lambda: store.responses([run.run_id for run in runs])
@@ -169,6 +180,9 @@ async def calls(rig: PostgresRig, turn: str) -> AsyncIterator[tuple[str, Call]]:
     )
     last = change(runs[3], b"e", seq=2, closing=Closing(RunState.TERMINATED))
     yield "close", lambda: store.commit([last])
+    few = await claimed(rig, session, 2)
+    ends = [change(run, b"e", closing=Closing(RunState.TERMINATED)) for run in few]
+    yield "close, two", lambda: store.commit(ends)
     store.purged_at = store.tidied_at = -math.inf
     yield "reap_sessions", store.reap_sessions
 
@@ -177,6 +191,7 @@ BUDGETS = {
     "start_workflow": 120,
     "signal_workflow": 45,
     "cancel_workflow": 45,
+    "start_run": 60,
     "start_runs": 300,
     "replace_start": 40,
     "start_and_send": 400,
@@ -196,7 +211,8 @@ BUDGETS = {
     "commit_messages": 140,
     "commit_search": 30,
     "commit_releases": 40,
-    "commit_and_close": 100,
+    "commit_and_close": 130,
+    "close_run": 80,
     "commit_closes": 70,
     "commit_successors": 50,
     "promote_due": 160,

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from operator import attrgetter
 
 from durable.errors import StoreError
-from durable.events import IdReuse, Message, NewRun, RunCommit, RunState
+from durable.events import Closing, IdReuse, Message, NewRun, RunCommit, RunState
 from durable.store.arrays import blobs, literal, texts, uuids
 
 Params = tuple[object, ...]
@@ -36,25 +36,27 @@ def build(ordered: Sequence[RunCommit], flush: int) -> list[Call]:
     if len(set(runs)) != len(runs):
         raise StoreError("a run may occur once in a commit: merge its changes")
     calls: list[Call] = [("commit_runs", runs_params(ordered, runs, flush))]
-    busy = [
-        c
-        for c in ordered
-        if c.timers
-        or c.timers_done
-        or c.activities
-        or c.activities_done
-        or c.responses
-        or c.children
-        or c.messages
-        or c.kept
-        or c.release
-        or c.closing is not None
-        or c.park is not None
-        or c.search is not None
-    ]
+    busy = [c for c in ordered if c.closing is not None or has_sides(c)]
     if busy:
         calls.extend(side_calls(busy))
     return calls
+
+
+def has_sides(commit: RunCommit) -> bool:
+    """Whether it has more to write than a batch, what it has read, and an end."""
+    return bool(
+        commit.timers
+        or commit.timers_done
+        or commit.activities
+        or commit.activities_done
+        or commit.responses
+        or commit.children
+        or commit.messages
+        or commit.kept
+        or commit.release
+        or commit.park is not None
+        or commit.search is not None
+    )
 
 
 def side_calls(ordered: Sequence[RunCommit]) -> list[Call]:
@@ -219,6 +221,39 @@ def closing_calls(closing: Sequence[RunCommit]) -> list[Call]:
 
 START_EXECUTION, START_REUSE = 11, 12
 """Places among the parameters of a start."""
+
+
+def close_params(commit: RunCommit, closing: Closing, flush: int) -> Params:
+    """The last commit of one run, for close_run."""
+    return (
+        flush,
+        commit.run_id,
+        commit.fence,
+        commit.expected_seq,
+        commit.batch,
+        commit.head_hash,
+        how_to_leave(commit),
+        literal(commit.consumed) if commit.consumed else None,
+        int(closing.state),
+        closing.result,
+        closing.failure,
+    )
+
+
+def start_run_params(run: NewRun) -> Params:
+    """One new run, for start_run."""
+    return (
+        run.run_id,
+        run.workflow_id,
+        run.workflow_type,
+        run.queue,
+        run.priority,
+        run.version,
+        run.batch,
+        run.head_hash,
+        int(IdReuse(run.id_reuse)),
+        None if run.search is None else run.search.decode(),
+    )
 
 
 def start_params(runs: Sequence[NewRun], parents: Sequence[str] | None = None) -> Params:

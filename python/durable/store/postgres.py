@@ -1,79 +1,47 @@
 """The PostgreSQL store: psycopg 3, one transaction and nearly always one statement per method.
 
-The statements are functions of the schema (sql/migrations), called with arrays. Connections go by
-role: one for the group commit, a few for everything else, one for LISTEN while somebody listens.
-A commit whose answer was lost is sent again under its flush id, which the server knows if it
-happened; a start is known by its run id, a message by its request id.
+The statements are functions of the schema (sql/migrations), called with arrays. What they run on is
+in `statements`, what starts and commits runs in `writes`, streams in `streams`; the rest is here.
 """
 
 from __future__ import annotations
 
-import logging
 import math
-import random
-import secrets
 import time
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
-from dataclasses import replace
-from typing import Any
 
 import psycopg
-from psycopg import AsyncRawCursor
-from psycopg.rows import tuple_row
 
 from durable.errors import ConfigurationError, StoreError, StoreUnavailableError
 from durable.events import (
     ActivityOutcome,
     ClaimedActivity,
     ClaimedRun,
-    CommitResult,
     DueReport,
     InboxItem,
-    Message,
-    MessageKind,
-    NewRun,
     QueueDepth,
     QueueLimits,
     Response,
-    RunCommit,
     RunState,
     RunView,
     SessionInfo,
-    Started,
     TypeInfo,
-    Verdict,
 )
-from durable.store.arrays import blobs, literal, register, texts, uuids
+from durable.store.arrays import blobs, literal, texts, uuids
 from durable.store.base import WORK, Hint
-from durable.store.commits import (
-    RUN_ID,
-    Params,
-    build,
-    keys,
-    replace_params,
-    send_params,
-    start_and_send_params,
-    start_params,
-)
-from durable.store.connection import Conn, DataRejectedError, Lanes, Target, patiently, sever
+from durable.store.commits import Params
+from durable.store.connection import Conn, Target
 from durable.store.histories import PostgresHistories
-from durable.store.migrate import check_version
 from durable.store.notify import channel, hints, write
 from durable.store.pages import OpenRuns
-from durable.store.queries import DEFAULT_SCHEMA, load_queries, quote_schema
-from durable.store.rows import run_view, view_state
+from durable.store.queries import DEFAULT_SCHEMA
+from durable.store.rows import run_view
+from durable.store.statements import Rows
 from durable.store.streams import PostgresStreams
-from durable.store.telling import join_ends, start_hint
+from durable.store.writes import PostgresWrites
 from durable.store.written import begin, give_heads
 
-logger = logging.getLogger("durable.store")
-
-Rows = list[tuple[Any, ...]]
-LANES_MAX = 3
-KEY_TRIES = 10
-"""How often the holder of a key may be gone when it is looked at."""
-"""Connections besides the one of the group commit and that of LISTEN."""
 PURGE_SECONDS = 60.0
 """Pause between two purges of answers that nobody fetched."""
 TIDY_SECONDS = 10.0
@@ -81,10 +49,9 @@ TIDY_SECONDS = 10.0
 NO_SESSION = "DUR01"
 NOW_COLUMN = 12
 """Where the last row of a claim has the store's time: in the place of created_us."""
-VERDICTS = {str(int(v)): v for v in Verdict}
 
 
-class PostgresStore(PostgresHistories, PostgresStreams):
+class PostgresStore(PostgresWrites, PostgresHistories, PostgresStreams):
     """The durable state of workflows in one schema of a PostgreSQL database.
 
     ``dsn`` may lead through PgBouncer in transaction mode (``pooler=True`` where that cannot be
@@ -102,63 +69,16 @@ class PostgresStore(PostgresHistories, PostgresStreams):
         pooler: bool = False,
         connect_seconds: float = 0.0,
     ) -> None:
-        self.schema = schema
-        self.connect_seconds = connect_seconds
-        self.queries = load_queries(schema)
-        self.target = Target(dsn, application_name, pooler)
-        self.listen_dsn = listen_dsn
-        self.hot = Lanes(self.target, 1)
-        self.rest = Lanes(self.target, LANES_MAX)
+        super().__init__(
+            dsn,
+            schema=schema,
+            listen_dsn=listen_dsn,
+            application_name=application_name,
+            pooler=pooler,
+            connect_seconds=connect_seconds,
+        )
         self.purged_at = -math.inf
         self.tidied_at = -math.inf
-
-    async def open(self) -> None:
-        """Connect and check the schema; raise SchemaVersionError or StoreUnavailableError."""
-        await patiently(self.target, self.connect_seconds, self._open)
-
-    async def _open(self) -> None:
-        name = quote_schema(self.schema)
-        try:
-            there = await self.fetch("has_meta", (name,))
-            found = await self.fetch("check_version", ()) if there[0][0] else []
-            check_version(self.schema, found[0][0] if found else None)
-        except BaseException:
-            await self.close()
-            raise
-
-    async def close(self) -> None:
-        """Give every connection back. Safe twice."""
-        await self.hot.close()
-        await self.rest.close()
-
-    async def fetch(self, name: str, params: Params) -> Rows:
-        """Run one named statement that is safe to run twice; return its rows."""
-        query = self.queries[name]
-
-        async def work(conn: Conn, unsure: bool) -> Rows:
-            cursor = await conn.execute(query, params, binary=True)
-            return await cursor.fetchall()
-
-        return await self.rest.call(work)
-
-    async def fetch_on(self, conn: Any, name: str, params: Params) -> Rows:
-        """Run one named statement in the caller's own transaction."""
-        if not isinstance(conn, psycopg.AsyncConnection):
-            raise ConfigurationError(
-                f"conn must be a psycopg.AsyncConnection, not {type(conn).__name__}"
-            )
-        async with AsyncRawCursor(conn, row_factory=tuple_row) as cursor:
-            register(cursor)
-            try:
-                await cursor.execute(self.queries[name], params, binary=True)
-            except psycopg.Error as error:
-                raise StoreError(f"the caller's transaction failed: {error}") from error
-            return await cursor.fetchall()
-
-    async def now_us(self) -> int:
-        """The database's time."""
-        rows = await self.fetch("now", ())
-        return int(rows[0][0])
 
     # -- sessions ----------------------------------------------------------------------------
 
@@ -224,64 +144,6 @@ class PostgresStore(PostgresHistories, PostgresStreams):
         return [TypeInfo(*row) for row in await self.fetch("types", ())]
 
     # -- clients -----------------------------------------------------------------------------
-
-    async def start_runs(self, runs: Sequence[NewRun], conn: Any = None) -> list[Started]:
-        """Start runs; a taken id yields the run that has it and writes nothing for that one."""
-        if not runs:
-            return []
-        for _ in range(KEY_TRIES):
-            hint = start_hint(self.schema, runs if conn is None else ())
-            params = *start_params(runs), *keys(runs), *hint
-            rows = await self._fetch_or_on(conn, "start_runs", params)
-            if all(row[0] is not None for row in rows):
-                return [
-                    Started(found == run.run_id, found, view_state(state), holder, at_us, told)
-                    for run, (found, state, holder, at_us, told) in zip(runs, rows, strict=True)
-                ]
-            if all(run.dedup_key is run.debounce_key is None for run in runs):
-                raise StoreError("a run id was used before: every start needs a fresh one")
-            # Who held a key was gone when we looked who it is. What is started stays so.
-        raise StoreError("a key changed hands too often to be had; try again")
-
-    async def replace_start(self, run: NewRun, conn: Any = None) -> bool:
-        """Give a debounced run another input and start time; False when it has begun."""
-        rows = await self._fetch_or_on(conn, "replace_start", replace_params(run))
-        return bool(rows[0][0])
-
-    async def _fetch_or_on(self, conn: Any, name: str, params: Params) -> Rows:
-        """On the caller's own connection, if there is one."""
-        if conn is None:
-            return await self.fetch(name, params)
-        return await self.fetch_on(conn, name, params)
-
-    async def start_and_send(
-        self, runs: Sequence[NewRun], messages: Sequence[Message], conn: Any = None
-    ) -> list[Started]:
-        """Deliver each message to the open run of its workflow id, or start the run with it."""
-        if not runs:
-            return []
-        params = start_and_send_params(runs, messages)
-        rows = await self._fetch_or_on(conn, "start_and_send", params)
-        if any(row[0] is None for row in rows):
-            raise StoreError("a run id was used before: every start needs a fresh one")
-        return [
-            Started(found == run.run_id, found, view_state(state))
-            for run, (found, state) in zip(runs, rows, strict=True)
-        ]
-
-    async def send(self, messages: Sequence[Message], conn: Any = None) -> list[str | None]:
-        """Deliver messages; return the run id each went to, or None where no open run has it."""
-        if not messages:
-            return []
-        # With an id of its own a message can be sent again when the answer is lost.
-        named = [
-            m
-            if m.request_id is not None or m.kind == MessageKind.QUERY
-            else replace(m, request_id=secrets.token_hex(12))
-            for m in messages
-        ]
-        rows = await self._fetch_or_on(conn, "send", send_params(named))
-        return [row[0] for row in rows]
 
     async def unpark(self, run_ids: Sequence[str]) -> int:
         """Make parked runs claimable again; return how many were parked."""
@@ -450,40 +312,6 @@ class PostgresStore(PostgresHistories, PostgresStreams):
         params = uuids(run_ids), limit, None if kinds is None else literal(kinds)
         return [InboxItem(*row) for row in await self.fetch("inbox", params)]
 
-    async def commit(self, commits: Sequence[RunCommit], flush: int = 0) -> CommitResult:
-        """Group commit: one transaction, a verdict per run. Rows are locked in run id order.
-
-        Where a value of one run cannot be stored, that run gets Verdict.REFUSED and the others
-        are committed without it.
-        """
-        if not commits:
-            return CommitResult([], await self.now_us())
-        ordered = sorted(commits, key=RUN_ID)
-        verdicts, now_us, told = await self.commit_ordered(ordered, flush)
-        by_run = dict(zip([c.run_id for c in ordered], verdicts, strict=True))
-        return CommitResult([by_run[c.run_id] for c in commits], now_us, told)
-
-    async def commit_ordered(
-        self, ordered: Sequence[RunCommit], flush: int
-    ) -> tuple[list[Verdict], int, bool]:
-        """Commit runs sorted by id; split in halves to find the one that cannot be stored."""
-        flush = flush or random.getrandbits(62) + 1
-        try:
-            built = join_ends(self.schema, build(ordered, flush), ordered)
-            calls = [(self.queries[name], params) for name, params in built]
-            verdicts, now_us, *rest = await self.hot.call(
-                lambda conn, unsure: transact(conn, calls)
-            )
-        except (DataRejectedError, UnicodeError) as error:
-            if len(ordered) == 1:
-                logger.error("run %s cannot be stored: %s", ordered[0].run_id, error)
-                return [Verdict.REFUSED], await self.now_us(), False
-            half = len(ordered) // 2
-            first, _, told = await self.commit_ordered(ordered[:half], flush)
-            second, now_us, also = await self.commit_ordered(ordered[half:], flush)
-            return first + second, now_us, told and also
-        return [VERDICTS[digit] for digit in verdicts], now_us, bool(rest and rest[-1])
-
     async def promote_due(self, limit: int) -> DueReport:
         """Turn due timers into inbox rows, wake tokens and claimable activities."""
         rows = await self.fetch("promote_due", (limit,))
@@ -531,26 +359,6 @@ class PostgresStore(PostgresHistories, PostgresStreams):
         """Keep the progress details of a claimed attempt; False when its token is void."""
         rows = await self.fetch("heartbeat_activity", (run_id, ref, token, details))
         return bool(rows[0][0])
-
-
-async def transact(conn: Conn, calls: Sequence[tuple[bytes, Params]]) -> tuple[Any, ...]:
-    """Run the calls in one transaction and one round trip; return what the first one says."""
-    query, params = calls[0]
-    if len(calls) == 1:
-        cursor = await conn.execute(query, params, binary=True)
-    else:
-        async with conn.pipeline():
-            try:
-                cursor = await conn.execute(query, params, binary=True)
-                for query, params in calls[1:]:
-                    await conn.execute(query, params)
-            except BaseException:
-                # The pipeline ends with the commit: half of it must not get there.
-                sever(conn)
-                raise
-    row = await cursor.fetchone()
-    assert row is not None
-    return row
 
 
 def is_dead_session(error: StoreError) -> bool:

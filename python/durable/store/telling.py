@@ -12,7 +12,7 @@ from collections.abc import Sequence
 
 from durable.events import NewRun, RunCommit
 from durable.store.base import Hint
-from durable.store.commits import Call, Params
+from durable.store.commits import Call, Params, close_params, has_sides
 from durable.store.notify import channel, write
 
 ENDS_MAX = 4
@@ -26,11 +26,27 @@ def is_plain(run: NewRun) -> bool:
     return not run.start_delay_us and limits == (None, None, None)
 
 
+def is_single(runs: Sequence[NewRun]) -> bool:
+    """Whether this is one start of the kind that `start_run` is for."""
+    if len(runs) != 1 or not is_plain(runs[0]):
+        return False
+    return runs[0].dedup_key is runs[0].debounce_key is runs[0].parent_run_id is None
+
+
 def start_hint(schema: str, runs: Sequence[NewRun]) -> Params:
     """Channel and payload of the hint that goes with a start; NULLs when it is to come after."""
     if len(runs) != 1:
         return None, None
     return channel(schema, done=False), write(Hint(runs_only=is_plain(runs[0])))
+
+
+def single_end(schema: str, commits: Sequence[RunCommit], flush: int) -> Call | None:
+    """A commit that is the end of one run and nothing else, with its hint; else None."""
+    first = commits[0]
+    if len(commits) != 1 or first.closing is None or first.successor or has_sides(first):
+        return None
+    hint = channel(schema, done=True), write(Hint(done=True, run_ids=(first.run_id,)))
+    return "close_run", (*close_params(first, first.closing, flush), *hint)
 
 
 def join_ends(schema: str, calls: list[Call], ordered: Sequence[RunCommit]) -> list[Call]:

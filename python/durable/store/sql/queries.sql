@@ -50,6 +50,11 @@ SELECT run_id::text, state, holder_id, holder_us, {s}.tell($19, $20) FROM {s}.st
     $8::bigint[], $9::bigint[], $10::bigint[], $11::bigint[], $12::bigint[], $13::smallint[],
     $14::uuid[], $15::integer[], $16::text[], $17::text[], $18::text[])
 
+-- name: start_run
+SELECT r[1], r[2]::smallint, r[3]::boolean FROM (SELECT {s}.start_run(
+    $1::uuid, $2::text, $3::text, $4::text, $5::smallint, $6::text, $7::bytea, $8::bigint,
+    $9::smallint, $10::text, $11::text, $12::text) AS r OFFSET 0) once
+
 -- name: replace_start
 SELECT {s}.replace_start($1::uuid, $2::text, $3::smallint, $4::bytea, $5::bigint, $6::bigint,
                          $7::bigint, $8::bigint, $9::text)
@@ -246,6 +251,11 @@ SELECT verdicts, now_us, {s}.commit_closes($10::uuid[], $11::smallint[], $12::by
 FROM {s}.commit_runs(
     $1, $2::uuid[], $3::bigint[], $4::integer[], $5::bytea[], $6::bigint[], $7::smallint[],
     $8::uuid[], $9::bigint[])
+
+-- name: close_run
+SELECT r[1], r[2]::bigint, r[3]::boolean FROM (SELECT {s}.close_run(
+    $1::bigint, $2::uuid, $3::bigint, $4::integer, $5::bytea, $6::bigint, $7::smallint,
+    $8::bigint[], $9::smallint, $10::bytea, $11::bytea, $12::text, $13::text) AS r OFFSET 0) once
 
 -- name: commit_timers
 SELECT {s}.commit_timers(

@@ -25,9 +25,9 @@ from durable.client import Client
 WARM_UP = 50
 LINE = re.compile(r"^(\d+\.\d+) (\S+) LOG:  duration: (\d+\.\d+) ms  (bind|execute) [^:]*: (.*)$")
 STATIONS = {
-    "start": "start_runs(",
+    "start": "start_run(",
     "claim": "claim_runs(",
-    "commit and close": "commit_closes(",
+    "commit and close": "close_run(",
     "result": "closed_views(",
 }
 """What is passed, in order, and what its statement has in it."""

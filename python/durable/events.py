@@ -355,6 +355,8 @@ class RunCommit:
     parent_run_id: str | None = None
     """Of a run that closes: whom its end is told to. The store itself knows."""
     parent_ref: int | None = None
+    all_read: bool = False
+    """Close only if all that is in the inbox is consumed by this, however the run ends."""
 
 
 class Verdict(IntEnum):
@@ -402,6 +404,8 @@ class RunView:
     search: bytes | None = None
     session: int | None = None
     """The session that has the run right now."""
+    fence: int = 0
+    """Of an open run that was asked for by id: what a commit has to name."""
     unreadable: Exception | None = None
     """Why result and failure cannot be had; they are None then."""
 

@@ -1,5 +1,6 @@
 """The life of runs on both stores: limits of one run and of a whole chain, pause and resume."""
 
+from dataclasses import replace
 from typing import Any, cast
 
 import pytest
@@ -18,6 +19,7 @@ from durable.events import (
     NewRun,
     NewTimer,
     QueuedActivity,
+    RunCommit,
     RunState,
     Verdict,
 )
@@ -359,3 +361,38 @@ async def test_paused_runs_are_counted_and_are_no_lost_wake_ups(postgres: Postgr
 
     assert (await upkeep.gauges()).paused_runs == 1
     assert await upkeep.repair_wakeups(0) == 0
+
+
+async def test_an_end_that_wants_all_read_is_refused_while_something_is_not(rig: Rig) -> None:
+    run_id = await rig.start("a")
+    seen = await rig.store.view(run_id=run_id)
+    assert seen is not None
+    await rig.store.send([Message(EventKind.SIGNAL_RECEIVED, run_id=run_id, name="go")])
+    end = RunCommit(
+        run_id,
+        seen.fence,
+        seen.part,
+        seen.event_batches,
+        None,
+        seen.head_hash,
+        closing=Closing(RunState.TERMINATED, failure=b"{}"),
+        all_read=True,
+    )
+    assert await rig.commit(end) == [Verdict.UNREAD]
+
+    items = await rig.inbox(run_id)
+    await rig.accept(replace(end, consumed=[item.id for item in items]))
+
+    view = await rig.store.view(run_id=run_id)
+    assert view is not None
+    assert (view.state, view.failure) == (RunState.TERMINATED, b"{}")
+
+
+async def test_an_end_by_somebody_else_is_refused_once_a_worker_has_the_run(rig: Rig) -> None:
+    run_id = await rig.start("a")
+    seen = await rig.store.view(run_id=run_id)
+    assert seen is not None
+    await rig.claim(await rig.session())
+    closing = Closing(RunState.TERMINATED, failure=b"{}")
+    end = RunCommit(run_id, seen.fence, seen.part, 1, None, seen.head_hash, closing=closing)
+    assert await rig.commit(replace(end, all_read=True)) == [Verdict.STALE]

@@ -8,26 +8,25 @@ delay: an activity whose outcome was not sent is then done again.
 
 from __future__ import annotations
 
-import asyncio
+import base64
 import uuid
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from durable._core import decode
+from durable.client.answers import plain_failure
 from durable.client.connected import ConnectedClient
 from durable.client.replica import read_moment
-from durable.codec import NO_CODEC, is_sealed
+from durable.codec import DEFAULT_CODEC, NO_CODEC, is_sealed
+from durable.engine.attributes import MEMO, merged
 from durable.engine.definition import WorkflowDefinition
 from durable.engine.execution import Execution
 from durable.engine.forking import check_cut, copy_events, cut_before
-from durable.errors import (
-    InvalidArgumentError,
-    UnreadablePayloadError,
-    WorkflowAlreadyStartedError,
-)
-from durable.events import EventKind, IdReuse, Message, NewRun, RunView
+from durable.engine.start import StartMeta, decode_json
+from durable.errors import UnreadablePayloadError
+from durable.events import EventKind, IdReuse, Message, NewRun, RunState, RunView
 
 if TYPE_CHECKING:
     from durable._core import Event
@@ -35,6 +34,10 @@ if TYPE_CHECKING:
 Signal = tuple[str | None, bytes | None, bytes | None]
 """Name, meta and payload."""
 
+
+RESET = "Reset"
+"""The type of the failure of a run that was reset."""
+UNREAD = "unread_signals"
 
 MAIL_SECONDS = 60
 """How long a new run waits for its mail, at most: more than the store tries to send it."""
@@ -65,6 +68,8 @@ class Recorded:
     view: RunView
     events: list[Event]
     unread: list[Signal]
+    inbox_ids: list[int]
+    """All that was unread, signals or not."""
 
     def plan(self, last: int) -> ForkPlan:
         """What a cut after event ``last`` means; raise InvalidArgumentError where it cannot be."""
@@ -90,13 +95,45 @@ async def read_run(client: ConnectedClient, view: RunView) -> Recorded:
     batches, items = await read_moment(client.store, view)
     if batches and is_sealed(batches[0]):
         raise UnreadablePayloadError(NO_CODEC)
-    unread: list[Signal] = []
+    unread = left_unread(view)
     for item in items:
         if item.unreadable is not None:
             raise item.unreadable
         if item.kind == EventKind.SIGNAL_RECEIVED:
             unread.append((item.name, item.meta, item.payload))
-    return Recorded(view, decode(uuid.UUID(view.run_id).bytes, batches), unread)
+    events = decode(uuid.UUID(view.run_id).bytes, batches)
+    return Recorded(view, events, unread, [item.id for item in items])
+
+
+def left_unread(view: RunView) -> list[Signal]:
+    """The signals that a run had not read when a reset ended it: its failure keeps them."""
+    failure = plain_failure(view.failure)
+    if view.state != RunState.TERMINATED or failure.get("type") != RESET:
+        return []
+    return [
+        (name, from_text(meta), from_text(payload))
+        for name, meta, payload in failure.get(UNREAD, ())
+    ]
+
+
+def reset_failure(message: str, run_id: str, unread: Sequence[Signal] = ()) -> dict[str, Any]:
+    """How a run ends that another goes on for, ``run_id``; with what it had not read."""
+    failure: dict[str, Any] = {"type": RESET, "message": message, "new_run_id": run_id}
+    if unread:
+        failure[UNREAD] = [
+            (name, to_text(meta), to_text(payload)) for name, meta, payload in unread
+        ]
+    return failure
+
+
+def to_text(data: bytes | None) -> str | None:
+    """Bytes as JSON can hold them."""
+    return None if data is None else base64.b64encode(data).decode()
+
+
+def from_text(text: str | None) -> bytes | None:
+    """What `to_text` was given."""
+    return None if text is None else base64.b64decode(text)
 
 
 def plan_of(recorded: Recorded, point: dict[str, Any], moves: object = None) -> ForkPlan:
@@ -181,10 +218,21 @@ def new_copy(
         version=version,
         start_delay_us=MAIL_SECONDS * 1_000_000,
         debounce_key=f"fork {run_id}",
+        priority=meta.priority or 0,
         run_timeout_us=meta.run_timeout_us,
+        execution_timeout_us=meta.execution_timeout_us,
         id_reuse=id_reuse,
-        search=view.search,
+        search=search_at(recorded.events[: last - 1], meta),
     )
+
+
+def search_at(kept: Sequence[Event], meta: StartMeta) -> bytes | None:
+    """The search attributes at the cut: those of the start, and what the kept part set."""
+    search = dict(meta.search)
+    for event in kept:
+        if event[1] == EventKind.ATTRIBUTES_SET and event[4] != MEMO and event[7] is not None:
+            search = merged(search, decode_json(event[7]))
+    return DEFAULT_CODEC.encode(search) if search else None
 
 
 def fact_at(recorded: Recorded, last: int, run_id: str) -> list[Message]:
@@ -205,51 +253,6 @@ def fact_at(recorded: Recorded, last: int, run_id: str) -> list[Message]:
     ]
 
 
-async def start_copy(
-    client: ConnectedClient, run: NewRun, facts: list[Message], signals: Sequence[Signal]
-) -> None:
-    """Store the run and send it its mail; raise WorkflowAlreadyStartedError."""
-    started = (await client.store.start_runs([run]))[0]
-    if not started.accepted:
-        state = started.state.name.lower()
-        raise WorkflowAlreadyStartedError(run.workflow_id, started.run_id, state)
-    again = [
-        Message(
-            kind=EventKind.SIGNAL_RECEIVED,
-            run_id=run.run_id,
-            name=name,
-            meta=meta,
-            payload=payload,
-            request_id=f"{run.run_id}:copy:{number}",
-        )
-        for number, (name, meta, payload) in enumerate(signals)
-    ]
-    await client.store.send(facts + again)
-    await client.store.replace_start(replace(run, start_at_us=await client.store.now_us()))
-    client.hinter.work()
-
-
-async def end_run(client: ConnectedClient, view: RunView, payload: bytes, limit: float) -> RunView:
-    """Terminate a run that is open, and return it closed; raise TimeoutError after ``limit`` s."""
-    message = Message(
-        kind=EventKind.RUN_TERMINATED,
-        run_id=view.run_id,
-        payload=payload,
-        request_id=f"{view.run_id}:reset",
-    )
-    if (await client.store.send([message]))[0] is not None:
-        await client.store.unpark([view.run_id])
-        client.hinter.work(runs_only=True)
-    try:
-        async with asyncio.timeout(limit):
-            return await client.waiter.closed(view.run_id)
-    except TimeoutError:
-        raise TimeoutError(
-            f"run {view.run_id} of workflow {view.workflow_id} was told to end and has not in "
-            f"{limit:g} s; is a worker with its code running? When it has ended, reset it again"
-        ) from None
-
-
 def fork_point(
     to_event: int | None, before_activity: str | None, to_last_turn: bool
 ) -> dict[str, Any]:
@@ -259,11 +262,3 @@ def fork_point(
         "before_activity": before_activity,
         "to_last_turn": to_last_turn,
     }
-
-
-def check_fork_id(view: RunView, workflow_id: str) -> None:
-    """A fork is another workflow; raise InvalidArgumentError for one under the same id."""
-    if workflow_id == view.workflow_id:
-        raise InvalidArgumentError(
-            f"a fork of {workflow_id} needs an id of its own; reset() goes on under the same id"
-        )

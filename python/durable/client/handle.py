@@ -17,19 +17,9 @@ from durable.client.answers import (
 )
 from durable.client.checks import check_id
 from durable.client.connected import ConnectedClient
-from durable.client.forking import (
-    ForkPlan,
-    check_fork_id,
-    end_run,
-    fact_at,
-    fork_point,
-    new_copy,
-    plan_of,
-    read_run,
-    signals_behind,
-    start_copy,
-)
+from durable.client.forking import ForkPlan, fork_point, plan_of, read_run
 from durable.client.replica import HistoryEvent, events_of, read_moment, rebuild
+from durable.client.resetting import fork_run, reset_run
 from durable.client.streams import StreamReader
 from durable.codec import NO_CODEC, failure_from_payload, is_sealed
 from durable.engine.attributes import MEMO, merged, message_meta, plain_headers
@@ -48,7 +38,7 @@ from durable.errors import (
     WorkflowTerminatedError,
     WorkflowTimedOutError,
 )
-from durable.events import EventKind, IdReuse, Message, MessageKind, Response, RunState, RunView
+from durable.events import EventKind, Message, MessageKind, Response, RunState, RunView
 from durable.options import seconds
 
 R = TypeVar("R")
@@ -342,31 +332,18 @@ class WorkflowHandle(StreamReader, Generic[R]):
         WorkflowAlreadyStartedError when somebody else started the id meanwhile.
         """
         limit = seconds(timeout, "timeout")
-        client, view = self._client, await self.describe()
-        before = await read_run(client, view)
         point = fork_point(to_event, before_activity, to_last_turn)
-        last = plan_of(before, point, workflow).event_id
-        definition = self._definition or client.known(view.workflow_type)
-        run_id = str(uuid.uuid4())
-        run = new_copy(
-            client,
-            before,
-            last,
-            run_id,
-            view.workflow_id,
-            definition,
-            IdReuse.AFTER_CLOSE,
-            workflow,
+        run_id = await reset_run(
+            self._client,
+            await self.describe(),
+            point,
+            limit,
+            definition=self._definition,
+            target=workflow,
+            reason=reason,
+            keep_signals=keep_signals,
         )
-        after = before
-        if view.state < RunState.COMPLETED:
-            message = reason or f"reset to event {last}"
-            ended = {"type": "Reset", "message": message, "new_run_id": run_id}
-            closed = await end_run(client, view, client.codec.encode(ended), limit)
-            after = await read_run(client, closed)
-        signals = signals_behind(before, after, last) if keep_signals else ()
-        await start_copy(client, run, fact_at(before, last, run_id), signals)
-        return WorkflowHandle(client, view.workflow_id, run_id, workflow or self._definition)
+        return WorkflowHandle(self._client, self.workflow_id, run_id, workflow or self._definition)
 
     async def fork(
         self,
@@ -382,18 +359,17 @@ class WorkflowHandle(StreamReader, Generic[R]):
 
         As `reset`, which says what a point is and what is raised, but this run goes on as it was.
         """
-        client, view = self._client, await self.describe()
-        check_fork_id(view, check_id(id, "a workflow id"))
-        recorded = await read_run(client, view)
         point = fork_point(to_event, before_activity, to_last_turn)
-        last = plan_of(recorded, point, workflow).event_id
-        definition = self._definition or client.known(view.workflow_type)
-        run_id = str(uuid.uuid4())
-        reuse = IdReuse.REJECT
-        run = new_copy(client, recorded, last, run_id, id, definition, reuse, workflow)
-        signals = recorded.signals_after(last) if keep_signals else ()
-        await start_copy(client, run, fact_at(recorded, last, run_id), signals)
-        return WorkflowHandle(client, id, run_id, workflow or self._definition)
+        run_id = await fork_run(
+            self._client,
+            await self.describe(),
+            check_id(id, "a workflow id"),
+            point,
+            definition=self._definition,
+            target=workflow,
+            keep_signals=keep_signals,
+        )
+        return WorkflowHandle(self._client, id, run_id, workflow or self._definition)
 
     async def query(
         self,

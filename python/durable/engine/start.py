@@ -37,6 +37,10 @@ class StartMeta(msgspec.Struct):
     search: Mapping[str, Any] = {}
     run_timeout_us: int | None = None
     """The limit of one run: the next run of the chain has it too."""
+    execution_timeout_us: int | None = None
+    """The limit of the whole chain from its beginning; the deadline itself is a timer."""
+    priority: int | None = None
+    """None is 0."""
     start_us: int | None = None
     """When the run was meant to begin; None is when it was recorded."""
     continued_from: str | None = None
@@ -103,6 +107,8 @@ class StartMeta(msgspec.Struct):
             headers=meta.get("headers", {}),
             search=meta.get("search", {}),
             run_timeout_us=meta.get("run_timeout_us"),
+            execution_timeout_us=meta.get("execution_timeout_us"),
+            priority=meta.get("priority"),
             start_us=meta.get("start_us"),
             continued_from=meta.get("continued_from"),
             forked_from=meta.get("forked_from"),
@@ -120,6 +126,8 @@ class StartMeta(msgspec.Struct):
 OPTIONAL = (
     "version",
     "run_timeout_us",
+    "execution_timeout_us",
+    "priority",
     "start_us",
     "continued_from",
     "forked_from",
@@ -159,6 +167,8 @@ def new_run(
     if meta.start_us is None and begin_us != now_us:
         meta.start_us = begin_us
     meta.run_timeout_us = run_timeout_us
+    meta.execution_timeout_us = execution_timeout_us or meta.execution_timeout_us
+    meta.priority = priority or None
     batch, head_hash = start_batch(uuid.UUID(run_id).bytes, name, begin_us, meta.to_json(), payload)
     return NewRun(
         run_id=run_id,

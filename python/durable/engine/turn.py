@@ -123,6 +123,23 @@ def cancelled_refs(run_id: str, batches: Sequence[bytes]) -> set[int]:
     return {event[2] for event in events if event[1] == ACTIVITY_CANCEL_REQUESTED}
 
 
+def message_to_child(run_id: str, ref: int, kind: EventKind) -> Message:
+    """A request to the child that event ``ref`` of that run started."""
+    return Message(
+        kind=kind,
+        run_id=child_run_id(run_id, ref),
+        request_id=f"{run_id}:{ref}:{kind.name}",
+    )
+
+
+def close_of_child(event: Event) -> EventKind | None:
+    """What the child of a CHILD_INITIATED is told when its parent is over; None: nothing."""
+    policy = recorded_options(event).get("parent_close", "terminate")
+    if policy == "abandon":
+        return None
+    return EventKind.CANCEL_REQUESTED if policy == "cancel" else EventKind.RUN_TERMINATED
+
+
 def recorded_options(event: Event) -> Mapping[str, Any]:
     """The options of a command as a dict."""
     found: Mapping[str, Any] = decode_json(event[5].encode()) if event[5] else {}
@@ -211,6 +228,7 @@ class TurnBuilder:
             memo=options.get("memo", {}),
             headers={**self.context.headers, **options.get("headers", {})},
             fairness=self.meta.fairness,
+            execution_timeout_us=self.meta.execution_timeout_us,
             last_result=last_result,
             last_failure=last_failure,
         )
@@ -227,12 +245,7 @@ class TurnBuilder:
 
     def to_child(self, ref: int, kind: EventKind) -> Message:
         """A request to the child that event ``ref`` started."""
-        run_id = self.context.run_id
-        return Message(
-            kind=kind,
-            run_id=child_run_id(run_id, ref),
-            request_id=f"{run_id}:{ref}:{kind.name}",
-        )
+        return message_to_child(self.context.run_id, ref, kind)
 
     def message(self, event: Event) -> Message:
         """The message that an EXTERNAL_SIGNAL or EXTERNAL_CANCEL asks for."""
@@ -295,7 +308,7 @@ class TurnBuilder:
             meta,
             run_id=str(uuid.uuid5(uuid.UUID(info.run_id), f"next {event[0]}")),
             now_us=self.now_us,
-            priority=options.get("priority", 0),
+            priority=options.get("priority", self.meta.priority or 0),
             start_delay_us=options.get("delay_us", 0),
             run_timeout_us=self.meta.run_timeout_us,
         )
@@ -305,11 +318,7 @@ class TurnBuilder:
         for event in pending:
             if event[1] != EventKind.CHILD_INITIATED:
                 continue
-            policy = recorded_options(event).get("parent_close", "terminate")
-            if policy == "abandon":
-                continue
-            if self.children.pop(event[0], None) is None:
-                cancel = policy == "cancel"
-                kind = EventKind.CANCEL_REQUESTED if cancel else EventKind.RUN_TERMINATED
+            kind = close_of_child(event)
+            if kind is not None and self.children.pop(event[0], None) is None:
                 self.messages.append(self.to_child(event[0], kind))
         turn.children = list(self.children.values())

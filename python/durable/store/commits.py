@@ -102,6 +102,8 @@ def how_to_leave(commit: RunCommit) -> int:
     """What commit_runs has to make sure of before the run leaves its owner."""
     if commit.closing is None:
         return LEAVE if commit.release or commit.park is not None else STAY
+    if commit.all_read:
+        return CLOSE_IF_READ
     if commit.successor is not None:
         return CLOSE_UNLESS_PAUSED
     return HOW_TO_CLOSE.get(commit.closing.state, CLOSE_IF_READ)

@@ -67,6 +67,8 @@ def commit_run(tables: Tables, change: RunCommit) -> Verdict:
 def must_be_read(change: RunCommit) -> tuple[int, ...]:
     """Kinds of messages that keep the run from closing."""
     state = None if change.closing is None else change.closing.state
+    if change.all_read and state is not None:
+        return MUST_BE_READ
     if state in (None, RunState.TERMINATED, RunState.TIMED_OUT):
         return ()
     goes_on = change.successor is not None or state == RunState.CONTINUED_AS_NEW

@@ -134,6 +134,7 @@ class Run:
             (self.pause or self.park or self.failure) if full else None,
             self.search,
             self.session,
+            self.fence,
         )
 
 

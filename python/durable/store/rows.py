@@ -9,6 +9,9 @@ from durable.events import RunState, RunView
 DELAYED = 2
 """Inside the tables: an open run that must not start yet."""
 
+ONE_OF_MANY = 15
+"""Columns of a run among many; that of one alone has its fence, too."""
+
 
 def view_state(state: int) -> RunState:
     """A state of the tables as clients see it."""
@@ -34,4 +37,5 @@ def run_view(row: tuple[Any, ...]) -> RunView:
         row[12],
         None if search is None else search.encode(),
         row[14],
+        row[15] if len(row) > ONE_OF_MANY else 0,
     )

@@ -76,16 +76,18 @@ SELECT run_id::text FROM {s}.send(
 (SELECT run_id::text, workflow_id, workflow_type, queue, version,
         CASE WHEN pause IS NULL THEN state ELSE 3 END AS state, {s}.us(created_at),
         NULL::bigint AS closed_us, next_seq, head_hash, part, NULL::bytea, coalesce(pause, park),
-        search::text, session
+        search::text, session, fence
  FROM {s}.run WHERE run_id = $1::uuid OR ($1 IS NULL AND workflow_id = $2))
 UNION ALL
 (SELECT run_id::text, workflow_id, workflow_type, queue, version, state, {s}.us(created_at),
-        {s}.us(closed_at), next_seq, head_hash, part, result, failure, search::text, NULL::bigint
+        {s}.us(closed_at), next_seq, head_hash, part, result, failure, search::text,
+        NULL::bigint, 0::bigint
  FROM {s}.closed_run WHERE run_id = $1::uuid
  LIMIT 1)
 UNION ALL
 (SELECT run_id::text, workflow_id, workflow_type, queue, version, state, {s}.us(created_at),
-        {s}.us(closed_at), next_seq, head_hash, part, result, failure, search::text, NULL::bigint
+        {s}.us(closed_at), next_seq, head_hash, part, result, failure, search::text,
+        NULL::bigint, 0::bigint
  FROM {s}.closed_run WHERE $1 IS NULL AND workflow_id = $2
  ORDER BY closed_at DESC LIMIT 1)
 LIMIT 1

@@ -165,6 +165,13 @@ BEGIN
     IF v_timeout_us IS NOT NULL THEN
         v_meta := v_meta || jsonb_build_object('run_timeout_us', v_timeout_us);
     END IF;
+    IF execution_timeout IS NOT NULL THEN
+        v_meta := v_meta || jsonb_build_object(
+            'execution_timeout_us', {s}.sql_us(execution_timeout, 'execution_timeout'));
+    END IF;
+    IF priority <> 0 THEN
+        v_meta := v_meta || jsonb_build_object('priority', priority);
+    END IF;
     IF version IS NOT NULL THEN
         v_meta := v_meta || jsonb_build_object('version', version);
     END IF;

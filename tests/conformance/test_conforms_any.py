@@ -222,8 +222,10 @@ async def test_any_10(database: Any) -> None:
 
     client = database.client
     async with Client.connect(database.dsn, workflows=[kept]) as knows:
-        waits = await knows.start(kept, id="kept")
-        job = await knows.enqueue(whisper, "later")
+        await knows.start(kept, id="kept")
+        await knows.enqueue(whisper, "later", id="job")
+    # Not the handles of that client, which is closed.
+    waits, job = client.get_handle("kept"), client.get_handle("job")
     async with Worker(database.dsn, workflows=[whatever]):
         assert await (await client.start("tea", id="a")).result(20) == ["tea", "tea"]
         assert (await waits.describe()).event_batches == 1

@@ -8,7 +8,7 @@ use pyo3::types::{PyDict, PyTuple};
 
 use super::{EventLoop, Ready, cached};
 use crate::python::CURRENT;
-use crate::python::future::{CancelledError, run_in_context};
+use crate::python::future::{CancelledError, CommandFuture, run_in_context};
 
 impl EventLoop {
     /// Run until nothing is ready; when the main task is done, let the engine end the run.
@@ -73,13 +73,14 @@ impl EventLoop {
                     future,
                     context,
                 }) => {
-                    let args = PyTuple::new(py, [future])?;
-                    run_in_context(context.bind(py), callback.bind(py), &args)
+                    let callback = callback.bind(py);
+                    let given = CommandFuture::given(future.bind(py), callback)?;
+                    run_in_context(context.bind(py), callback, (given,))
                 }
                 Some(Ready::Handle(handle)) => {
                     let call = handle.borrow_mut(py).take();
                     let Some(call) = call else { continue };
-                    let args = call.args.bind(py);
+                    let args = call.args.into_bound(py);
                     run_in_context(call.context.bind(py), call.callback.bind(py), args)
                 }
             };

@@ -9,6 +9,8 @@ mod facts;
 mod leaving;
 mod turn;
 
+pub(super) use turn::note_event;
+
 use std::collections::{HashMap, VecDeque};
 
 use pyo3::PyTraverseError;

@@ -2,7 +2,7 @@
 //! the interpreter's C interface: tracking, contexts, the audit hook.
 
 use std::ffi::{CStr, c_char, c_int, c_void};
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use pyo3::PyTraverseError;
 #[cfg(not(feature = "abi3"))]
@@ -17,7 +17,7 @@ use pyo3::sync::PyOnceLock;
 use pyo3::types::PyTuple;
 use pyo3::types::{PyBool, PyBytes, PyCFunction, PyDict};
 
-use super::event_loop::Ready;
+use super::event_loop::{Ready, note_event};
 use super::tools::judge_event;
 use super::{ActivityBase, EventLoop, is_running_code};
 use crate::event::Kind;
@@ -557,10 +557,10 @@ pub(super) fn run_in_context<'py>(
 pub(super) fn run_in_context<'py>(
     context: &Bound<'py, PyAny>,
     callback: &Bound<'py, PyAny>,
-    args: impl IntoPyObject<'py, Target = PyTuple, Output = Bound<'py, PyTuple>, Error = PyErr>,
+    args: impl IntoPyObject<'py, Target = PyTuple, Output = Bound<'py, PyTuple>>,
 ) -> PyResult<()> {
     let mut all = vec![callback.clone()];
-    all.extend(args.into_pyobject(context.py())?.iter());
+    all.extend(args.into_pyobject(context.py()).map_err(Into::into)?.iter());
     let all = PyTuple::new(context.py(), all)?;
     context
         .call_method1(pyo3::intern!(context.py(), "run"), all)
@@ -635,8 +635,16 @@ pub(super) fn add_audit_hook(py: Python<'_>) -> PyResult<()> {
     if unsafe { PySys_AddAuditHook(audit_hook, std::ptr::null_mut()) } < 0 {
         return Err(PyErr::fetch(py));
     }
+    IS_HEARING.store(true, Ordering::Relaxed);
     Ok(())
 }
+
+/// Whether the core is told when a thread gets other hooks for async generators.
+pub(super) fn hears_of_hooks() -> bool {
+    IS_HEARING.load(Ordering::Relaxed)
+}
+
+static IS_HEARING: AtomicBool = AtomicBool::new(false);
 
 #[allow(unsafe_code)]
 unsafe extern "C" fn audit_hook(
@@ -644,6 +652,8 @@ unsafe extern "C" fn audit_hook(
     args: *mut pyo3::ffi::PyObject,
     _data: *mut c_void,
 ) -> c_int {
+    // SAFETY: the interpreter gives a text that ends in a zero, and keeps it until this returns.
+    note_event(unsafe { CStr::from_ptr(event) });
     // Events come from threads that are not attached, too, and from an interpreter that ends.
     if !is_running_code() {
         return 0;

@@ -1,6 +1,9 @@
 //! One turn: make the loop the current one, and run callbacks until none is ready.
 #![forbid(unsafe_code)]
 
+use std::cell::RefCell;
+use std::ffi::CStr;
+
 use pyo3::exceptions::{PyException, PyGeneratorExit, PyRuntimeError};
 use pyo3::prelude::*;
 use pyo3::sync::PyOnceLock;
@@ -8,7 +11,7 @@ use pyo3::types::{PyDict, PyTuple};
 
 use super::{EventLoop, Ready, cached};
 use crate::python::CURRENT;
-use crate::python::future::{CancelledError, CommandFuture, run_in_context};
+use crate::python::future::{CancelledError, CommandFuture, hears_of_hooks, run_in_context};
 
 impl EventLoop {
     /// Run until nothing is ready; when the main task is done, let the engine end the run.
@@ -159,8 +162,13 @@ impl<'py> Entered<'py> {
         };
         entered.running = Some(cached(py, &GET_RUNNING, "asyncio", "_get_running_loop")?.call0()?);
         cached(py, &SET_RUNNING, "asyncio", "_set_running_loop")?.call1((event_loop,))?;
-        let hooks = cached(py, &GET_HOOKS, "sys", "get_asyncgen_hooks")?.call0()?;
-        let hooks = hooks.cast_into::<PyTuple>()?;
+        let hooks = match HOOKS.take() {
+            Some(known) => known.into_bound(py),
+            None => {
+                let hooks = cached(py, &GET_HOOKS, "sys", "get_asyncgen_hooks")?.call0()?;
+                hooks.cast_into::<PyTuple>()?
+            }
+        };
         entered.hooks = Some(hooks);
         cached(py, &SET_HOOKS, "sys", "set_asyncgen_hooks")?.call1((py.None(), event_loop))?;
         // Last, as it is undone first: what the audit hook hears of until then is not the code's.
@@ -177,8 +185,11 @@ impl Drop for Entered<'_> {
             drop(CURRENT.replace(previous));
         }
         if let Some(hooks) = self.hooks.take() {
-            let _ = cached(py, &SET_HOOKS, "sys", "set_asyncgen_hooks")
-                .and_then(|set| set.call1(hooks));
+            let restored = cached(py, &SET_HOOKS, "sys", "set_asyncgen_hooks")
+                .and_then(|set| set.call1(hooks.clone()));
+            if restored.is_ok() && hears_of_hooks() {
+                drop(HOOKS.replace(Some(hooks.unbind())));
+            }
         }
         if let Some(running) = self.running.take() {
             let _ = cached(py, &SET_RUNNING, "asyncio", "_set_running_loop")
@@ -188,6 +199,24 @@ impl Drop for Entered<'_> {
         if let Some(pending) = pending {
             pending.restore(py);
         }
+    }
+}
+
+thread_local! {
+    /// The hooks for async generators that this thread has, if that is known: they were set back when
+    /// a loop was left, and nobody has set any since. To ask for them makes an object each time, 1,000
+    /// instructions of a step.
+    static HOOKS: RefCell<Option<Py<PyTuple>>> = const { RefCell::new(None) };
+}
+
+/// An audit event came: whoever sets the hooks of this thread is announced by one (or two: their names
+/// end in `_firstiter` and `_finalizer`).
+pub(in crate::python) fn note_event(event: &CStr) {
+    // No thread's last events find anything here, and most events come where no run was.
+    let is_known = HOOKS.try_with(|hooks| hooks.try_borrow().is_ok_and(|hooks| hooks.is_some()));
+    if is_known == Ok(true) && event.to_bytes().starts_with(b"sys.set_asyncgen_hook") {
+        // Said to PyO3, which would else put off letting go of them: the caller is attached.
+        Python::try_attach(|_| drop(HOOKS.take()));
     }
 }
 

@@ -46,6 +46,7 @@ from durable.engine.turn import (
     ScheduledActivity,
     Turn,
     TurnBuilder,
+    scheduled_by,
     to_start,
 )
 from durable.errors import (
@@ -191,6 +192,10 @@ class Execution:
         if self._ended is None and not responses:
             # Nearly every turn has nothing but activities and timers to start.
             queue, now_us = self.context.meta.queue, self._loop.now_us
+            if len(events) == 1 and events[0][1] == ACTIVITY_SCHEDULED:
+                # The turn of a step, with no list and no loop for what it may have besides.
+                only = [scheduled_by(events[0], queue, now_us)]
+                return Turn(batch, head_hash, first_event_id, event_count, only)
             scheduled, timers, is_all = to_start(events, queue, now_us)
             if is_all:
                 return Turn(

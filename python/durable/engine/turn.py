@@ -84,31 +84,33 @@ def activity_options(text: str) -> ActivityOptions:
 NO_OPTIONS = ActivityOptions()
 
 
+def scheduled_by(event: Event, queue: str, now_us: int) -> ScheduledActivity:
+    """The activity of an ACTIVITY_SCHEDULED."""
+    ref, _, _, _, name, text, _, payload = event
+    options = activity_options(text) if text else NO_OPTIONS
+    return ScheduledActivity(
+        ref,
+        name or "",
+        options.queue or queue,
+        options.priority,
+        options,
+        text or "",
+        payload or b"[]",
+        now_us,
+    )
+
+
 def to_start(
     events: Iterable[Event], queue: str, now_us: int
 ) -> tuple[list[ScheduledActivity], list[NewTimer], bool]:
-    """The activities and timers among commands, and whether there is nothing else.
-
-    One loop and no calls in it: this runs for every step of every run.
-    """
+    """The activities and timers among commands, and whether there is nothing else."""
     scheduled, timers, is_all = [], [], True
-    for ref, kind, _, time_us, name, text, _, payload in events:
+    for event in events:
+        kind = event[1]
         if kind == ACTIVITY_SCHEDULED:
-            options = activity_options(text) if text else NO_OPTIONS
-            scheduled.append(
-                ScheduledActivity(
-                    ref,
-                    name or "",
-                    options.queue or queue,
-                    options.priority,
-                    options,
-                    text or "",
-                    payload or b"[]",
-                    now_us,
-                )
-            )
+            scheduled.append(scheduled_by(event, queue, now_us))
         elif kind == TIMER_STARTED:
-            timers.append(NewTimer(ref, time_us))
+            timers.append(NewTimer(event[0], event[3]))
         else:
             is_all = False
     return scheduled, timers, is_all

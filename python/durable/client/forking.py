@@ -24,6 +24,7 @@ from durable.engine.attributes import MEMO, merged
 from durable.engine.definition import WorkflowDefinition
 from durable.engine.execution import Execution
 from durable.engine.forking import check_cut, copy_events, cut_before
+from durable.engine.registry import Registry
 from durable.engine.start import StartMeta, decode_json
 from durable.errors import UnreadablePayloadError
 from durable.events import EventKind, IdReuse, Message, NewRun, RunState, RunView
@@ -168,7 +169,7 @@ def signals_behind(before: Recorded, after: Recorded, last: int) -> list[Signal]
 
 
 def new_copy(
-    client: ConnectedClient,
+    registry: Registry,
     recorded: Recorded,
     last: int,
     run_id: str,
@@ -202,7 +203,7 @@ def new_copy(
             workflow_id,
             queue=view.queue,
             codec=definition.codec,
-            registry=client.registry,
+            registry=registry,
         )
         try:
             execution.load([batch], head_hash)

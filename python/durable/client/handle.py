@@ -18,11 +18,11 @@ from durable.client.answers import (
 from durable.client.checks import check_id
 from durable.client.connected import ConnectedClient
 from durable.client.forking import ForkPlan, fork_point, plan_of, read_run
-from durable.client.replica import HistoryEvent, events_of, read_moment, rebuild
+from durable.client.replica import HistoryEvent, events_of, memo_of, read_moment, rebuild
 from durable.client.resetting import fork_run, reset_run
 from durable.client.streams import StreamReader
 from durable.codec import NO_CODEC, failure_from_payload, is_sealed
-from durable.engine.attributes import MEMO, merged, message_meta, plain_headers
+from durable.engine.attributes import message_meta, plain_headers
 from durable.engine.definition import WorkflowDefinition, handler_name
 from durable.engine.execution import Execution
 from durable.engine.interceptors import MessageCall, Proceed, surround
@@ -525,13 +525,7 @@ class WorkflowHandle(StreamReader, Generic[R]):
 
         Reads its history, not its code. Raises WorkflowNotFoundError.
         """
-        memo: dict[str, Any] = {}
-        for event in await self.history():
-            if event.kind == "RUN_STARTED" and isinstance(event.meta, dict):
-                memo = event.meta.get("memo", {})
-            elif event.kind == "ATTRIBUTES_SET" and event.name == MEMO:
-                memo = merged(memo, event.payload)
-        return memo
+        return memo_of(await self.history())
 
     async def history(self) -> list[HistoryEvent]:
         """What happened in it, event by event."""

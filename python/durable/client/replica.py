@@ -8,11 +8,13 @@ runs that are pending, open, parked or closed.
 from __future__ import annotations
 
 import uuid
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from durable import _core
 from durable.codec import DEFAULT_CODEC, NO_CODEC, is_sealed
+from durable.engine.attributes import MEMO, merged
 from durable.engine.definition import WorkflowDefinition
 from durable.engine.execution import Execution
 from durable.engine.registry import Registry
@@ -72,6 +74,17 @@ def events_of(run_id: str, batches: list[bytes]) -> list[HistoryEvent]:
             )
         )
     return found
+
+
+def memo_of(history: Sequence[HistoryEvent]) -> dict[str, Any]:
+    """What a run carries for people at the end of its history."""
+    memo: dict[str, Any] = {}
+    for event in history:
+        if event.kind == "RUN_STARTED" and isinstance(event.meta, dict):
+            memo = event.meta.get("memo", {})
+        elif event.kind == "ATTRIBUTES_SET" and event.name == MEMO:
+            memo = merged(memo, event.payload)
+    return memo
 
 
 def readable(payload: bytes | None) -> Any:

@@ -63,7 +63,9 @@ async def reset_run(
     last = plan_of(before, point, target).event_id
     definition = definition or client.known(view.workflow_type)
     run_id, reuse = str(uuid.uuid4()), IdReuse.AFTER_CLOSE
-    run = new_copy(client, before, last, run_id, view.workflow_id, definition, reuse, target)
+    run = new_copy(
+        client.registry, before, last, run_id, view.workflow_id, definition, reuse, target
+    )
     message = reason or f"reset to event {last}"
     before = await end_unowned(client, before, message, run_id)
     signals = before.signals_after(last)
@@ -92,7 +94,7 @@ async def fork_run(
     last = plan_of(recorded, point, target).event_id
     definition = definition or client.known(view.workflow_type)
     run_id, reuse = str(uuid.uuid4()), IdReuse.REJECT
-    run = new_copy(client, recorded, last, run_id, workflow_id, definition, reuse, target)
+    run = new_copy(client.registry, recorded, last, run_id, workflow_id, definition, reuse, target)
     signals = recorded.signals_after(last) if keep_signals else ()
     await start_copy(client, run, fact_at(recorded, last, run_id), signals)
     return run_id

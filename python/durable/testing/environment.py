@@ -18,37 +18,30 @@ from datetime import UTC, datetime, timedelta
 from functools import partial
 from typing import Any, ParamSpec, TypeVar, TypeVarTuple, overload
 
-from durable.client.intercepting import start_call
 from durable.client.schedules import ScheduleHandle, plan_of
 from durable.codec import DEFAULT_CODEC
 from durable.engine.attributes import (
-    message_meta,
-    own_headers,
     plain_headers,
-    plain_memo,
-    plain_search,
 )
-from durable.engine.definition import ActivityDefinition, WorkflowDefinition, handler_name
+from durable.engine.definition import ActivityDefinition, WorkflowDefinition
 from durable.engine.info import ACTIVITY_CONTEXT, duration_us, to_datetime, to_us
-from durable.engine.interceptors import Interceptor, StartCall, surround
+from durable.engine.interceptors import Interceptor
 from durable.engine.jobs import headers_of, job_of
 from durable.engine.registry import Registry
 from durable.engine.schedules import SCHEDULE
-from durable.engine.start import StartMeta, new_run
 from durable.errors import (
     ConfigurationError,
     ContextError,
-    InvalidArgumentError,
-    PayloadError,
+    WorkflowAlreadyStartedError,
     WorkflowNotFoundError,
 )
-from durable.events import EventKind, IdReuse
-from durable.options import DEFAULT_QUEUE, RetryPolicy
+from durable.events import IdReuse
+from durable.options import RetryPolicy
 from durable.testing.clock import Clock
-from durable.testing.handle import TestHandle, encode_call
+from durable.testing.handle import TestHandle
 from durable.testing.mocks import Mock, make_mock
-from durable.testing.waiting import settle
-from durable.testing.world import Fact, World, new_run_id
+from durable.testing.starting import WithStart
+from durable.testing.world import World
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -80,7 +73,7 @@ def resolve(future: asyncio.Future[None]) -> None:
         future.set_result(None)
 
 
-class WorkflowEnvironment:
+class WorkflowEnvironment(WithStart):
     """Runs workflows in this process, skipping time. An async context manager.
 
     ``workflows`` and ``activities`` are only needed for what cannot be found by the names that the
@@ -108,19 +101,18 @@ class WorkflowEnvironment:
     ) -> None:
         if not patience > 0:
             raise ConfigurationError(f"patience must be more than 0 seconds, not {patience!r}")
-        self._registry = Registry(workflows, activities, interceptors=interceptors)
-        self._world = World(
-            self._registry,
+        registry = Registry(workflows, activities, interceptors=interceptors)
+        world = World(
+            registry,
             Clock(to_us(start_time)),
             crash_at_every_event=crash_at_every_event,
             threads=threads,
             patience=patience,
         )
+        super().__init__(registry, world, seed)
         self.crashes = crash_at_every_event
         """Whether runs are replayed after every event."""
         self._check_values = check_values
-        self._seed = seed
-        self._numbers = 0
         self._stack = AsyncExitStack()
 
     async def __aenter__(self) -> WorkflowEnvironment:
@@ -152,14 +144,6 @@ class WorkflowEnvironment:
             world.step()
             await self.settle()
         world.clock.now_us = end_us
-
-    async def settle(self) -> None:
-        """Let everything happen that can happen without time passing.
-
-        Waits a few rounds of the loop for activities, not for ever: one that waits for the test
-        stays as it is.
-        """
-        await settle(self._world)
 
     async def sleep(self, duration: timedelta | float) -> None:
         """For activities and mocks: wait on the environment's clock, which may move meanwhile."""
@@ -292,67 +276,42 @@ class WorkflowEnvironment:
             headers=headers and plain_headers(headers, definition.codec),
         )
 
-    async def signal_with_start(
+    async def start_many(
         self,
         workflow: Any,
-        /,
-        *args: Any,
-        id: str,
-        signal: str | Callable[..., Any],
-        signal_args: Sequence[Any] = (),
+        starts: Iterable[tuple[str, Sequence[Any]] | tuple[str, Sequence[Any], Mapping[str, Any]]],
         **options: Any,
-    ) -> TestHandle[Any]:
-        """Signal the open run that has the id, or start one that has the signal from its beginning.
+    ) -> list[TestHandle[Any] | WorkflowAlreadyStartedError]:
+        """Start runs of one workflow, as by `Client.start_many`; here one after the other.
 
-        As by `Client.signal_with_start`; ``args`` and ``options``, those of `start`, do nothing
-        when a run is open. Raises WorkflowAlreadyStartedError when the last run of the id has
-        closed and ``id_reuse`` does not allow another, InvalidArgumentError for what does not fit.
+        ``starts`` are (id, arguments), or (id, arguments, options). Returns, in order, a handle or
+        the error that says which run has the id.
         """
-        definition, payload = self._prepare(workflow, args, {})
-        encode_call(signal, tuple(signal_args))
-        return await self._signal_with_start(definition, payload, id, signal, signal_args, options)
+        made: list[TestHandle[Any] | WorkflowAlreadyStartedError] = []
+        for id, args, *own in starts:
+            chosen = {**options, **(own[0] if own else {})}
+            try:
+                made.append(await self.start(workflow, *args, id=id, **chosen))
+            except WorkflowAlreadyStartedError as error:
+                made.append(error)
+        return made
 
-    async def _signal_with_start(
-        self,
-        workflow: WorkflowDefinition[Any, Any],
-        payload: bytes,
-        id: str,
-        signal: str | Callable[..., Any],
-        signal_args: Sequence[Any],
-        options: Mapping[str, Any],
-    ) -> TestHandle[Any]:
-        label, told = handler_name(signal), encode_call(signal, tuple(signal_args))
+    async def signal_many(
+        self, signal: str | Callable[..., Any], signals: Iterable[tuple[str, Sequence[Any]]]
+    ) -> list[bool]:
+        """Send one kind of signal to runs, (workflow id, arguments), as by `Client.signal_many`.
 
-        async def send(call: StartCall) -> TestHandle[Any]:
-            known = self._world.latest.get(id)
-            headers = plain_headers(call.headers, workflow.codec)
-            if known is None or not known.is_open:
-                arguments = workflow.signature.encode_args(call.args, call.kwargs)
-                chosen = {**options, "headers": headers}
-                await self._begin(workflow, arguments, id=id, **chosen)
-            run = self._world.latest[id]
-            meta = message_meta(headers)
-            self._world.tell(run, Fact(EventKind.SIGNAL_RECEIVED, 0, label, meta, told))
-            await self.settle()
-            return TestHandle(self._world, run)
-
-        return await self._surrounded_start(workflow, payload, id, options, label, send)
-
-    async def _surrounded_start(
-        self,
-        workflow: WorkflowDefinition[Any, Any],
-        payload: bytes,
-        id: str | None,
-        options: Mapping[str, Any],
-        message: str | None,
-        begin: Callable[[StartCall], Awaitable[TestHandle[Any]]],
-    ) -> TestHandle[Any]:
-        """``begin`` with the interceptors around it."""
-        args, kwargs = workflow.signature.decode_args(payload)
-        call = start_call(workflow, id, tuple(args), dict(kwargs), options, message)
-        around = self._registry.hooks.around("start_workflow")
-        handle: TestHandle[Any] = await surround(around, begin)(call)
-        return handle
+        Returns, in order, whether an open run took it.
+        """
+        taken = []
+        for id, args in signals:
+            try:
+                await self.get_handle(id).signal(signal, *args)
+            except WorkflowNotFoundError:
+                taken.append(False)
+            else:
+                taken.append(True)
+        return taken
 
     async def enqueue(
         self,
@@ -418,94 +377,4 @@ class WorkflowEnvironment:
         if run is None:
             known = ", ".join(sorted(self._world.latest)) or "none"
             raise WorkflowNotFoundError(f"no run has the id {workflow_id!r}; there are: {known}")
-        return TestHandle(self._world, run)
-
-    def _prepare(
-        self, workflow: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
-    ) -> tuple[WorkflowDefinition[Any, Any], bytes]:
-        """The definition, now registered, and the arguments, checked against it."""
-        asked = workflow
-        if isinstance(workflow, str):
-            workflow = self._registry.workflow(workflow)
-        if not isinstance(workflow, WorkflowDefinition):
-            raise ConfigurationError(f"{workflow!r} is not a workflow; put @workflow.defn on it")
-        if not isinstance(asked, str):
-            self._registry.add(workflow)
-        return self._checked(workflow, args, kwargs)
-
-    def _checked(
-        self, workflow: WorkflowDefinition[Any, Any], args: tuple[Any, ...], kwargs: dict[str, Any]
-    ) -> tuple[WorkflowDefinition[Any, Any], bytes]:
-        """The arguments, checked against the definition."""
-        payload = workflow.signature.encode_args(args, kwargs)
-        try:
-            workflow.signature.decode_args(payload)
-        except PayloadError as error:
-            raise InvalidArgumentError(str(error)) from error
-        return workflow, payload
-
-    async def _start(
-        self,
-        workflow: WorkflowDefinition[Any, Any],
-        payload: bytes,
-        *,
-        id: str | None,
-        headers: Mapping[str, Any] | None = None,
-        **options: Any,
-    ) -> TestHandle[Any]:
-        if not self._registry.hooks.around("start_workflow"):
-            return await self._begin(workflow, payload, id=id, headers=headers, **options)
-        given = own_headers(headers or {})
-        ours = {name: value for name, value in (headers or {}).items() if name not in given}
-
-        async def begin(call: StartCall) -> TestHandle[Any]:
-            arguments = workflow.signature.encode_args(call.args, call.kwargs)
-            chosen = {**plain_headers(call.headers, workflow.codec), **ours}
-            return await self._begin(workflow, arguments, id=id, headers=chosen, **options)
-
-        told = {**options, "headers": given}
-        return await self._surrounded_start(workflow, payload, id, told, None, begin)
-
-    async def _begin(
-        self,
-        workflow: WorkflowDefinition[Any, Any],
-        payload: bytes,
-        *,
-        id: str | None,
-        queue: str | None = None,
-        version: str | None = None,
-        start_delay: timedelta | float | None = None,
-        start_at: datetime | None = None,
-        run_timeout: timedelta | float | None = None,
-        execution_timeout: timedelta | float | None = None,
-        id_reuse: IdReuse = IdReuse.REJECT,
-        memo: Mapping[str, Any] | None = None,
-        search: Mapping[str, Any] | None = None,
-        headers: Mapping[str, Any] | None = None,
-    ) -> TestHandle[Any]:
-        self._numbers += 1
-        meta = StartMeta(
-            workflow_id=id or f"{workflow.name}-{self._numbers}",
-            version=version or workflow.version,
-            queue=queue or workflow.queue or DEFAULT_QUEUE,
-            memo=plain_memo(memo or {}, workflow.codec),
-            search=plain_search(search or {}, workflow.codec),
-            headers=headers or {},
-        )
-        new = new_run(
-            workflow,
-            payload,
-            meta,
-            run_id=new_run_id(self._seed, self._numbers),
-            now_us=self._world.clock.now_us,
-            start_delay_us=duration_us(start_delay or 0),
-            start_at_us=None if start_at is None else to_us(start_at),
-            run_timeout_us=None if run_timeout is None else duration_us(run_timeout),
-            execution_timeout_us=(
-                None if execution_timeout is None else duration_us(execution_timeout)
-            ),
-            id_reuse=id_reuse,
-        )
-        run = self._world.start(new, workflow.fn)
-        await self.settle()
         return TestHandle(self._world, run)

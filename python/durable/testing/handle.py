@@ -8,6 +8,8 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Callable, Mapping
 from typing import Any, Generic, TypeVar, cast
 
+from durable.client.forking import ForkPlan, fork_point, plan_of
+from durable.client.replica import events_of, memo_of
 from durable.client.streams import StreamItem
 from durable.codec import DEFAULT_CODEC, Signature, failure_from_payload
 from durable.engine.attributes import message_meta, plain_headers
@@ -27,6 +29,7 @@ from durable.errors import (
 )
 from durable.events import DYNAMIC, EventKind, Message, MessageKind, RunState
 from durable.testing.history import History
+from durable.testing.resetting import go_on, record
 from durable.testing.waiting import settle, until
 from durable.testing.world import Fact, Run, World
 
@@ -145,6 +148,58 @@ class TestHandle(Generic[R]):
         self._send(EventKind.RUN_TERMINATED, None, DEFAULT_CODEC.encode(failure))
         await settle(self._world)
 
+    async def plan_reset(
+        self,
+        *,
+        to_event: int | None = None,
+        before_activity: str | None = None,
+        to_last_turn: bool = False,
+    ) -> ForkPlan:
+        """Where `reset` or `fork` to that point would go on; see `WorkflowHandle.plan_reset`."""
+        await settle(self._world)
+        return plan_of(record(self._last()), fork_point(to_event, before_activity, to_last_turn))
+
+    async def reset(
+        self,
+        *,
+        to_event: int | None = None,
+        before_activity: str | None = None,
+        to_last_turn: bool = False,
+        workflow: WorkflowDefinition[Any, R] | None = None,
+        reason: str = "",
+        keep_signals: bool = True,
+    ) -> TestHandle[R]:
+        """End its run and go on, under the same id, from a point of its history.
+
+        As `WorkflowHandle.reset` does, with the same errors. This handle stays with the run that
+        ended; the one that is returned is of the new run.
+        """
+        point = fork_point(to_event, before_activity, to_last_turn)
+        return await self._go_on(point, target=workflow, reason=reason, keep_signals=keep_signals)
+
+    async def fork(
+        self,
+        id: str,
+        *,
+        to_event: int | None = None,
+        before_activity: str | None = None,
+        to_last_turn: bool = False,
+        workflow: WorkflowDefinition[Any, R] | None = None,
+        keep_signals: bool = False,
+    ) -> TestHandle[R]:
+        """Start another workflow, ``id``, from a point of its history.
+
+        As `WorkflowHandle.fork` does; this run goes on as it was.
+        """
+        point = fork_point(to_event, before_activity, to_last_turn)
+        return await self._go_on(point, target=workflow, fork_id=id, keep_signals=keep_signals)
+
+    async def _go_on(self, point: dict[str, Any], **how: Any) -> TestHandle[R]:
+        await settle(self._world)
+        run = go_on(self._world, self._last(), point, **how)
+        await settle(self._world)
+        return TestHandle(self._world, run)
+
     async def query(self, name: str | Callable[..., Any], *args: Any) -> Any:
         """Ask a question; raise what the handler raises, and TimeoutError while it is paused."""
         label = handler_name(name)
@@ -174,16 +229,27 @@ class TestHandle(Generic[R]):
         return await self._surrounded("update_workflow", label, args, send)
 
     async def _update(self, label: str, payload: bytes, headers: Mapping[str, Any]) -> Any:
+        return await self._answer(label, self._ask(label, payload, headers))
+
+    def _ask(self, label: str, payload: bytes, headers: Mapping[str, Any]) -> str:
+        """Send an update; return the id that its answer will have."""
         request_id = f"update {next(self._world.request_numbers)}"
         meta = message_meta(headers, request_id=request_id)
         run = self._last()
         if not run.is_open:
             raise WorkflowNotFoundError(f"{self.workflow_id} has ended")
         self._world.tell(run, Fact(MessageKind.UPDATE_REQUESTED, 0, label, meta, payload))
+        return request_id
+
+    async def _answer(self, label: str, request_id: str) -> Any:
+        """Let time pass until an update is answered; see `update`."""
         responses = self._world.responses
         await until(
-            self._world, lambda: request_id in responses or run.error is not None, self._waiting
+            self._world,
+            lambda: request_id in responses or self._last().error is not None,
+            self._waiting,
         )
+        run = self._last()
         if request_id not in responses and run.error is not None:
             raise run.error
         response = responses[request_id]
@@ -191,6 +257,11 @@ class TestHandle(Generic[R]):
             raise failure_from_payload(response.failure, None)
         definition = self._run.definition
         return decode_answer(definition, "update", label, response.payload or b"null")
+
+    async def memo(self) -> dict[str, Any]:
+        """What the run carries for people; see `WorkflowHandle.memo`."""
+        recorded = (await self.history()).recorded
+        return memo_of(events_of(recorded.run_id, list(recorded.batches)))
 
     async def vars(self) -> dict[str, Any]:
         """What the code set by `workflow.set_vars`, now or at its end."""

@@ -17,6 +17,7 @@ from typing import Any, TypeVar, cast
 
 from durable._core import decode
 from durable.client import Client, WorkflowHandle
+from durable.client.forking import ForkPlan
 from durable.client.starting import StartOptions
 from durable.client.streams import StreamItem
 from durable.engine.attributes import own_headers
@@ -159,6 +160,25 @@ class PostgresEnvironment(WorkflowEnvironment):
         await client.signal_with_start(cast(Any, workflow), *args, **call)
         return PostgresHandle(client, id, workflow, self._patience)
 
+    async def _update_with_start(
+        self,
+        workflow: WorkflowDefinition[Any, Any],
+        payload: bytes,
+        id: str,
+        update: str | Callable[..., Any],
+        update_args: Sequence[Any],
+        options: Mapping[str, Any],
+    ) -> Any:
+        client = self._opened()
+        await self._serve(workflow)
+        args, _ = workflow.signature.decode_args(payload)
+        call: Any = {"id": id, "update": update, "update_args": tuple(update_args), **options}
+        answer = await client.update_with_start(
+            cast(Any, workflow), *args, timeout=self._patience, **call
+        )
+        payload = client.codec.encode(answer)
+        return decode_answer(workflow, "update", handler_name(update), payload)
+
     def _opened(self) -> Client:
         if self._client is None:
             raise ContextError("open the environment first: async with PostgresEnvironment(...)")
@@ -294,6 +314,32 @@ class PostgresHandle(TestHandle[R]):
     async def terminate(self, reason: str = "") -> None:
         """End the run from outside."""
         await self._handle.terminate(reason)
+
+    async def plan_reset(self, **point: Any) -> ForkPlan:
+        """See `WorkflowHandle.plan_reset`."""
+        return await self._handle.plan_reset(**point)
+
+    async def reset(self, **how: Any) -> TestHandle[R]:
+        """See `WorkflowHandle.reset`; this handle stays with the run that ended."""
+        await self._pin()
+        how.setdefault("timeout", self._patience)
+        return self._of(await self._handle.reset(**how))
+
+    async def fork(self, id: str, **how: Any) -> TestHandle[R]:
+        """See `WorkflowHandle.fork`."""
+        return self._of(await self._handle.fork(id, **how))
+
+    async def _pin(self) -> None:
+        """Stay with the run that there is now."""
+        view = await self._handle.describe()
+        self._handle = self._client.get_handle(self._id, view.run_id, workflow=self._definition)
+
+    def _of(self, handle: WorkflowHandle[R]) -> TestHandle[R]:
+        found: PostgresHandle[R] = PostgresHandle(
+            self._client, handle.workflow_id, self._definition, self._patience
+        )
+        found._handle = handle
+        return found
 
     async def query(self, name: str | Callable[..., Any], *args: Any) -> Any:
         """Ask a question; its worker answers."""

@@ -15,6 +15,7 @@ from __future__ import annotations
 import asyncio
 import uuid
 from collections import deque
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import count
 from typing import Any, NamedTuple
@@ -23,7 +24,7 @@ import orjson
 
 from durable.codec import failure_to_payload
 from durable.engine.definition import ActivityDefinition, WorkflowDefinition
-from durable.engine.execution import Execution, Turn
+from durable.engine.execution import Execution, ScheduledActivity, Turn
 from durable.engine.registry import Registry
 from durable.errors import (
     DefinitionError,
@@ -39,6 +40,7 @@ from durable.events import (
     Message,
     MessageKind,
     NewRun,
+    NewTimer,
     Response,
     RunState,
 )
@@ -242,6 +244,30 @@ class World:
             self.tell(run, fact)
         return True
 
+    def end_parked(self, run: Run, closing: Closing) -> None:
+        """End a run that its code has no part in: one that is parked, or has not begun."""
+        run.error = None
+        run.is_paused = False
+        if run in self.parked:
+            self.parked.remove(run)
+        self._close(run, closing, None)
+        self.news.set()
+
+    def start_again(
+        self, run: Run, activities: Sequence[ScheduledActivity], timers: Sequence[NewTimer]
+    ) -> None:
+        """Start those of a copied history that the run still waits for."""
+        if not run.is_open or run.execution is None:
+            return
+        waits = {each.ref for each in run.execution.pending_activities()}
+        for scheduled in activities:
+            if scheduled.ref in waits and scheduled.ref not in run.calls:
+                self._start_activity(run, scheduled)
+        waits = {each.ref for each in run.execution.pending_timers()}
+        for timer in timers:
+            if timer.ref in waits and timer.ref not in run.timers:
+                self._start_timer(run, timer)
+
     # -- driving it ------------------------------------------------------------------------------
 
     def pump(self) -> None:
@@ -366,11 +392,7 @@ class World:
             if (entry := run.timers.pop(ref, None)) is not None:
                 entry.cancel()
         for timer in turn.timers:
-            fact = Fact(EventKind.TIMER_FIRED, timer.ref)
-            run.timers[timer.ref] = self.clock.at(
-                timer.due_us,
-                lambda fact=fact: self.tell(run, fact),  # type: ignore[misc]
-            )
+            self._start_timer(run, timer)
         for ref in turn.cancelled_activities:
             if (call := run.calls.get(ref)) is not None:
                 call.cancel() if turn.closing is None else call.drop()
@@ -426,6 +448,10 @@ class World:
         self.news.set()
 
     # -- what the code asks for ------------------------------------------------------------------
+
+    def _start_timer(self, run: Run, timer: NewTimer) -> None:
+        fact = Fact(EventKind.TIMER_FIRED, timer.ref)
+        run.timers[timer.ref] = self.clock.at(timer.due_us, lambda: self.tell(run, fact))
 
     def _start_activity(self, run: Run, scheduled: Any) -> None:
         mock = self.mocks.get(scheduled.name)

@@ -1,0 +1,252 @@
+"""Starting: how a test environment begins runs, and the calls that talk to a run or begin it."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from datetime import datetime, timedelta
+from typing import Any
+
+from durable.client.intercepting import start_call
+from durable.engine.attributes import (
+    message_meta,
+    own_headers,
+    plain_headers,
+    plain_memo,
+    plain_search,
+)
+from durable.engine.definition import WorkflowDefinition, handler_name
+from durable.engine.info import duration_us, to_us
+from durable.engine.interceptors import StartCall, surround
+from durable.engine.registry import Registry
+from durable.engine.start import StartMeta, new_run
+from durable.errors import ConfigurationError, InvalidArgumentError, PayloadError
+from durable.events import EventKind, IdReuse
+from durable.options import DEFAULT_QUEUE
+from durable.testing.handle import TestHandle, encode_call
+from durable.testing.waiting import settle
+from durable.testing.world import Fact, Run, World, new_run_id
+
+
+class Starting:
+    """The part of an environment that begins runs."""
+
+    def __init__(self, registry: Registry, world: World, seed: int) -> None:
+        self._registry = registry
+        self._world = world
+        self._seed = seed
+        self._numbers = 0
+
+    async def settle(self) -> None:
+        """Let everything happen that can happen without time passing.
+
+        Waits a few rounds of the loop for activities, not for ever: one that waits for the test
+        stays as it is.
+        """
+        await settle(self._world)
+
+    def _prepare(
+        self, workflow: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[WorkflowDefinition[Any, Any], bytes]:
+        """The definition, now registered, and the arguments, checked against it."""
+        asked = workflow
+        if isinstance(workflow, str):
+            workflow = self._registry.workflow(workflow)
+        if not isinstance(workflow, WorkflowDefinition):
+            raise ConfigurationError(f"{workflow!r} is not a workflow; put @workflow.defn on it")
+        if not isinstance(asked, str):
+            self._registry.add(workflow)
+        return self._checked(workflow, args, kwargs)
+
+    def _checked(
+        self, workflow: WorkflowDefinition[Any, Any], args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[WorkflowDefinition[Any, Any], bytes]:
+        """The arguments, checked against the definition."""
+        payload = workflow.signature.encode_args(args, kwargs)
+        try:
+            workflow.signature.decode_args(payload)
+        except PayloadError as error:
+            raise InvalidArgumentError(str(error)) from error
+        return workflow, payload
+
+    async def _start(
+        self,
+        workflow: WorkflowDefinition[Any, Any],
+        payload: bytes,
+        *,
+        id: str | None,
+        headers: Mapping[str, Any] | None = None,
+        **options: Any,
+    ) -> TestHandle[Any]:
+        if not self._registry.hooks.around("start_workflow"):
+            return await self._begin(workflow, payload, id=id, headers=headers, **options)
+        given = own_headers(headers or {})
+        ours = {name: value for name, value in (headers or {}).items() if name not in given}
+
+        async def begin(call: StartCall) -> TestHandle[Any]:
+            arguments = workflow.signature.encode_args(call.args, call.kwargs)
+            chosen = {**plain_headers(call.headers, workflow.codec), **ours}
+            return await self._begin(workflow, arguments, id=id, headers=chosen, **options)
+
+        told = {**options, "headers": given}
+        return await self._surrounded_start(workflow, payload, id, told, None, begin)
+
+    async def _begin(
+        self, workflow: WorkflowDefinition[Any, Any], payload: bytes, **options: Any
+    ) -> TestHandle[Any]:
+        """Begin a run; its first steps have been taken."""
+        run = self._add(workflow, payload, **options)
+        await self.settle()
+        return TestHandle(self._world, run)
+
+    def _add(
+        self,
+        workflow: WorkflowDefinition[Any, Any],
+        payload: bytes,
+        *,
+        id: str | None,
+        queue: str | None = None,
+        version: str | None = None,
+        start_delay: timedelta | float | None = None,
+        start_at: datetime | None = None,
+        run_timeout: timedelta | float | None = None,
+        execution_timeout: timedelta | float | None = None,
+        id_reuse: IdReuse = IdReuse.REJECT,
+        memo: Mapping[str, Any] | None = None,
+        search: Mapping[str, Any] | None = None,
+        headers: Mapping[str, Any] | None = None,
+    ) -> Run:
+        self._numbers += 1
+        meta = StartMeta(
+            workflow_id=id or f"{workflow.name}-{self._numbers}",
+            version=version or workflow.version,
+            queue=queue or workflow.queue or DEFAULT_QUEUE,
+            memo=plain_memo(memo or {}, workflow.codec),
+            search=plain_search(search or {}, workflow.codec),
+            headers=headers or {},
+        )
+        new = new_run(
+            workflow,
+            payload,
+            meta,
+            run_id=new_run_id(self._seed, self._numbers),
+            now_us=self._world.clock.now_us,
+            start_delay_us=duration_us(start_delay or 0),
+            start_at_us=None if start_at is None else to_us(start_at),
+            run_timeout_us=None if run_timeout is None else duration_us(run_timeout),
+            execution_timeout_us=(
+                None if execution_timeout is None else duration_us(execution_timeout)
+            ),
+            id_reuse=id_reuse,
+        )
+        return self._world.start(new, workflow.fn)
+
+    async def _surrounded_start(
+        self,
+        workflow: WorkflowDefinition[Any, Any],
+        payload: bytes,
+        id: str | None,
+        options: Mapping[str, Any],
+        message: str | None,
+        begin: Callable[[StartCall], Awaitable[TestHandle[Any]]],
+    ) -> TestHandle[Any]:
+        """``begin`` with the interceptors around it."""
+        args, kwargs = workflow.signature.decode_args(payload)
+        call = start_call(workflow, id, tuple(args), dict(kwargs), options, message)
+        around = self._registry.hooks.around("start_workflow")
+        handle: TestHandle[Any] = await surround(around, begin)(call)
+        return handle
+
+
+class WithStart(Starting):
+    """The calls that talk to a run, and start it when it is not there."""
+
+    async def signal_with_start(
+        self,
+        workflow: Any,
+        /,
+        *args: Any,
+        id: str,
+        signal: str | Callable[..., Any],
+        signal_args: Sequence[Any] = (),
+        **options: Any,
+    ) -> TestHandle[Any]:
+        """Signal the open run that has the id, or start one that has the signal from its beginning.
+
+        As by `Client.signal_with_start`; ``args`` and ``options``, those of `start`, do nothing
+        when a run is open. Raises WorkflowAlreadyStartedError when the last run of the id has
+        closed and ``id_reuse`` does not allow another, InvalidArgumentError for what does not fit.
+        """
+        definition, payload = self._prepare(workflow, args, {})
+        encode_call(signal, tuple(signal_args))
+        return await self._signal_with_start(definition, payload, id, signal, signal_args, options)
+
+    async def _signal_with_start(
+        self,
+        workflow: WorkflowDefinition[Any, Any],
+        payload: bytes,
+        id: str,
+        signal: str | Callable[..., Any],
+        signal_args: Sequence[Any],
+        options: Mapping[str, Any],
+    ) -> TestHandle[Any]:
+        label, told = handler_name(signal), encode_call(signal, tuple(signal_args))
+
+        async def send(call: StartCall) -> TestHandle[Any]:
+            known = self._world.latest.get(id)
+            headers = plain_headers(call.headers, workflow.codec)
+            if known is None or not known.is_open:
+                arguments = workflow.signature.encode_args(call.args, call.kwargs)
+                chosen = {**options, "headers": headers}
+                self._add(workflow, arguments, id=id, **chosen)
+            run = self._world.latest[id]
+            meta = message_meta(headers)
+            self._world.tell(run, Fact(EventKind.SIGNAL_RECEIVED, 0, label, meta, told))
+            await self.settle()
+            return TestHandle(self._world, run)
+
+        return await self._surrounded_start(workflow, payload, id, options, label, send)
+
+    async def update_with_start(
+        self,
+        workflow: Any,
+        /,
+        *args: Any,
+        id: str,
+        update: str | Callable[..., Any],
+        update_args: Sequence[Any] = (),
+        **options: Any,
+    ) -> Any:
+        """Update the open run that has the id, or start one and update it; return the answer.
+
+        As by `Client.update_with_start`, letting time pass until the answer is there; ``args`` and
+        ``options``, those of `start`, do nothing when a run is open. Raises what
+        `signal_with_start` and `TestHandle.update` raise.
+        """
+        definition, payload = self._prepare(workflow, args, {})
+        encode_call(update, tuple(update_args))
+        return await self._update_with_start(definition, payload, id, update, update_args, options)
+
+    async def _update_with_start(
+        self,
+        workflow: WorkflowDefinition[Any, Any],
+        payload: bytes,
+        id: str,
+        update: str | Callable[..., Any],
+        update_args: Sequence[Any],
+        options: Mapping[str, Any],
+    ) -> Any:
+        label, asked = handler_name(update), encode_call(update, tuple(update_args))
+        request_ids: list[str] = []
+
+        async def send(call: StartCall) -> TestHandle[Any]:
+            known = self._world.latest.get(id)
+            headers = plain_headers(call.headers, workflow.codec)
+            if known is None or not known.is_open:
+                arguments = workflow.signature.encode_args(call.args, call.kwargs)
+                self._add(workflow, arguments, id=id, **{**options, "headers": headers})
+            handle: TestHandle[Any] = TestHandle(self._world, self._world.latest[id])
+            request_ids.append(handle._ask(label, asked, headers))
+            return handle
+
+        handle = await self._surrounded_start(workflow, payload, id, options, label, send)
+        return await handle._answer(label, request_ids[-1])

@@ -19,7 +19,7 @@ from durable import (
 )
 from durable.engine.registry import Registry
 from durable.errors import UnknownWorkflowError
-from durable.testing import WorkflowEnvironment
+from durable.testing import Replayer, WorkflowEnvironment
 
 
 @workflow.defn(dynamic=True)
@@ -249,3 +249,22 @@ async def test_any_11(database: Any) -> None:
         options = WorkerOptions(queues=["far"])
         async with Worker(database.dsn, activities=[anything], options=options):
             assert await handle.result(20) == "far of 1"
+
+
+async def test_any_12(env: WorkflowEnvironment) -> None:
+    """any-12: Histories of such runs replay against the dynamic workflow, which they may part
+    from; those of pinned ones find no code in it."""
+
+    @workflow.defn(dynamic=True)
+    async def changed(name: str, *args: Any) -> Any:
+        return await workflow.execute_activity("whisper", *args)
+
+    handle = await env.start("calls", "x")
+    await handle.result()
+    history = await handle.history()
+    Replayer([whatever]).replay(history)
+    mismatch = Replayer([changed]).mismatch(history)
+    assert mismatch is not None
+    assert "ACTIVITY_SCHEDULED shout" in str(mismatch)
+    assert Replayer([changed]).has("anything else")
+    assert not Replayer([changed]).has("kept@2")

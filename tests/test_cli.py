@@ -169,6 +169,7 @@ def test_a_bad_start_writes_nothing(
         ["list", "--state", "happy"],
         ["result", "x", "--timeout", "-1"],
         ["list", "--search", "customer"],
+        ["list", "--started-after", "yesterday"],
         ["start", "w", "--id", "x", "--search", "=Ann"],
         ["nothing"],
     ],
@@ -183,6 +184,22 @@ def test_a_worker_option_that_cannot_work_is_refused(dsn: str) -> None:
     worker = ("worker", SUBSCRIPTION, "--dsn", dsn, "--port", "0")
     refused(durable(*worker, "--lease", "0"), 2, "lease_seconds")
     refused(durable(*worker, "--hang", "0"), 2, "hang_seconds")
+
+
+def test_a_list_goes_on_with_the_cursor_that_it_printed(dsn: str) -> None:
+    start = ("start", "subscription", PLAN, "--app", SUBSCRIPTION, "--dsn", dsn)
+    for number in range(3):
+        assert durable(*start, "--id", f"sub-{number}").exit_code == 0
+    listing = ("list", "--limit", "2", "--json", "--started-after", "2020-01-01T00:00:00Z")
+    first = json.loads(durable(*listing, "--dsn", dsn).stdout)
+    assert [run["id"] for run in first["runs"]] == ["sub-2", "sub-1"]
+    assert {run["state"] for run in first["runs"]} == {"running"}
+    rest = json.loads(durable(*listing, "--cursor", first["cursor"], "--dsn", dsn).stdout)
+    assert [run["id"] for run in rest["runs"]] == ["sub-0"]
+    assert rest["cursor"] is None
+    shown = durable("list", "--limit", "2", "--id-prefix", "sub-", "--dsn", dsn)
+    assert f"more: --cursor {first['cursor']}" in shown.stderr
+    refused(durable("list", "--cursor", "nonsense", "--dsn", dsn), 2, "no cursor")
 
 
 def test_an_id_that_is_taken_names_the_run_that_has_it(dsn: str) -> None:

@@ -15,8 +15,8 @@ from durable import activity, errors, workflow
 
 PROMISED = """
     activity workflow ActivityOptions Interceptor RetryPolicy
-    BulkResult Client ForkPlan IdReuse RunFilter RunState ScheduleHandle StreamItem SyncClient
-    SyncScheduleHandle SyncWorkflowHandle WorkflowHandle
+    BulkResult Client ForkPlan IdReuse RunFilter RunPage RunState ScheduleHandle StreamItem
+    SyncClient SyncScheduleHandle SyncWorkflowHandle WorkflowHandle
     Supervisor SupervisorOptions Worker WorkerOptions
     ApplicationError NonRetryable RetryAfter
     ActivityError ActivityProcessError AttemptLostError CompleteLater

@@ -419,6 +419,19 @@ async def test_client_33(database: Any) -> None:
     assert await client.count(RunFilter(everything=True)) == 1
 
 
+async def test_client_34(database: Any) -> None:
+    """client-34: Open and closed runs are listed, the newest first, in pages that nothing moves."""
+    client = database.client
+    async with serve(database):
+        for number in range(4):
+            handle = await client.start(doubled, number, id=f"run-{number}")
+            assert await handle.result(20) == 2 * number
+        first = await client.list(limit=3, states=[RunState.COMPLETED])
+        await (await client.start(doubled, 9, id="late")).result(20)
+        rest = await client.list(limit=3, states=[RunState.COMPLETED], cursor=first.cursor)
+    assert [view.workflow_id for view in (*first, *rest)] == ["run-3", "run-2", "run-1", "run-0"]
+
+
 async def test_client_32(database: Any) -> None:
     """client-32: Plain SQL starts and signals a run, in any transaction, without a client."""
     async with (

@@ -31,6 +31,7 @@ from durable.events import (
 )
 from durable.store.base import HINT_RUNS_MAX, Hint
 from durable.store.packing import PackedHistories
+from durable.store.pages import Runs
 
 SIGNAL = EventKind.SIGNAL_RECEIVED
 
@@ -1011,7 +1012,8 @@ async def test_views_show_the_newest_first(rig: Rig) -> None:
     await rig.start("other", workflow_type="invoice", start_delay_us=HOUR_US)
 
     async def names(**how: Any) -> list[str]:
-        return [view.workflow_id for view in await rig.store.views(**how)]
+        limit = how.pop("limit", 100)
+        return [view.workflow_id for view in await rig.store.views(Runs(**how), limit=limit)]
 
     assert await names() == ["other", "done", "two", "one"]
     assert await names(limit=1) == ["other"]
@@ -1062,7 +1064,7 @@ async def test_views_are_found_by_search_attributes(
     run = next(run for run in await rig.claim(session) if run.workflow_id == "closed")
     await rig.close(run)
 
-    views = await rig.store.views(search=json.dumps(wanted).encode())
+    views = await rig.store.views(Runs(search=json.dumps(wanted).encode()))
 
     assert sorted(view.workflow_id for view in views) == found
     assert all(view.search is not None for view in views)
@@ -1077,7 +1079,8 @@ async def test_search_goes_together_with_type_state_and_limit(rig: Rig) -> None:
     await rig.start("other", workflow_type="invoice", search=b'{"x":1}', start_delay_us=HOUR_US)
 
     async def names(**how: Any) -> list[str]:
-        views = await rig.store.views(search=b'{"x":1}', **how)
+        limit = how.pop("limit", 100)
+        views = await rig.store.views(Runs(search=b'{"x":1}', **how), limit=limit)
         return [view.workflow_id for view in views]
 
     assert await names() == ["other", "done", "two", "one"]
@@ -1091,8 +1094,8 @@ async def test_changed_attributes_are_found_and_old_ones_are_not(rig: Rig) -> No
     run = await rig.owned("a", search=b'{"x":1}')
     await rig.accept(change(run, b"b", search=b'{"y":2}'))
 
-    assert await rig.store.views(search=b'{"x":1}') == []
-    assert [v.workflow_id for v in await rig.store.views(search=b'{"y":2}')] == ["a"]
+    assert await rig.store.views(Runs(search=b'{"x":1}')) == []
+    assert [v.workflow_id for v in await rig.store.views(Runs(search=b'{"y":2}'))] == ["a"]
 
 
 async def test_the_first_batch_can_be_had_without_the_others(rig: Rig) -> None:

@@ -9,6 +9,7 @@ import pytest
 from support.store_rig import HOUR_US, Rig, change, new_run
 
 from durable.events import Closing, EventKind, IdReuse, Message, NewRun, RunState, Started
+from durable.store.pages import Runs
 
 MINUTE_US = 60_000_000
 
@@ -131,7 +132,7 @@ async def test_a_key_changes_hands_under_load(rig: Rig) -> None:
     await asking
     left = await rig.claim(session)
     assert len(left) <= 1
-    closed = await rig.store.views(states=[RunState.COMPLETED], limit=100)
+    closed = await rig.store.views(Runs(states=(RunState.COMPLETED,)))
     assert accepted == len(closed) + len(left)
 
 

@@ -55,8 +55,8 @@ CLOSED = """
     INSERT INTO durable.closed_run (part, run_id, workflow_id, workflow_type, queue, state,
                                     next_seq, head_hash, created_at, closed_at, result,
                                     search)
-    SELECT 1, gen_random_uuid(), %(kind)s || n, 'order', 'q', 10, 2, 1, now(),
-           now() - n * interval '1 ms', '1',
+    SELECT 1, gen_random_uuid(), %(kind)s || n, 'order', 'q', 10, 2, 1,
+           now() - n * interval '2 ms', now() - n * interval '1 ms', '1',
            jsonb_build_object('status', 'done', 'customer', n)
     FROM generate_series(1, %(rows)s) n;
     INSERT INTO durable.history SELECT 1, run_id, 0, 'x' FROM durable.closed_run

@@ -278,15 +278,23 @@ def shorten(text: str, most: int = 60) -> str:
     "--state", "states", multiple=True, type=click.Choice(STATES), help="May be repeated."
 )
 @click.option("--search", "search", **SEARCH, help="Only runs with this attribute; repeatable.")
+@click.option("--queue", "-q", help="Only runs of this task queue.")
+@click.option("--id-prefix", help="Only runs whose id begins so.")
+@click.option("--started-after", type=Moment(), help="Started then or later.")
+@click.option("--started-before", type=Moment(), help="Started before.")
+@click.option("--closed-after", type=Moment(), help="Closed then or later.")
+@click.option("--closed-before", type=Moment(), help="Closed before.")
 @click.option("--limit", type=click.IntRange(1, 10_000), default=50, show_default=True)
+@click.option("--cursor", help="Go on after a page; it says with which cursor.")
+@click.option("--json", "as_json", is_flag=True, help="Print the page and its cursor as JSON.")
 @database_options
 def list_runs(
-    workflow_type: str | None,
     states: tuple[str, ...],
     search: tuple[tuple[str, Any], ...],
-    limit: int,
+    as_json: bool,
     dsn: str | None,
     schema: str,
+    **wanted: Any,
 ) -> None:
     """List runs, the newest first.
 
@@ -296,15 +304,16 @@ def list_runs(
     \b
       durable list --state parked
       durable list --search customer=Ann --search priority=1
+      durable list --state failed --closed-after 2026-12-01T00:00:00Z --json
     """
     target = find_target(dsn, schema)
     numbers = [RunState[each.upper()] for each in states]
     views = with_client(
-        target,
-        lambda client: client.list(
-            workflow_type=workflow_type, states=numbers, search=dict(search), limit=limit
-        ),
+        target, lambda client: client.list(states=numbers, search=dict(search), **wanted)
     )
+    if as_json:
+        show_json({"runs": [run_row(view) for view in views], "cursor": views.cursor})
+        return
     show_table(
         ("id", "type", "state", "started", "closed", "run"),
         [
@@ -319,6 +328,22 @@ def list_runs(
             for view in views
         ],
     )
+    if views.cursor is not None:
+        click.echo(f"more: --cursor {views.cursor}", err=True)
+
+
+def run_row(view: RunView) -> dict[str, Any]:
+    """A run of a list as JSON shows it."""
+    return {
+        "id": view.workflow_id,
+        "run": view.run_id,
+        "type": view.workflow_type,
+        "queue": view.queue,
+        "state": view.state.name.lower(),
+        "started": moment(view.created_us),
+        "closed": moment(view.closed_us) or None,
+        "search": None if view.search is None else orjson.loads(view.search),
+    }
 
 
 @click.command()

@@ -13,6 +13,7 @@ Inside:
     schedules   the calls for schedules, and `ScheduleHandle`
     completing  the calls for activities that others complete
     bulk        the calls about all open runs that fit a `RunFilter`
+    listing     pages of runs, open and closed, the newest first
     connected   an open store, and what all calls share
     handle      `WorkflowHandle`: everything about one run
     answers     arguments of a message, and the answer to it
@@ -30,6 +31,7 @@ from durable.client.bulk import BulkResult, RunFilter
 from durable.client.client import Client
 from durable.client.forking import ForkPlan
 from durable.client.handle import WorkflowHandle
+from durable.client.listing import RunPage
 from durable.client.replica import HistoryEvent
 from durable.client.schedules import ScheduleHandle
 from durable.client.streams import StreamItem
@@ -41,6 +43,7 @@ __all__ = [
     "ForkPlan",
     "HistoryEvent",
     "RunFilter",
+    "RunPage",
     "ScheduleHandle",
     "StreamItem",
     "SyncClient",

@@ -18,6 +18,7 @@ from durable.client.answers import encode_call
 from durable.client.checks import check_id
 from durable.client.connected import ConnectedClient
 from durable.client.intercepting import surround_all
+from durable.client.listing import time_us
 from durable.engine.attributes import message_meta, plain_headers, wanted_search
 from durable.engine.definition import handler_name
 from durable.engine.interceptors import MessageCall
@@ -281,12 +282,3 @@ class BulkClient(ConnectedClient):
             time_us(runs.started_after, "started_after"),
             time_us(runs.started_before, "started_before"),
         )
-
-
-def time_us(moment: datetime | None, what: str) -> int | None:
-    """A time in microseconds; raise InvalidArgumentError for one without a zone."""
-    if moment is None:
-        return None
-    if moment.tzinfo is None:
-        raise InvalidArgumentError(f"{what} needs a time zone: {moment!r}")
-    return round(moment.timestamp() * 1e6)

@@ -2,13 +2,13 @@
 
 A client talks to the database only; workers need not run. The calls that begin runs are in
 `starting`, `with_start`, `jobs` and `schedules`, those for activities that others complete in
-`completing`, those about many open runs in `bulk`.
+`completing`, those about many open runs in `bulk`, listings in `listing`.
 """
 
 from __future__ import annotations
 
 import uuid
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, TypeVar, overload
 
 from durable.client.answers import encode_call
@@ -18,20 +18,23 @@ from durable.client.completing import CompletingClient
 from durable.client.handle import WorkflowHandle
 from durable.client.intercepting import surround_all
 from durable.client.jobs import JobClient
+from durable.client.listing import ListingClient
 from durable.client.schedules import ScheduleClient
 from durable.client.with_start import WithStartClient
-from durable.engine.attributes import message_meta, plain_headers, wanted_search
+from durable.engine.attributes import message_meta, plain_headers
 from durable.engine.definition import ActivityDefinition, WorkflowDefinition, handler_name
 from durable.engine.interceptors import MessageCall
 from durable.engine.jobs import job_of
 from durable.errors import InvalidArgumentError
-from durable.events import EventKind, Message, QueueLimits, RunView
+from durable.events import EventKind, Message, QueueLimits
 from durable.store.limits import Limits
 
 R = TypeVar("R")
 
 
-class Client(WithStartClient, JobClient, ScheduleClient, CompletingClient, BulkClient):
+class Client(
+    WithStartClient, JobClient, ScheduleClient, CompletingClient, BulkClient, ListingClient
+):
     """Starts workflows, and hands out handles to them. An async context manager."""
 
     # -- signals -----------------------------------------------------------------------------
@@ -159,22 +162,3 @@ class Client(WithStartClient, JobClient, ScheduleClient, CompletingClient, BulkC
             except ValueError:
                 raise InvalidArgumentError(f"a run id is a UUID, not {run_id!r}") from None
         return WorkflowHandle(self, id, run_id, workflow)
-
-    async def list(
-        self,
-        *,
-        workflow_type: str | None = None,
-        states: Sequence[int] = (),
-        search: Mapping[str, Any] | None = None,
-        limit: int = 100,
-    ) -> Sequence[RunView]:
-        """Runs, the newest first, without their results.
-
-        ``search`` leaves those that have all these search attributes: equal, or for a list at
-        least these elements. Found by an index, so what few runs have is found fast among many
-        runs. Raises InvalidArgumentError for what no run can have.
-        """
-        wanted = wanted_search(search, self.codec)
-        return await self.store.views(
-            workflow_type=workflow_type, states=states, search=wanted, limit=limit
-        )

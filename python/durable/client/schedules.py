@@ -22,6 +22,7 @@ from durable.engine.jobs import headers_of, job_of
 from durable.engine.schedules import ORDERS, OVERLAPS, SCHEDULE, SCHEDULE_TYPE
 from durable.errors import InvalidArgumentError
 from durable.events import RunState, RunView
+from durable.store.pages import Runs
 
 BACKFILL_MAX = 1_000
 """Runs that one backfill may start."""
@@ -265,10 +266,5 @@ class ScheduleClient(StartingClient):
 
         ``search`` leaves those that have all of these attributes, as for `Client.list`.
         """
-        views = await self.store.views(
-            workflow_type=SCHEDULE_TYPE,
-            states=OPEN_STATES,
-            search=wanted_search(search, self.codec),
-            limit=limit,
-        )
-        return builtins.list(views)
+        wanted = Runs(SCHEDULE_TYPE, OPEN_STATES, search=wanted_search(search, self.codec))
+        return await self.store.views(wanted, limit=limit)

@@ -28,6 +28,7 @@ from threading import Lock
 from types import TracebackType
 from typing import Any, Concatenate, Generic, ParamSpec, Self, TypeVar, TypeVarTuple, overload
 
+from durable.client.bulk import EVERY_RUN, RunFilter
 from durable.client.client import Client
 from durable.client.handle import ANSWER_SECONDS, WorkflowHandle
 from durable.client.portal import Portal
@@ -37,6 +38,7 @@ from durable.codec import DEFAULT_CODEC, Codec
 from durable.engine.definition import WorkflowDefinition
 from durable.engine.interceptors import Interceptor
 from durable.errors import ConfigurationError, WorkflowAlreadyStartedError
+from durable.events import RunView
 from durable.options import seconds
 from durable.store.base import Store
 
@@ -311,6 +313,24 @@ class SyncClient:
     fail_activity = verb(Client.fail_activity)
     heartbeat_activity = verb(Client.heartbeat_activity)
     list = verb(Client.list)
+
+    def list_all(self, **wanted: Any) -> Iterator[RunView]:
+        """Every run that fits, the newest first, page by page. See `Client.list_all`."""
+        _, client = self._reach()
+        yield from self._each(client.list_all(**wanted))
+
+    def iterate(self, runs: RunFilter = EVERY_RUN) -> Iterator[RunView]:
+        """Every open run that fits, in order of their run ids. See `Client.iterate`."""
+        _, client = self._reach()
+        yield from self._each(client.iterate(runs))
+
+    def _each(self, items: AsyncIterator[T]) -> Iterator[T]:
+        while True:
+            item = self._wait(next_item(items), None)
+            if item is None:
+                return
+            yield item
+
     count = verb(Client.count)
     page = verb(Client.page)
     cancel_many = verb(Client.cancel_many, SWEEP_SECONDS)
@@ -371,9 +391,7 @@ class SyncWorkflowHandle(Generic[R]):
     ) -> Iterator[StreamItem[Any]]:
         """Its items behind offset ``after``; waits for the next. See `WorkflowHandle.stream`."""
         client, handle = self._reach()
-        items = handle.stream(name, after, follow=follow, type=type)
-        while (item := client._wait(next_item(items), None)) is not None:
-            yield item
+        yield from client._each(handle.stream(name, after, follow=follow, type=type))
 
     describe = verb(WorkflowHandle.describe)
     memo = verb(WorkflowHandle.memo)
@@ -407,8 +425,8 @@ async def opened(make: Callable[[], Client]) -> Client:
     return await make().__aenter__()
 
 
-async def next_item(items: AsyncIterator[StreamItem[Any]]) -> StreamItem[Any] | None:
-    """The next item of a stream; None at its end."""
+async def next_item(items: AsyncIterator[T]) -> T | None:
+    """The next item; None at the end."""
     return await anext(items, None)
 
 

@@ -42,6 +42,7 @@ from durable.runtime.replay_work import (
 )
 from durable.runtime.spawn import blocked_interrupt, launch
 from durable.store.base import Store
+from durable.store.pages import Runs
 from durable.store.postgres import PostgresStore
 
 MODULE = "durable.runtime.replay_child"
@@ -69,11 +70,9 @@ async def list_runs(
     store: Store, *, workflow_type: str | None = None, closed_max: int = 0
 ) -> list[Listed]:
     """All open runs, and the newest ``closed_max`` closed ones."""
-    views = await store.views(workflow_type=workflow_type, states=OPEN_STATES, limit=OPEN_RUNS_MAX)
+    views = await store.views(Runs(workflow_type, OPEN_STATES), limit=OPEN_RUNS_MAX)
     if closed_max:
-        views += await store.views(
-            workflow_type=workflow_type, states=CLOSED_STATES, limit=closed_max
-        )
+        views += await store.views(Runs(workflow_type, CLOSED_STATES), limit=closed_max)
     return [listed(view) for view in views]
 
 

@@ -42,7 +42,7 @@ from durable.events import (
     TypeInfo,
 )
 from durable.store.packing import PackedHistories
-from durable.store.pages import OpenRuns
+from durable.store.pages import ALL_RUNS, OpenRuns, Place, Runs
 
 HINT_RUNS_MAX = 200
 """Run ids that one hint can name: what fits into the payload of a NOTIFY."""
@@ -154,17 +154,11 @@ class Store(Protocol):
         """The run, or the latest run of the id; open runs first."""
 
     async def views(
-        self,
-        *,
-        workflow_type: str | None = None,
-        states: Sequence[int] = (),
-        search: bytes | None = None,
-        limit: int = 100,
+        self, wanted: Runs = ALL_RUNS, *, before: Place | None = None, limit: int = 100
     ) -> list[RunView]:
-        """The newest runs first, without results and failures.
+        """Runs that fit, the newest first, without results and failures: those ``before`` a place.
 
-        ``search``, a JSON object, leaves those whose search attributes contain it, in the sense of
-        ``jsonb @>``: each name with this value, and of a list at least these elements.
+        Runs of the same microsecond are in order of their run ids, the greatest first.
         """
 
     async def open_page(

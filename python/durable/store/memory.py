@@ -14,8 +14,6 @@ from contextlib import asynccontextmanager
 from dataclasses import replace
 from typing import Any, Literal
 
-import orjson
-
 from durable.errors import ConfigurationError
 from durable.events import (
     PAUSED_WORD,
@@ -55,10 +53,9 @@ from durable.store.memory_tables import (
     WAITS,
     Run,
     Tables,
-    contains,
     failure_json,
 )
-from durable.store.pages import OpenRuns
+from durable.store.pages import ALL_RUNS, OpenRuns, Place, Runs
 from durable.store.streams import MemoryStream, MemoryStreams
 
 Fault = Callable[[str, Literal["before", "after"]], None]
@@ -271,23 +268,15 @@ class MemoryStore(MemoryHistories, MemoryStreams):
         return run.view() if run is not None else None
 
     async def views(
-        self,
-        *,
-        workflow_type: str | None = None,
-        states: Sequence[int] = (),
-        search: bytes | None = None,
-        limit: int = 100,
+        self, wanted: Runs = ALL_RUNS, *, before: Place | None = None, limit: int = 100
     ) -> list[RunView]:
-        """The newest runs first, without results and failures."""
-        wanted = None if search is None else orjson.loads(search)
-        views = [
-            run.view(full=False)
-            for run in (*self.tables.runs.values(), *self.tables.closed.values())
-            if workflow_type in (None, run.start.workflow_type)
-            and (wanted is None or (run.search and contains(orjson.loads(run.search), wanted)))
-        ]
-        found = [view for view in views if not states or view.state in states]
-        return sorted(found, key=lambda view: view.created_us, reverse=True)[:limit]
+        """Runs that fit, the newest first, without results and failures."""
+        runs = (*self.tables.runs.values(), *self.tables.closed.values())
+        found = self.tables.fitting(wanted, runs)
+        found.sort(key=lambda view: (view.created_us, view.run_id), reverse=True)
+        if before is not None:
+            found = [view for view in found if (view.created_us, view.run_id) < before]
+        return found[:limit]
 
     async def open_page(
         self, wanted: OpenRuns, *, after: str | None = None, limit: int = 200

@@ -7,7 +7,7 @@ waits, so every method is one transaction. docs/internals/database.md says what 
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -557,13 +557,13 @@ class Tables:
             found.append(QueueDepth(queue, *states, min(waiting, default=None)))
         return found
 
-    def fitting(self, wanted: OpenRuns) -> list[RunView]:
-        """The open runs that are wanted."""
+    def fitting(self, wanted: OpenRuns, runs: Iterable[Run] | None = None) -> list[RunView]:
+        """Those of the runs that are wanted; by default of the open ones."""
 
         def has_attributes(whole: bytes, part: bytes) -> bool:
             return contains(orjson.loads(whole), orjson.loads(part))
 
-        views = [run.view(full=False) for run in self.runs.values()]
+        views = [run.view(full=False) for run in (self.runs.values() if runs is None else runs)]
         return [view for view in views if wanted.fits(view, has_attributes)]
 
 

@@ -23,7 +23,6 @@ from durable.events import (
     QueueDepth,
     QueueLimits,
     Response,
-    RunState,
     RunView,
     SessionInfo,
     TypeInfo,
@@ -34,7 +33,7 @@ from durable.store.commits import Params
 from durable.store.connection import Conn, Target
 from durable.store.histories import PostgresHistories
 from durable.store.notify import channel, hints, write
-from durable.store.pages import OpenRuns
+from durable.store.pages import ALL_RUNS, OpenRuns, Place, Runs
 from durable.store.queries import DEFAULT_SCHEMA
 from durable.store.rows import run_view
 from durable.store.statements import Rows
@@ -169,27 +168,29 @@ class PostgresStore(PostgresWrites, PostgresHistories, PostgresStreams):
         return found[0] if found else None
 
     async def views(
-        self,
-        *,
-        workflow_type: str | None = None,
-        states: Sequence[int] = (),
-        search: bytes | None = None,
-        limit: int = 100,
+        self, wanted: Runs = ALL_RUNS, *, before: Place | None = None, limit: int = 100
     ) -> list[RunView]:
-        """The newest runs first, without results and failures."""
-        params: Params = (workflow_type, literal(int(s) for s in states), limit)
-        how = "view"
-        if search is not None:
-            params, how = (*params, search.decode()), "find"
-        rows: Rows = []
-        if not states or any(s < RunState.COMPLETED for s in states):
-            rows += await self.fetch(f"{how}_open", params)
-        if not states or any(s >= RunState.COMPLETED for s in states):
-            rows += await self.fetch(f"{how}_closed", params)
-        # One that closes between the two looks is in both.
-        by_run = {row[0]: run_view(row) for row in rows}
-        found = sorted(by_run.values(), key=lambda view: view.created_us, reverse=True)
-        return await give_heads(found[:limit], self.first_batches)
+        """Runs that fit, the newest first, without results and failures."""
+        params: Params = (
+            wanted.wants_open,
+            wanted.wants_closed,
+            wanted.workflow_type,
+            literal(int(state) for state in wanted.states),
+            wanted.queue,
+            wanted.id_prefix,
+            wanted.from_us,
+            wanted.until_us,
+            wanted.closed_from_us,
+            wanted.closed_until_us,
+            *(before or (None, None)),
+            limit,
+        )
+        if wanted.search is not None or wanted.closed_from_us is not None:
+            search = None if wanted.search is None else wanted.search.decode()
+            rows = await self.fetch("find_runs", (search, *params))
+        else:
+            rows = await self.fetch("list_runs", params)
+        return await give_heads([run_view(row) for row in rows], self.first_batches)
 
     async def open_page(
         self, wanted: OpenRuns, *, after: str | None = None, limit: int = 200

@@ -92,50 +92,16 @@ UNION ALL
  ORDER BY closed_at DESC LIMIT 1)
 LIMIT 1
 
--- name: view_open
-SELECT run_id::text, workflow_id, workflow_type, queue, version,
-       CASE WHEN pause IS NULL THEN state ELSE 3 END, {s}.us(created_at),
-       NULL::bigint, next_seq, head_hash, part, NULL::bytea, NULL::bytea, search::text, session
-FROM {s}.run
-WHERE ($1::text IS NULL OR workflow_type = $1)
-  AND (cardinality($2::smallint[]) = 0
-       OR CASE WHEN pause IS NOT NULL THEN 3 WHEN state = 2 THEN 0 ELSE state END = ANY ($2))
-ORDER BY created_at DESC LIMIT $3
-
--- name: view_closed
+-- name: list_runs
 SELECT run_id::text, workflow_id, workflow_type, queue, version, state, {s}.us(created_at),
-       {s}.us(closed_at), next_seq, head_hash, part, NULL::bytea, NULL::bytea, search::text,
-       NULL::bigint
-FROM {s}.closed_run
-WHERE ($1::text IS NULL OR workflow_type = $1)
-  AND (cardinality($2::smallint[]) = 0 OR state = ANY ($2))
-ORDER BY closed_at DESC LIMIT $3
+       {s}.us(closed_at), next_seq, head_hash, part, NULL::bytea, NULL::bytea, search::text, session
+FROM {s}.list_runs($1, $2, $3, $4::smallint[], $5, $6, $7, $8, $9, $10, $11, $12::uuid, $13)
 
--- name: find_open
--- What has the attributes is found by their index, whatever the statistics say, and sorted then.
-WITH found AS MATERIALIZED (
-    SELECT * FROM {s}.run
-    WHERE search @> $4::jsonb
-      AND ($1::text IS NULL OR workflow_type = $1)
-      AND (cardinality($2::smallint[]) = 0
-           OR CASE WHEN pause IS NOT NULL THEN 3 WHEN state = 2 THEN 0 ELSE state END = ANY ($2))
-)
-SELECT run_id::text, workflow_id, workflow_type, queue, version,
-       CASE WHEN pause IS NULL THEN state ELSE 3 END, {s}.us(created_at),
-       NULL::bigint, next_seq, head_hash, part, NULL::bytea, NULL::bytea, search::text, session
-FROM found ORDER BY created_at DESC LIMIT $3
-
--- name: find_closed
-WITH found AS MATERIALIZED (
-    SELECT * FROM {s}.closed_run
-    WHERE search @> $4::jsonb
-      AND ($1::text IS NULL OR workflow_type = $1)
-      AND (cardinality($2::smallint[]) = 0 OR state = ANY ($2))
-)
+-- name: find_runs
 SELECT run_id::text, workflow_id, workflow_type, queue, version, state, {s}.us(created_at),
-       {s}.us(closed_at), next_seq, head_hash, part, NULL::bytea, NULL::bytea, search::text,
-       NULL::bigint
-FROM found ORDER BY closed_at DESC LIMIT $3
+       {s}.us(closed_at), next_seq, head_hash, part, NULL::bytea, NULL::bytea, search::text, session
+FROM {s}.find_runs($1::jsonb, $2, $3, $4, $5::smallint[], $6, $7, $8, $9, $10, $11, $12, $13::uuid,
+                   $14)
 
 -- name: open_page
 SELECT run_id::text, workflow_id, workflow_type, queue, version,

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import asdict
+from datetime import timedelta
 from typing import Any
 
 import click
 
+from durable.cli.report import show_json
 from durable.cli.runs import with_client
-from durable.cli.target import database_options, find_target
-from durable.client import Client
+from durable.cli.target import Duration, database_options, find_target
+from durable.client import Client, WorkflowHandle
 from durable.client.forking import ForkPlan
 
 
@@ -25,6 +28,7 @@ def point_options(command: Callable[..., None]) -> Callable[..., None]:
                 "--to-last-turn", is_flag=True, help="Before what its code asked for last."
             ),
             click.option("--dry-run", is_flag=True, help="Show the point; change nothing."),
+            click.option("--json", "as_json", is_flag=True, help="The answer as a JSON object."),
         )
     ):
         command = option(command)
@@ -43,19 +47,41 @@ def describe_plan(plan: ForkPlan) -> str:
     return "\n".join(lines)
 
 
+def show(answer: ForkPlan | WorkflowHandle[Any], as_json: bool) -> None:
+    """Print a plan, or the run that goes on."""
+    if isinstance(answer, ForkPlan):
+        if as_json:
+            show_json(asdict(answer))
+        else:
+            click.echo(describe_plan(answer))
+    elif as_json:
+        show_json({"workflow_id": answer.workflow_id, "run_id": answer.run_id})
+    else:
+        click.echo(answer.run_id)
+
+
 @click.command()
 @click.argument("workflow_id", metavar="ID")
 @point_options
 @click.option("--reason", default="", help="Kept with the run that is ended.")
 @click.option("--drop-signals", is_flag=True, help="Do not send later signals again.")
+@click.option(
+    "--timeout",
+    type=Duration(),
+    default=timedelta(seconds=10),
+    show_default="10 s",
+    help="How long a worker may take to end a run that it has, such as 30s.",
+)
 @database_options
 def reset(
     workflow_id: str,
     dsn: str | None,
     schema: str,
     dry_run: bool,
+    as_json: bool,
     reason: str,
     drop_signals: bool,
+    timeout: timedelta,
     **point: Any,
 ) -> None:
     """Go on from an earlier point of a run's history. Prints the new run's id.
@@ -71,14 +97,15 @@ def reset(
       durable reset order-7 --to-event 12 --drop-signals
     """
 
-    async def work(client: Client) -> str:
+    async def work(client: Client) -> ForkPlan | WorkflowHandle[Any]:
         handle = client.get_handle(workflow_id)
         if dry_run:
-            return describe_plan(await handle.plan_reset(**point))
-        again = await handle.reset(**point, reason=reason, keep_signals=not drop_signals)
-        return str(again.run_id)
+            return await handle.plan_reset(**point)
+        return await handle.reset(
+            **point, reason=reason, keep_signals=not drop_signals, timeout=timeout
+        )
 
-    click.echo(with_client(find_target(dsn, schema), work))
+    show(with_client(find_target(dsn, schema), work), as_json)
 
 
 @click.command()
@@ -93,6 +120,7 @@ def fork(
     dsn: str | None,
     schema: str,
     dry_run: bool,
+    as_json: bool,
     keep_signals: bool,
     **point: Any,
 ) -> None:
@@ -104,11 +132,10 @@ def fork(
       durable fork order-7 order-7-again --to-event 12
     """
 
-    async def work(client: Client) -> str:
+    async def work(client: Client) -> ForkPlan | WorkflowHandle[Any]:
         handle = client.get_handle(workflow_id)
         if dry_run:
-            return describe_plan(await handle.plan_reset(**point))
-        copied = await handle.fork(new_id, **point, keep_signals=keep_signals)
-        return str(copied.run_id)
+            return await handle.plan_reset(**point)
+        return await handle.fork(new_id, **point, keep_signals=keep_signals)
 
-    click.echo(with_client(find_target(dsn, schema), work))
+    show(with_client(find_target(dsn, schema), work), as_json)

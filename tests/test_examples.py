@@ -1,5 +1,6 @@
 """Every example runs and gives the result it promises."""
 
+import asyncio
 import importlib
 import subprocess
 import sys
@@ -356,3 +357,57 @@ async def test_encryption_leaves_nothing_to_read(dsn: str) -> None:
             for (row,) in rows:
                 assert b"canary".hex() not in row
                 assert "canary" not in row.lower()
+
+
+CHAT = "You ask me about tea and I say yes"
+
+
+async def test_chat_goes_on_with_its_answer_when_the_model_breaks_off(
+    env: WorkflowEnvironment, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    example = load("chat")
+    model, asked = example.model, []
+
+    async def breaks_off(prompt: str, said: list[str]) -> AsyncIterator[str]:
+        asked.append(list(said))
+        async for word in model(prompt, said):
+            if word == "tea" and len(asked) == 1:
+                raise ConnectionError("the cable was pulled")
+            yield word
+
+    monkeypatch.setattr(example, "model", breaks_off)
+    handle = await env.start(example.chat, "tea")
+    assert await handle.result() == CHAT
+    assert asked == [[], ["You", "ask", "me", "about"]]
+    words = [item.value.text async for item in handle.stream("words", type=example.Word)]
+    assert " ".join(words) == CHAT
+
+
+async def test_chat_is_read_along_while_its_worker_goes_away(
+    dsn: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    example = load("chat")
+    model, asked = example.model, []
+
+    async def hangs(prompt: str, said: list[str]) -> AsyncIterator[str]:
+        asked.append(list(said))
+        async for word in model(prompt, said):
+            if word == "tea" and len(asked) == 1:
+                await asyncio.Event().wait()
+            yield word
+
+    monkeypatch.setattr(example, "model", hangs)
+    hasty = WorkerOptions(poll_max_seconds=0.2, drain_seconds=0.1)
+    known = {"workflows": [example.chat], "activities": [example.answer]}
+    async with Client.connect(dsn) as client, asyncio.timeout(60):
+        handle = await client.start(example.chat, "tea", id="chat-1")
+        reader = example.read_along(client, "chat-1")
+        async with Worker(dsn, options=hasty, **known):
+            shown = [await anext(reader) for _ in range(4)]
+        assert shown[-1] == "You ask me about"
+        async with Worker(dsn, options=OPTIONS, **known):
+            assert await handle.result() == CHAT
+        shown = [each async for each in reader]
+    assert shown[-1] == CHAT
+    assert len(asked) == 2
+    assert CHAT.startswith(" ".join(asked[1]))

@@ -20,6 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import orjson
 
 from durable._core import verify
@@ -38,8 +39,7 @@ VERSION = 1
 FILE_BYTES_MAX = 1 << 30
 
 
-@dataclass(frozen=True, slots=True)
-class RecordedRun:
+class RecordedRun(msgspec.Struct, frozen=True, gc=False):
     """A run's history and what it takes to replay it."""
 
     run_id: str

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Iterable, Iterator, Sequence
+from itertools import accumulate, islice, pairwise
 from typing import NamedTuple
 
 
@@ -49,15 +50,11 @@ class PackedHistories(NamedTuple):
 
     def unpack(self) -> Iterator[list[bytes]]:
         """The batches of one run after the other."""
-        lengths = struct.iter_unpack("!I", self.lengths)
-        data, end = self.batches, 0
-        for (count,) in struct.iter_unpack("!I", self.counts):
-            history = []
-            for _, (length,) in zip(range(count), lengths, strict=False):
-                begin = end
-                end += length
-                history.append(data[begin:end])
-            yield history
+        data = self.batches
+        lengths = struct.unpack(f"!{len(self.lengths) // 4}I", self.lengths)
+        places = pairwise(accumulate(lengths, initial=0))
+        for count in struct.unpack(f"!{len(self.counts) // 4}I", self.counts):
+            yield [data[begin:end] for begin, end in islice(places, count)]
 
 
 def numbers(values: Sequence[int]) -> bytes:

@@ -150,7 +150,10 @@ fn suspended_in<'py>(coroutine: &Bound<'py, PyAny>) -> Option<Bound<'py, PyAny>>
     let awaited = coroutine
         .getattr("cr_await")
         .or_else(|_| coroutine.getattr("gi_yieldfrom"));
-    awaited.ok().filter(is_suspended)
+    // Nearly always the future of a command, which has no frame: not asked, as each no is an exception.
+    awaited
+        .ok()
+        .filter(|it| !it.is_exact_instance_of::<CommandFuture>() && is_suspended(it))
 }
 
 /// Whether it has a frame left to close: one that runs or ended has none, and others do not say.

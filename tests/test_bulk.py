@@ -2,13 +2,24 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime
 from typing import Any
 
 import pytest
 
-from durable import BulkResult, Client, RunFilter, RunState, Worker, workflow
+from durable import (
+    BulkResult,
+    Client,
+    RetryPolicy,
+    RunFilter,
+    RunState,
+    Worker,
+    WorkflowFailedError,
+    activity,
+    workflow,
+)
 from durable.client import bulk
 from durable.errors import (
     InvalidArgumentError,
@@ -122,6 +133,73 @@ async def test_workers_end_what_many_runs_are_told(dsn: str) -> None:
         assert await client.count() == 0
 
 
+async def test_runs_are_meant_by_their_ids(client: Client) -> None:
+    some = RunFilter(ids=["order-1", "order-3", "order-3", "nobody"])
+    assert await client.count(some) == 2
+    assert [view.workflow_id async for view in client.iterate(some)] in (
+        ["order-1", "order-3"],
+        ["order-3", "order-1"],
+    )
+    assert await client.cancel_many(some) == BulkResult(2, 0, missing=1)
+    assert await mail(client, EventKind.CANCEL_REQUESTED) == ["order-1", "order-3"]
+    nobody = RunFilter(ids=[])
+    assert await client.cancel_many(nobody) == BulkResult()
+    three = RunFilter(ids=FIVE[:3], search={"number": 2})
+    assert await client.pause_many(three) == BulkResult(1, 0, missing=2)
+
+
+@workflow.defn
+async def pays(number: int) -> str:
+    for _ in range(2):
+        await pay(number)
+    return "paid"
+
+
+@activity.defn(retry=RetryPolicy(max_attempts=1))
+async def pay(number: int) -> None:
+    if number in BROKE:
+        raise ValueError(f"{number} has nothing")
+
+
+BROKE: set[int] = set()
+
+
+async def test_failed_runs_are_reset_together(dsn: str) -> None:
+    BROKE.update(range(3))
+    async with (
+        Client.connect(dsn, workflows=[pays, waits]) as client,
+        Worker(dsn, workflows=[pays, waits], activities=[pay]),
+    ):
+        for number in range(4):
+            handle = await client.start(pays, number, id=f"pays-{number}")
+            with contextlib.suppress(WorkflowFailedError):
+                await handle.result(SOON)
+        await client.start(waits, id="waits")
+        BROKE.clear()
+        failed = RunFilter(states=[RunState.FAILED])
+        seen: list[BulkResult] = []
+        result = await client.reset_many(failed, before_activity="pay", progress=seen.append)
+        assert result == BulkResult(done=3)
+        assert seen[-1] == result
+        for number in range(3):
+            assert await client.get_handle(f"pays-{number}").result(SOON) == "paid"
+        # What has been reset is not the latest run of its id any more.
+        assert await client.reset_many(failed, before_activity="pay") == BulkResult(skipped=3)
+        # Open runs by default; this one never called it, and stays as it is.
+        refused = await client.reset_many(RunFilter(id_prefix="wa"), before_activity="pay")
+        assert (refused.done, refused.failed) == (0, 1)
+        assert "pay" in refused.errors["waits"]
+        assert (await client.get_handle("waits").describe()).state == RunState.RUNNING
+
+
+async def test_a_reset_of_many_needs_a_filter_and_a_point(client: Client) -> None:
+    with pytest.raises(InvalidArgumentError, match="everything=True"):
+        await client.reset_many(RunFilter(), to_last_turn=True)
+    result = await client.reset_many(RunFilter(ids=["order-1"]))
+    assert result.failed == 1
+    assert await client.count() == 6
+
+
 async def test_everything_must_be_said(client: Client) -> None:
     with pytest.raises(InvalidArgumentError, match="everything=True"):
         await client.cancel_many(RunFilter())
@@ -143,6 +221,9 @@ async def test_runs_are_counted_and_iterated(client: Client) -> None:
     [
         (RunFilter(states=[RunState.FAILED]), "only open runs"),
         (RunFilter(id_prefix=""), "not empty"),
+        (RunFilter(ids="order-1"), "a list"),
+        (RunFilter(ids=["a", ""]), "not empty"),
+        (RunFilter(ids=["a"] * 10_001), "at most 10,000"),
         (RunFilter(search={"a": None}), "cannot be None"),
         (RunFilter(started_after=datetime(2026, 1, 1)), "time zone"),
     ],

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+from pathlib import Path
 
 import pytest
 from click.testing import CliRunner, Result
@@ -63,6 +64,28 @@ def test_it_is_done_to_what_fits_and_undone(dsn: str) -> None:
     result = durable("resume", "--all", "--yes")
     assert json.loads(result.stdout) == {"done": 6, "skipped": 0}
     assert paused(dsn) == 0
+
+
+def test_runs_are_named_one_by_one_or_in_a_file(dsn: str, tmp_path: Path) -> None:
+    result = durable("pause", "--id", "order-1", "--id", "nobody", "--yes")
+    assert json.loads(result.stdout) == {"done": 1, "skipped": 0, "missing": 1}
+    names = tmp_path / "ids.txt"
+    names.write_text("order-2\n\norder-3\n")
+    result = durable("pause", "--ids-from", str(names), "--yes")
+    assert json.loads(result.stdout) == {"done": 2, "skipped": 0, "missing": 0}
+    result = durable("pause", "--ids-from", "-", "--yes", said="")
+    assert json.loads(result.stdout) == {"done": 0, "skipped": 0, "missing": 0}
+    assert paused(dsn) == 3
+
+
+def test_a_reset_of_many_says_what_it_could_not_do(dsn: str) -> None:
+    result = durable("reset", "--id", "order-1", "--before-activity", "charge", "--yes")
+    told = json.loads(result.stdout)
+    assert result.exit_code == 1
+    assert (told["done"], told["failed"]) == (0, 1)
+    assert "charge" in told["errors"]["order-1"]
+    shown = durable("reset", "--state", "failed", "--to-last-turn", "--dry-run")
+    assert shown.stdout.startswith("0 runs")
 
 
 @pytest.mark.parametrize(("said", "count"), [("n\n", 0), ("y\n", 7)])

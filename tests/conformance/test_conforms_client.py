@@ -432,6 +432,20 @@ async def test_client_34(database: Any) -> None:
     assert [view.workflow_id for view in (*first, *rest)] == ["run-3", "run-2", "run-1", "run-0"]
 
 
+async def test_client_35(database: Any) -> None:
+    """client-35: Many runs are named by their ids, and reset together, failed ones too."""
+    client = database.client
+    async with serve(database):
+        for number in range(3):
+            handle = await client.start(doubled, number, id=f"run-{number}")
+            await handle.result(20)
+        chosen = RunFilter(ids=["run-0", "run-2", "nobody"], states=[RunState.COMPLETED])
+        result = await client.reset_many(chosen, to_last_turn=True)
+        assert (result.done, result.failed, result.missing) == (2, 0, 1)
+        assert await client.get_handle("run-2").result(20) == 4
+    assert len(await client.list(ids=["run-0", "run-1"])) == 3
+
+
 async def test_client_32(database: Any) -> None:
     """client-32: Plain SQL starts and signals a run, in any transaction, without a client."""
     async with (

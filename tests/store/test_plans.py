@@ -172,6 +172,7 @@ async def calls(rig: PostgresRig, turn: str) -> AsyncIterator[tuple[str, Call]]:
     yield "views, closed", lambda: store.views(Runs(states=(RunState.COMPLETED,)), limit=20)
     recent = Runs(closed_from_us=await store.now_us() + 1_000_000)
     yield "views, closed since", lambda: store.views(recent)
+    yield "views, by ids", lambda: store.views(Runs(ids=("closed7", f"{turn}1", "nobody")))
     yield "views, by attributes", lambda: store.views(Runs(TYPE, search=attributes))
     yield "first_batches", lambda: store.first_batches({run.run_id: run.part for run in runs})
     yield "closed", lambda: store.closed([run.run_id for run in runs])
@@ -346,12 +347,16 @@ async def test_a_page_reads_no_further_than_its_last_run(dsn: str, mode: str) ->
         await store.open()
         try:
             page = await store.open_page(OpenRuns(), limit=5)
+            few = OpenRuns(ids=("sleeping1", "sleeping9999", "nobody"))
+            await store.open_page(few)
             store.take()
             after = await store.open_page(OpenRuns(), after=page[-1].run_id, limit=5)
+            named = await store.open_page(few)
             plans, buffers = store.take()
         finally:
             await store.close()
     assert [view.run_id > page[-1].run_id for view in after] == [True] * 5
+    assert {view.workflow_id for view in named} == {"sleeping1", "sleeping9999"}
     for plan in plans:
         check(plan, "open_page")
     assert buffers["open_page"] < 60

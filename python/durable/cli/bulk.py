@@ -1,4 +1,4 @@
-"""Bulk: the commands that do the same to every open run that fits."""
+"""Bulk: the commands that do the same to every run that fits."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ from typing import Any, TypeVar
 import click
 
 from durable.cli.report import Commands, show_json, show_table
-from durable.cli.runs import SEARCH, json_of, moment, with_client
+from durable.cli.reset import POINT
+from durable.cli.runs import SEARCH, STATES, json_of, moment, with_client
 from durable.cli.target import Moment, database_options, find_target
 from durable.client import BulkResult, Client, RunFilter
 from durable.events import RunState, RunView
 
 F = TypeVar("F", bound=Callable[..., Any])
 
-OPEN_STATES = ["running", "parked", "paused"]
 SHOWN = 5
 """Runs that --dry-run and the question show."""
 
@@ -35,6 +35,8 @@ def bulk() -> None:
       durable bulk resume --queue gpu --yes
       durable bulk signal recheck --id-prefix order-2026-
       durable bulk unpark --all
+      durable bulk terminate --ids-from ids.txt
+      durable bulk reset --state failed --before-activity charge
     """
 
 
@@ -46,12 +48,18 @@ def filter_options(command: F) -> F:
             "--state",
             "states",
             multiple=True,
-            type=click.Choice(OPEN_STATES),
-            help="May be repeated.",
+            type=click.Choice(STATES),
+            help="May be repeated. Closed ones are for reset.",
         ),
         click.option("--queue", "-q", help="Only runs of this task queue."),
         click.option("--id-prefix", help="Only runs whose id begins so."),
         click.option("--search", "search", **SEARCH, help="Only with this attribute; repeatable."),
+        click.option("--id", "ids", multiple=True, help="This workflow id; repeatable."),
+        click.option(
+            "--ids-from",
+            type=click.File(),
+            help="Workflow ids from a file, one to a line; - is what is piped in.",
+        ),
         click.option("--started-after", type=Moment(), help="Started then or later."),
         click.option("--started-before", type=Moment(), help="Started before."),
         click.option("--all", "everything", is_flag=True, help="Every open run."),
@@ -63,8 +71,17 @@ def filter_options(command: F) -> F:
     return database_options(command)
 
 
+def ids_of(options: dict[str, Any]) -> list[str] | None:
+    """The ids that were given, in both ways; None: none were."""
+    ids, file = list(options.pop("ids")), options.pop("ids_from")
+    if file is not None:
+        ids += [line.strip() for line in file if line.strip()]
+    return ids if ids or file is not None else None
+
+
 def run(act: Act, verb: str, only: RunState | None, options: dict[str, Any]) -> None:
     """Show what fits, ask, do it, and print the counts as JSON."""
+    options["ids"] = ids_of(options)
     is_dry, is_sure = options.pop("dry_run"), options.pop("yes")
     target = find_target(options.pop("dsn"), options.pop("schema"))
     states = [RunState[each.upper()] for each in options.pop("states")]
@@ -77,6 +94,8 @@ def run(act: Act, verb: str, only: RunState | None, options: dict[str, Any]) -> 
     shown = asked if only is None else RunFilter(states=(only,), search=search or None, **options)
 
     async def look(client: Client) -> tuple[int, Sequence[RunView]]:
+        if any(state >= RunState.COMPLETED for state in shown.states):
+            return await first_of(client, shown)
         return await client.count(shown), await client.page(shown, limit=SHOWN)
 
     if is_dry or not is_sure:
@@ -91,7 +110,35 @@ def run(act: Act, verb: str, only: RunState | None, options: dict[str, Any]) -> 
 
     result = with_client(target, lambda client: act(client, asked, progress))
     click.echo("", err=True)
-    show_json({"done": result.done, "skipped": result.skipped})
+    shown_counts: dict[str, Any] = {"done": result.done, "skipped": result.skipped}
+    if asked.ids is not None:
+        shown_counts["missing"] = result.missing
+    if result.failed:
+        shown_counts |= {"failed": result.failed, "errors": dict(result.errors)}
+    show_json(shown_counts)
+    if result.failed:
+        raise SystemExit(1)
+
+
+async def first_of(client: Client, runs: RunFilter) -> tuple[int, Sequence[RunView]]:
+    """How many runs fit, closed ones among them, and the first few."""
+    count = 0
+    first: list[RunView] = []
+    async for view in client.list_all(
+        workflow_type=runs.workflow_type,
+        states=runs.states,
+        search=runs.search,
+        queue=runs.queue,
+        id_prefix=runs.id_prefix,
+        ids=runs.ids,
+        started_after=runs.started_after,
+        started_before=runs.started_before,
+        limit=1000,
+    ):
+        count += 1
+        if len(first) < SHOWN:
+            first.append(view)
+    return count, first
 
 
 def show_first(count: int, first: Sequence[RunView], *, to_stderr: bool) -> None:
@@ -192,5 +239,40 @@ def unpark(**options: Any) -> None:
         lambda client, runs, tell: client.unpark_many(runs, progress=tell),
         "unpark",
         RunState.PARKED,
+        options,
+    )
+
+
+@bulk.command()
+@POINT[0]
+@POINT[1]
+@POINT[2]
+@click.option("--reason", default="", help="Kept with the runs that are ended.")
+@click.option("--drop-signals", is_flag=True, help="Do not send later signals again.")
+@filter_options
+def reset(
+    reason: str,
+    drop_signals: bool,
+    to_event: int | None,
+    before_activity: str | None,
+    to_last_turn: bool,
+    **options: Any,
+) -> None:
+    """Let runs go on from an earlier point of their histories, as `durable reset` does.
+
+    With `--state failed` and its like also closed runs, of each id the latest.
+    """
+    run(
+        lambda client, runs, tell: client.reset_many(
+            runs,
+            to_event=to_event,
+            before_activity=before_activity,
+            to_last_turn=to_last_turn,
+            reason=reason,
+            keep_signals=not drop_signals,
+            progress=tell,
+        ),
+        "reset",
+        None,
         options,
     )

@@ -15,18 +15,21 @@ from durable.cli.target import Duration, database_options, find_target
 from durable.client import Client, WorkflowHandle
 from durable.client.forking import ForkPlan
 
+POINT = (
+    click.option("--to-event", type=int, help="Keep the history up to this event."),
+    click.option(
+        "--before-activity", metavar="NAME", help="Before the last call of this activity."
+    ),
+    click.option("--to-last-turn", is_flag=True, help="Before what its code asked for last."),
+)
+"""Options that name a point of a history."""
+
 
 def point_options(command: Callable[..., None]) -> Callable[..., None]:
     """Options that name a point of a history, and whether to go there."""
     for option in reversed(
         (
-            click.option("--to-event", type=int, help="Keep the history up to this event."),
-            click.option(
-                "--before-activity", metavar="NAME", help="Before the last call of this activity."
-            ),
-            click.option(
-                "--to-last-turn", is_flag=True, help="Before what its code asked for last."
-            ),
+            *POINT,
             click.option("--dry-run", is_flag=True, help="Show the point; change nothing."),
             click.option("--json", "as_json", is_flag=True, help="The answer as a JSON object."),
         )

@@ -1,4 +1,4 @@
-"""Bulk: the same done to every open run that fits a filter.
+"""Bulk: the same done to every run that fits a filter.
 
 A sweep goes over the open runs in order of their run ids, a page at a time, each page in a short
 transaction. It takes those that were there when it began, so it ends. What it did is done: after an
@@ -10,25 +10,32 @@ from __future__ import annotations
 import asyncio
 import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from typing import Any
 
 from durable.client.answers import encode_call
 from durable.client.checks import check_id
 from durable.client.connected import ConnectedClient
+from durable.client.forking import fork_point
 from durable.client.intercepting import surround_all
-from durable.client.listing import time_us
+from durable.client.listing import check_ids, time_us
+from durable.client.resetting import reset_run
 from durable.engine.attributes import message_meta, plain_headers, wanted_search
 from durable.engine.definition import handler_name
 from durable.engine.interceptors import MessageCall
-from durable.errors import InvalidArgumentError
+from durable.errors import DurableError, InvalidArgumentError
 from durable.events import EventKind, Message, RunState, RunView
-from durable.store.pages import OpenRuns
+from durable.store.pages import OpenRuns, Runs
 
 PAGE_RUNS = 200
 """Runs that one transaction changes."""
 PAGE_RUNS_MAX = 10_000
+ERRORS_SHOWN = 20
+RESETS_AT_ONCE = 10
+RESET_SECONDS = 10.0
+"""How long a reset waits for the worker of a run to let go of it."""
+OPEN_STATES = (RunState.RUNNING, RunState.PARKED, RunState.PAUSED)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,6 +57,8 @@ class RunFilter:
     """Started at this time or later; with a time zone."""
     started_before: datetime | None = None
     """Started before this time; with a time zone."""
+    ids: Sequence[str] | None = None
+    """Of these workflow ids, at most 10,000."""
     everything: bool = False
     """Every open run is meant, where nothing else is given."""
 
@@ -65,7 +74,27 @@ class BulkResult:
     """Runs that it was done to."""
     skipped: int = 0
     """Runs that fitted, but had closed or changed by the time it came to them."""
+    missing: int = 0
+    """Of the ids that were given, those of no run that fits."""
+    failed: int = 0
+    """Runs that it could not be done to."""
+    errors: Mapping[str, str] = field(default_factory=dict)
+    """Why not, by workflow id: of the first 20."""
 
+    def plus(self, done: int, skipped: int, errors: Mapping[str, str] | None = None) -> BulkResult:
+        """With what was done to some more runs."""
+        errors = errors or {}
+        shown = dict([*self.errors.items(), *errors.items()][:ERRORS_SHOWN])
+        return replace(
+            self,
+            done=self.done + done,
+            skipped=self.skipped + skipped,
+            failed=self.failed + len(errors),
+            errors=shown,
+        )
+
+
+DONE, SKIPPED = "", "skipped"
 
 Progress = Callable[[BulkResult], None]
 """Called after each page with the counts so far."""
@@ -216,6 +245,70 @@ class BulkClient(ConnectedClient):
 
         return await self._sweep(runs, act, progress, RunState.PARKED)
 
+    async def reset_many(
+        self,
+        runs: RunFilter,
+        *,
+        to_event: int | None = None,
+        before_activity: str | None = None,
+        to_last_turn: bool = False,
+        reason: str = "",
+        keep_signals: bool = True,
+        progress: Progress | None = None,
+    ) -> BulkResult:
+        """Reset every run that fits to such a point of its history, as `WorkflowHandle.reset` does.
+
+        ``states`` of the filter may be closed ones too, such as FAILED; without them open runs are
+        meant. Of an id only the latest run is reset; earlier ones count as skipped. A run that has
+        no such point counts as failed, with the reason, and stays as it is.
+        """
+        check_meant(runs)
+        point = fork_point(to_event, before_activity, to_last_turn)
+        states = tuple(runs.states) or OPEN_STATES
+        wanted = Runs(*self._meant(replace(runs, states=states)))
+        until_us = await self.store.now_us() + 1
+        wanted = replace(wanted, until_us=min(wanted.until_us or until_us, until_us))
+        result, before = BulkResult(), None
+
+        while page := await self.store.views(wanted, before=before, limit=PAGE_RUNS):
+            for first in range(0, len(page), RESETS_AT_ONCE):
+                chunk = page[first : first + RESETS_AT_ONCE]
+                said = await asyncio.gather(
+                    *(self._reset(view, point, reason, keep_signals) for view in chunk)
+                )
+                errors = {
+                    view.workflow_id: text
+                    for view, text in zip(chunk, said, strict=True)
+                    if text not in (DONE, SKIPPED)
+                }
+                result = result.plus(said.count(DONE), said.count(SKIPPED), errors)
+                if progress is not None:
+                    progress(result)
+            before = page[-1].created_us, page[-1].run_id
+        return with_missing(result, wanted)
+
+    async def _reset(
+        self, view: RunView, point: dict[str, Any], reason: str, keep_signals: bool
+    ) -> str:
+        """DONE, SKIPPED, or why it cannot be."""
+        latest = await self.store.view(workflow_id=view.workflow_id)
+        if latest is None or latest.run_id != view.run_id:
+            return SKIPPED
+        try:
+            await reset_run(
+                self,
+                latest,
+                point,
+                RESET_SECONDS,
+                definition=None,
+                target=None,
+                reason=reason,
+                keep_signals=keep_signals,
+            )
+        except (DurableError, TimeoutError) as error:
+            return f"{type(error).__name__}: {error}"
+        return DONE
+
     async def _sweep(
         self,
         runs: RunFilter,
@@ -224,10 +317,7 @@ class BulkClient(ConnectedClient):
         only: RunState | None = None,
     ) -> BulkResult:
         """Do it to each page of what fits now. Raise InvalidArgumentError for an empty filter."""
-        if runs == RunFilter():
-            raise InvalidArgumentError(
-                "an empty filter means every open run: say RunFilter(everything=True) to mean it"
-            )
+        check_meant(runs)
         if only is not None:
             runs = replace(runs, states=(only,))
         wanted = self._open_runs(runs)
@@ -238,14 +328,14 @@ class BulkClient(ConnectedClient):
         while page := await self.store.open_page(wanted, after=after, limit=PAGE_RUNS):
             done = await act(page)
             self.hinter.work(runs_only=True)
-            result = BulkResult(result.done + done, result.skipped + len(page) - done)
+            result = result.plus(done, len(page) - done)
             if progress is not None:
                 progress(result)
             if len(page) < PAGE_RUNS:
                 break
             after = page[-1].run_id
             await asyncio.sleep(0)
-        return result
+        return with_missing(result, wanted)
 
     async def _tell(
         self,
@@ -270,10 +360,14 @@ class BulkClient(ConnectedClient):
         """A filter as the store takes it; raise InvalidArgumentError for what fits no run."""
         if any(state >= RunState.COMPLETED for state in runs.states):
             raise InvalidArgumentError("only open runs: states are RUNNING, PARKED and PAUSED")
+        return OpenRuns(*self._meant(runs))
+
+    def _meant(self, runs: RunFilter) -> tuple[Any, ...]:
+        """The fields of a filter as the store takes them."""
         for text in (runs.workflow_type, runs.queue, runs.id_prefix):
             if text is not None:
                 check_id(text, "what a filter names")
-        return OpenRuns(
+        return (
             runs.workflow_type,
             tuple(int(state) for state in runs.states),
             runs.queue,
@@ -281,4 +375,21 @@ class BulkClient(ConnectedClient):
             wanted_search(runs.search, self.codec),
             time_us(runs.started_after, "started_after"),
             time_us(runs.started_before, "started_before"),
+            None if runs.ids is None else tuple(check_ids(runs.ids)),
         )
+
+
+def check_meant(runs: RunFilter) -> None:
+    """Raise InvalidArgumentError for a filter that says nothing."""
+    if runs == RunFilter():
+        raise InvalidArgumentError(
+            "an empty filter means every open run: say RunFilter(everything=True) to mean it"
+        )
+
+
+def with_missing(result: BulkResult, wanted: OpenRuns) -> BulkResult:
+    """With how many of the ids were not met."""
+    if wanted.ids is None:
+        return result
+    met = result.done + result.skipped + result.failed
+    return replace(result, missing=len(wanted.ids) - met)

@@ -18,6 +18,7 @@ from durable.store.pages import Place, Runs
 
 LIST_RUNS = 100
 LIST_RUNS_MAX = 10_000
+IDS_MAX = 10_000
 TIME_US_MAX = 1 << 62
 
 
@@ -41,6 +42,7 @@ class ListingClient(ConnectedClient):
         search: Mapping[str, Any] | None = None,
         queue: str | None = None,
         id_prefix: str | None = None,
+        ids: Sequence[str] | None = None,
         started_after: datetime | None = None,
         started_before: datetime | None = None,
         closed_after: datetime | None = None,
@@ -53,12 +55,13 @@ class ListingClient(ConnectedClient):
         ``search`` leaves those that have all these search attributes: equal, or for a list at
         least these elements. ``started_after`` and ``closed_after`` are times with a zone, and
         include that moment; the ``..._before`` do not. ``id_prefix`` is what the workflow id
-        begins with. At most ``limit`` (up to 10,000); the next page is that with the ``cursor`` of
-        this one and the same filter: whatever starts, closes or is dropped by retention meanwhile,
-        a run that was there all the time is in one page.
+        begins with, ``ids`` are at most 10,000 workflow ids. At most ``limit`` (up to 10,000) are
+        listed; the next page is that with the ``cursor`` of this one and the same filter: whatever
+        starts, closes or is dropped by retention meanwhile, a run that was there all the time is in
+        one page.
 
-        Search attributes, times of closing and the newest runs are found by an index. What else
-        few of many runs have is looked for from the newest on, until there are ``limit``.
+        Search attributes, ids, times of closing and the newest runs are found by an index. What
+        else few of many runs have is looked for from the newest on, until there are ``limit``.
         Raises InvalidArgumentError for what no run can have, and for a cursor of something else.
         """
         if not 1 <= limit <= LIST_RUNS_MAX:
@@ -74,6 +77,7 @@ class ListingClient(ConnectedClient):
             wanted_search(search, self.codec),
             time_us(started_after, "started_after"),
             time_us(started_before, "started_before"),
+            None if ids is None else tuple(check_ids(ids)),
             time_us(closed_after, "closed_after"),
             time_us(closed_before, "closed_before"),
         )
@@ -94,6 +98,13 @@ class ListingClient(ConnectedClient):
             cursor = page.cursor
             if cursor is None:
                 return
+
+
+def check_ids(ids: Sequence[str]) -> Sequence[str]:
+    """The ids, each once; raise InvalidArgumentError for what cannot be a list of them."""
+    if isinstance(ids, str) or len(ids) > IDS_MAX:
+        raise InvalidArgumentError(f"ids are a list of at most {IDS_MAX:,} workflow ids")
+    return [check_id(each, "a workflow id") for each in dict.fromkeys(ids)]
 
 
 def cursor_of(view: RunView) -> str:

@@ -339,6 +339,7 @@ class SyncClient:
     pause_many = verb(Client.pause_many, SWEEP_SECONDS)
     resume_many = verb(Client.resume_many, SWEEP_SECONDS)
     unpark_many = verb(Client.unpark_many, SWEEP_SECONDS)
+    reset_many = verb(Client.reset_many, SWEEP_SECONDS)
 
 
 class SyncWorkflowHandle(Generic[R]):

@@ -31,11 +31,14 @@ class OpenRuns:
     """Created at this time or later."""
     until_us: int | None = None
     """Created before this time."""
+    ids: tuple[str, ...] | None = None
+    """Of these workflow ids."""
 
     def fits(self, view: RunView, has_attributes: Contains) -> bool:
         """Whether it is one of them; ``has_attributes`` says if its attributes contain ours."""
         return (
-            self.workflow_type in (None, view.workflow_type)
+            (self.ids is None or view.workflow_id in self.ids)
+            and self.workflow_type in (None, view.workflow_type)
             and (not self.states or view.state in self.states)
             and self.queue in (None, view.queue)
             and view.workflow_id.startswith(self.id_prefix or "")

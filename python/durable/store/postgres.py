@@ -27,7 +27,7 @@ from durable.events import (
     SessionInfo,
     TypeInfo,
 )
-from durable.store.arrays import blobs, literal, texts, uuids
+from durable.store.arrays import TextArray, blobs, literal, texts, uuids
 from durable.store.base import WORK, Hint
 from durable.store.commits import Params
 from durable.store.connection import Conn, Target
@@ -182,10 +182,11 @@ class PostgresStore(PostgresWrites, PostgresHistories, PostgresStreams):
             wanted.until_us,
             wanted.closed_from_us,
             wanted.closed_until_us,
+            ids_of(wanted),
             *(before or (None, None)),
             limit,
         )
-        if wanted.search is not None or wanted.closed_from_us is not None:
+        if any(each is not None for each in (wanted.search, wanted.closed_from_us, wanted.ids)):
             search = None if wanted.search is None else wanted.search.decode()
             rows = await self.fetch("find_runs", (search, *params))
         else:
@@ -196,12 +197,12 @@ class PostgresStore(PostgresWrites, PostgresHistories, PostgresStreams):
         self, wanted: OpenRuns, *, after: str | None = None, limit: int = 200
     ) -> list[RunView]:
         """The next open runs by run id, without the reasons of parked and paused ones."""
-        rows = await self.fetch("open_page", (*page_params(wanted), after, limit))
+        rows = await self.fetch("open_page", (*page_params(wanted), after, limit, ids_of(wanted)))
         return await give_heads([run_view(row) for row in rows], self.first_batches)
 
     async def count_open(self, wanted: OpenRuns) -> int:
         """How many open runs fit."""
-        return int((await self.fetch("count_open", page_params(wanted)))[0][0])
+        return int((await self.fetch("count_open", (*page_params(wanted), ids_of(wanted))))[0][0])
 
     async def closed(self, run_ids: Sequence[str]) -> list[RunView]:
         """Those of the runs that are closed, with results."""
@@ -366,6 +367,11 @@ def is_dead_session(error: StoreError) -> bool:
     """Whether the database refused because the session has ended."""
     cause = error.__cause__
     return isinstance(cause, psycopg.Error) and cause.sqlstate == NO_SESSION
+
+
+def ids_of(wanted: OpenRuns) -> TextArray | None:
+    """The ids of a filter as the statements take them."""
+    return None if wanted.ids is None else texts(wanted.ids)
 
 
 def page_params(wanted: OpenRuns) -> Params:

@@ -95,23 +95,25 @@ LIMIT 1
 -- name: list_runs
 SELECT run_id::text, workflow_id, workflow_type, queue, version, state, {s}.us(created_at),
        {s}.us(closed_at), next_seq, head_hash, part, NULL::bytea, NULL::bytea, search::text, session
-FROM {s}.list_runs($1, $2, $3, $4::smallint[], $5, $6, $7, $8, $9, $10, $11, $12::uuid, $13)
+FROM {s}.list_runs($1, $2, $3, $4::smallint[], $5, $6, $7, $8, $9, $10, $11::text[], $12, $13::uuid,
+                   $14)
 
 -- name: find_runs
 SELECT run_id::text, workflow_id, workflow_type, queue, version, state, {s}.us(created_at),
        {s}.us(closed_at), next_seq, head_hash, part, NULL::bytea, NULL::bytea, search::text, session
-FROM {s}.find_runs($1::jsonb, $2, $3, $4, $5::smallint[], $6, $7, $8, $9, $10, $11, $12, $13::uuid,
-                   $14)
+FROM {s}.find_runs($1::jsonb, $2, $3, $4, $5::smallint[], $6, $7, $8, $9, $10, $11, $12::text[], $13,
+                   $14::uuid, $15)
 
 -- name: open_page
 SELECT run_id::text, workflow_id, workflow_type, queue, version,
        CASE WHEN pause IS NULL THEN state ELSE 3 END, {s}.us(created_at),
        NULL::bigint, next_seq, head_hash, part, NULL::bytea, NULL::bytea, search::text, session
-FROM {s}.open_page($1, $2::smallint[], $3, $4, $5::jsonb, $6, $7, $8::uuid, $9)
+FROM {s}.open_page($1, $2::smallint[], $3, $4, $5::jsonb, $6, $7, $8::uuid, $9, $10::text[])
 
 -- name: count_open
 SELECT count(*) FROM {s}.run r
 WHERE {s}.fits(r, $1::text, $2::smallint[], $3::text, $4::text, $5::jsonb, $6::bigint, $7::bigint)
+  AND ($8::text[] IS NULL OR r.workflow_id = ANY ($8))
 
 -- name: closed
 SELECT * FROM {s}.closed_views($1::uuid[])

@@ -16,15 +16,27 @@ RETURNS boolean LANGUAGE sql STABLE RETURN
     AND (p_until_us IS NULL OR (r).created_at < {s}.ts(p_until_us));
 
 -- The next page. Read in the order of the primary key, from where the last page ended to the last row
--- of this one; a bitmap or a sort would read all open runs for each page.
+-- of this one; a bitmap or a sort would read all open runs for each page. Runs of given ids are looked up.
 CREATE FUNCTION {s}.open_page(p_type text, p_states smallint[], p_queue text, p_prefix text,
                               p_search jsonb, p_from_us bigint, p_until_us bigint,
-                              p_after uuid, p_limit integer)
+                              p_after uuid, p_limit integer, p_ids text[])
 RETURNS SETOF {s}.run LANGUAGE plpgsql STABLE
 SET enable_seqscan = off SET enable_bitmapscan = off SET enable_sort = off SET jit = off
 SET plan_cache_mode = force_generic_plan
 AS $$
 BEGIN
+    IF p_ids IS NOT NULL THEN
+        RETURN QUERY
+        WITH found AS MATERIALIZED (
+            SELECT r.* FROM (SELECT DISTINCT unnest(p_ids) AS id) i
+            JOIN {s}.run r ON r.workflow_id = ANY (ARRAY[i.id])
+            WHERE {s}.fits(r, p_type, p_states, p_queue, p_prefix, p_search, p_from_us, p_until_us)
+        )
+        SELECT f.* FROM found f
+        WHERE f.run_id > coalesce(p_after, '00000000-0000-0000-0000-000000000000'::uuid)
+        ORDER BY f.run_id LIMIT p_limit;
+        RETURN;
+    END IF;
     RETURN QUERY
     SELECT r.* FROM {s}.run r
     WHERE r.run_id > coalesce(p_after, '00000000-0000-0000-0000-000000000000'::uuid)

@@ -21,7 +21,7 @@ COMMENT ON VIEW {s}.any_run IS
 CREATE FUNCTION {s}.is_listed(
     r {s}.any_run, p_open boolean, p_closed boolean, p_type text, p_states smallint[], p_queue text,
     p_prefix text, p_from_us bigint, p_until_us bigint, p_closed_from_us bigint,
-    p_closed_until_us bigint, p_before_us bigint, p_before uuid
+    p_closed_until_us bigint, p_ids text[], p_before_us bigint, p_before uuid
 ) RETURNS boolean LANGUAGE sql STABLE RETURN
     ((r).is_open AND p_open OR NOT (r).is_open AND p_closed)
     AND (p_type IS NULL OR (r).workflow_type = p_type)
@@ -32,13 +32,14 @@ CREATE FUNCTION {s}.is_listed(
     AND (p_until_us IS NULL OR (r).created_at < {s}.ts(p_until_us))
     AND (p_closed_from_us IS NULL OR (r).closed_at >= {s}.ts(p_closed_from_us))
     AND (p_closed_until_us IS NULL OR (r).closed_at < {s}.ts(p_closed_until_us))
+    AND (p_ids IS NULL OR (r).workflow_id = ANY (p_ids))
     AND (p_before_us IS NULL OR ((r).created_at, (r).run_id) < ({s}.ts(p_before_us), p_before));
 
 -- In order of the index by time (and of the run ids in one microsecond), from where the last page ended to the last row of this one.
 CREATE FUNCTION {s}.list_runs(
     p_open boolean, p_closed boolean, p_type text, p_states smallint[], p_queue text,
     p_prefix text, p_from_us bigint, p_until_us bigint, p_closed_from_us bigint,
-    p_closed_until_us bigint, p_before_us bigint, p_before uuid, p_limit integer
+    p_closed_until_us bigint, p_ids text[], p_before_us bigint, p_before uuid, p_limit integer
 ) RETURNS SETOF {s}.any_run LANGUAGE plpgsql STABLE
 SET enable_seqscan = off SET enable_bitmapscan = off SET enable_sort = off SET jit = off
 SET plan_cache_mode = force_custom_plan
@@ -47,16 +48,16 @@ BEGIN
     RETURN QUERY
     SELECT r.* FROM {s}.any_run r
     WHERE {s}.is_listed(r, p_open, p_closed, p_type, p_states, p_queue, p_prefix, p_from_us,
-                        p_until_us, p_closed_from_us, p_closed_until_us, p_before_us, p_before)
+                        p_until_us, p_closed_from_us, p_closed_until_us, p_ids, p_before_us, p_before)
     ORDER BY r.created_at DESC, r.run_id DESC LIMIT p_limit;
 END $$;
 
--- Those with these search attributes, or that closed since then, which few are: found by the index of
--- that, and sorted.
+-- Those with these search attributes or ids, or that closed since then, which few are: found by the
+-- index of that, and sorted.
 CREATE FUNCTION {s}.find_runs(
     p_search jsonb, p_open boolean, p_closed boolean, p_type text, p_states smallint[],
     p_queue text, p_prefix text, p_from_us bigint, p_until_us bigint, p_closed_from_us bigint,
-    p_closed_until_us bigint, p_before_us bigint, p_before uuid, p_limit integer
+    p_closed_until_us bigint, p_ids text[], p_before_us bigint, p_before uuid, p_limit integer
 ) RETURNS SETOF {s}.any_run LANGUAGE plpgsql STABLE
 SET enable_seqscan = off SET jit = off SET plan_cache_mode = force_custom_plan
 AS $$
@@ -66,7 +67,7 @@ BEGIN
         SELECT r.* FROM {s}.any_run r
         WHERE (p_search IS NULL OR r.search @> p_search)
           AND {s}.is_listed(r, p_open, p_closed, p_type, p_states, p_queue, p_prefix, p_from_us,
-                            p_until_us, p_closed_from_us, p_closed_until_us, p_before_us, p_before)
+                            p_until_us, p_closed_from_us, p_closed_until_us, p_ids, p_before_us, p_before)
     )
     SELECT f.* FROM found f ORDER BY f.created_at DESC, f.run_id DESC LIMIT p_limit;
 END $$;

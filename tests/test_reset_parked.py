@@ -192,3 +192,17 @@ async def test_the_next_run_of_a_chain_has_the_priority_of_the_first(
         assert await handle.result(SOON) == 3
     start = (await client.get_handle("a").history())[0]
     assert start.meta["priority"] == 5
+
+
+async def test_a_signal_of_an_open_transaction_is_waited_for(client: Client, dsn: str) -> None:
+    handle = await client.start(collect, id="a")
+    async with await psycopg.AsyncConnection.connect(dsn) as connection, connection.transaction():
+        await handle.signal("word", "one", conn=connection)
+        resetting_now = asyncio.create_task(handle.reset(to_event=1))
+        await asyncio.wait([resetting_now], timeout=0.2)
+        assert not resetting_now.done()
+    again = await resetting_now
+    await again.signal("word", "end")
+
+    async with Worker(dsn, workflows=[collect], activities=[note]):
+        assert await again.result(SOON) == ["one"]

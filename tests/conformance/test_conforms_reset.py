@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from durable import NonDeterminismError, Worker, activity, workflow
-from durable.errors import InvalidArgumentError, WorkflowTerminatedError
+from durable.errors import InvalidArgumentError, WorkflowNotFoundError, WorkflowTerminatedError
 
 
 @activity.defn
@@ -115,3 +115,55 @@ async def test_reset_05(database: Any) -> None:
     assert (plan.event_id, plan.signals, plan.activities) == (done, ("by",), ())
     with pytest.raises(InvalidArgumentError, match="to_event is 1 to"):
         await handle.plan_reset(to_event=1000)
+
+
+async def test_reset_06(database: Any) -> None:
+    """reset-6: A run that no worker has is reset without one, and its unread signals are kept."""
+    handle = await database.client.start(survey, id="site")
+    await handle.signal("by", "Ann")
+    again = await handle.reset(to_event=1)
+    with pytest.raises(WorkflowTerminatedError):
+        await database.client.get_handle("site", handle.run_id).result(30)
+    async with serve(database):
+        assert (await again.result(30))[1] == "Ann"
+
+
+async def test_reset_07(database: Any) -> None:
+    """reset-7: A signal is taken by the old run or the new, or refused: it is never lost."""
+    handle = await database.client.start(survey, id="site")
+    await handle.signal("by", "Ann")
+    stop = asyncio.Event()
+
+    async def send() -> int:
+        count = 0
+        while not stop.is_set():
+            try:
+                await database.client.get_handle("site").signal("note", count)
+            except WorkflowNotFoundError:
+                await asyncio.sleep(0.01)
+                continue
+            count += 1
+            await asyncio.sleep(0.03)
+        return count
+
+    sending = asyncio.create_task(send())
+    try:
+        for _ in range(3):
+            await asyncio.sleep(0.05)
+            handle = await database.client.get_handle("site").reset(to_event=1)
+    finally:
+        stop.set()
+        count = await sending
+    items = await database.client.store.inbox([handle.run_id])
+    assert len(items) == count + 1
+
+
+async def test_reset_08(database: Any) -> None:
+    """reset-8: The new run has the limits, the memo and the priority of the old one."""
+    options: Any = {"run_timeout": 3600, "execution_timeout": 7200, "priority": 3}
+    handle = await database.client.start(survey, id="site", memo={"who": "Ann"}, **options)
+    again = await handle.reset(to_event=1)
+    assert await again.memo() == {"who": "Ann"}
+    meta = (await again.history())[0].meta
+    assert (meta["run_timeout_us"], meta["execution_timeout_us"]) == (3_600_000_000, 7_200_000_000)
+    assert meta["priority"] == 3

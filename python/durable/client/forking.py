@@ -12,7 +12,7 @@ import base64
 import uuid
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from durable._core import decode
@@ -27,7 +27,7 @@ from durable.engine.forking import check_cut, copy_events, cut_before
 from durable.engine.registry import Registry
 from durable.engine.start import StartMeta, decode_json
 from durable.errors import UnreadablePayloadError
-from durable.events import EventKind, IdReuse, Message, NewRun, RunState, RunView
+from durable.events import EventKind, IdReuse, InboxItem, Message, NewRun, RunState, RunView
 
 if TYPE_CHECKING:
     from durable._core import Event
@@ -96,14 +96,27 @@ async def read_run(client: ConnectedClient, view: RunView) -> Recorded:
     batches, items = await read_moment(client.store, view)
     if batches and is_sealed(batches[0]):
         raise UnreadablePayloadError(NO_CODEC)
-    unread = left_unread(view)
+    unread = left_unread(view) + signals_in(items)
+    events = decode(uuid.UUID(view.run_id).bytes, batches)
+    return Recorded(view, events, unread, [item.id for item in items])
+
+
+async def read_mail(client: ConnectedClient, recorded: Recorded) -> Recorded:
+    """The same with what is unread by now; raise UnreadablePayloadError."""
+    items = await client.store.inbox([recorded.view.run_id])
+    ids = [item.id for item in items]
+    return replace(recorded, unread=signals_in(items), inbox_ids=ids)
+
+
+def signals_in(items: Sequence[InboxItem]) -> list[Signal]:
+    """The signals of an inbox; raise UnreadablePayloadError when one cannot be read."""
+    found: list[Signal] = []
     for item in items:
         if item.unreadable is not None:
             raise item.unreadable
         if item.kind == EventKind.SIGNAL_RECEIVED:
-            unread.append((item.name, item.meta, item.payload))
-    events = decode(uuid.UUID(view.run_id).bytes, batches)
-    return Recorded(view, events, unread, [item.id for item in items])
+            found.append((item.name, item.meta, item.payload))
+    return found
 
 
 def left_unread(view: RunView) -> list[Signal]:

@@ -7,8 +7,9 @@ answer, `StoreError` when it refused.
 
 The rules that make lost work impossible:
 
-* A run is written by its owner only. `claim_runs` raises the run's fence; every `RunCommit` carries
-  the fence and the sequence it builds on, and changes nothing when either moved on.
+* A run is written by its owner only, but that one without an owner may be ended by whoever read it
+  (`RunCommit.all_read`). `claim_runs` raises the run's fence; every `RunCommit` carries the fence
+  and the sequence it builds on, and changes nothing when either moved on.
 * A session that is declared dead loses its runs and its activity attempts in one transaction, which
   raises the fences, so what it still has in flight is refused.
 * A message is an inbox row and a wake token (a row of ``task``), inserted together. A token is

@@ -34,6 +34,8 @@ LEFT_OUT_OF_THE_ENVIRONMENT = {
     "pause_many": SWEEP,
     "resume_many": SWEEP,
     "unpark_many": SWEEP,
+    "reset_many": SWEEP,
+    "list_all": SWEEP,
     "signal_matching": SWEEP,
     "list_schedules": SWEEP,
     "get_schedule": "create_schedule returns the handle",

@@ -11,7 +11,12 @@ import pytest
 
 from durable import activity
 from durable.client import Client
-from durable.errors import ConfigurationError, StoreUnavailableError
+from durable.errors import (
+    ConfigurationError,
+    StoreError,
+    StoreUnavailableError,
+    WorkflowNotFoundError,
+)
 from durable.runtime.worker import Worker
 from durable.store import connection
 from durable.store.connection import Conn, Target
@@ -77,7 +82,8 @@ async def test_a_server_that_was_reached_before_is_waited_for(
     store = PostgresStore(dsn)
     try:
         await store.open()
-        await store.close()
+        for lane in (*store.hot.idle, *store.rest.idle):
+            await lane.close()
         asked = failing(monkeypatch, "Connection refused", 2)
         assert await store.now_us() > 0
         assert len(asked) == 3
@@ -202,3 +208,30 @@ async def test_a_worker_that_starts_before_its_server_serves_when_it_is_up(
     asked = failing(monkeypatch, "Connection refused", 2)
     async with asyncio.timeout(60), Worker(dsn, activities=[nothing]):
         assert len(asked) > 2
+
+
+async def test_a_handle_of_a_closed_client_opens_nothing(dsn: str) -> None:
+    async with Client.connect(dsn) as client:
+        handle = client.get_handle("nobody")
+    with pytest.raises(StoreError, match="the store is closed"):
+        await handle.describe()
+    async with client:
+        with pytest.raises(WorkflowNotFoundError):
+            await handle.describe()
+
+
+async def test_a_call_that_is_under_way_gives_its_connection_back_when_it_ends(dsn: str) -> None:
+    store = PostgresStore(dsn)
+    await store.open()
+    begun, go_on = asyncio.Event(), asyncio.Event()
+
+    async def work(conn: Conn, unsure: bool) -> Conn:
+        begun.set()
+        await go_on.wait()
+        return conn
+
+    call = asyncio.create_task(store.rest.call(work))
+    await begun.wait()
+    await store.close()
+    go_on.set()
+    assert (await call).closed

@@ -296,6 +296,8 @@ class Lanes:
         self.size = size
         self.idle = [Lane(target) for _ in range(size)]
         self.free = asyncio.Semaphore(size)
+        self.is_closed = False
+        """Nothing is to be run any more, until somebody opens them again."""
 
     async def call(self, work: Work[T]) -> T:
         """Run ``work`` on a free lane; again where that is safe, until the time is up."""
@@ -304,6 +306,8 @@ class Lanes:
         unsure = False
         while True:
             async with self.free:
+                if self.is_closed:
+                    raise StoreError("the store is closed: open it again, or make a new client")
                 # The lane used last has its statements prepared.
                 lane = self.idle.pop()
                 try:
@@ -321,6 +325,8 @@ class Lanes:
                     problem = error
                 finally:
                     self.idle.append(lane)
+                    if self.is_closed:
+                        await lane.close()
             tries += 1
             pause = min(BACKOFF_SECONDS_MAX, BACKOFF_SECONDS * 2**tries) * (0.5 + random.random())
             if time.monotonic() + pause > deadline:
@@ -333,6 +339,7 @@ class Lanes:
             await asyncio.sleep(pause)
 
     async def close(self) -> None:
-        """Drop every connection that is not in use right now."""
+        """Drop every connection; those in use right now when their call ends."""
+        self.is_closed = True
         for lane in self.idle:
             await lane.close()

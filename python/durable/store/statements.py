@@ -49,6 +49,7 @@ class Statements:
         await patiently(self.target, self.connect_seconds, self._open)
 
     async def _open(self) -> None:
+        self.hot.is_closed = self.rest.is_closed = False
         name = quote_schema(self.schema)
         try:
             there = await self.fetch("has_meta", (name,))

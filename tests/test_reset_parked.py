@@ -12,6 +12,7 @@ import pytest
 
 from durable import activity, workflow
 from durable.client import Client, resetting
+from durable.codec import AesGcmCodec, Codec
 from durable.errors import WorkflowNotFoundError, WorkflowTerminatedError
 from durable.events import RunState
 from durable.runtime.worker import Worker
@@ -206,3 +207,27 @@ async def test_a_signal_of_an_open_transaction_is_waited_for(client: Client, dsn
 
     async with Worker(dsn, workflows=[collect], activities=[note]):
         assert await again.result(SOON) == ["one"]
+
+
+async def test_an_encrypted_run_is_reset_with_what_it_had_not_read(
+    dsn: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    codec = Codec(pipeline=[AesGcmCodec({"one": bytes(32)}, "one")])
+    async with Client.connect(dsn, codec=codec) as client:
+        handle = await client.start(collect, id="a")
+        for word in ("one", "end"):
+            await handle.signal("word", word)
+
+        async def dies(*_: Any) -> None:
+            raise ConnectionResetError
+
+        with monkeypatch.context() as patch:
+            patch.setattr(resetting, "start_copy", dies)
+            with pytest.raises(ConnectionResetError):
+                await handle.reset(to_event=1)
+        again = await handle.reset(to_event=1)
+        async with await psycopg.AsyncConnection.connect(dsn) as connection:
+            (failure,) = await one(connection, "SELECT failure FROM durable.closed_run")
+        assert b"unread" not in failure
+        async with Worker(dsn, workflows=[collect], activities=[note], codec=codec):
+            assert await again.result(SOON) == ["one"]

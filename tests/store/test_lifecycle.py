@@ -23,6 +23,7 @@ from durable.events import (
     RunState,
     Verdict,
 )
+from durable.store.pages import Runs
 from durable.store.postgres import PostgresStore
 from durable.store.retention import Upkeep
 
@@ -169,9 +170,9 @@ async def test_a_paused_run_is_shown_with_its_reason(rig: Rig) -> None:
 
     assert view is not None
     assert (view.state, view.failure) == (RunState.PAUSED, b'{"message":"why"}')
-    (found,) = await rig.other.views(states=[RunState.PAUSED])
+    (found,) = await rig.other.views(Runs(states=[RunState.PAUSED]))
     assert found.run_id == run_id
-    (running,) = await rig.other.views(states=[RunState.RUNNING])
+    (running,) = await rig.other.views(Runs(states=[RunState.RUNNING]))
     assert running.workflow_id == "b"
 
 
@@ -181,7 +182,7 @@ async def test_a_paused_run_is_found_by_search_and_state(rig: Rig) -> None:
     await rig.store.pause({run_id: b"{}"})
 
     async def names(*states: RunState) -> list[tuple[str, RunState]]:
-        views = await rig.other.views(search=b'{"x":1}', states=states)
+        views = await rig.other.views(Runs(search=b'{"x":1}', states=states))
         return [(view.workflow_id, view.state) for view in views]
 
     assert await names(RunState.PAUSED) == [("a", RunState.PAUSED)]

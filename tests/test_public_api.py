@@ -27,7 +27,7 @@ PROMISED = """
     WorkflowNotFoundError WorkflowParkedError WorkflowTerminatedError WorkflowTimedOutError
     ConfigurationError DecodeError DefinitionError DurableError EncodeError HistoryCorruptError
     HistoryUnsupportedError PayloadError PayloadTooLargeError SchemaVersionError StoreError
-    StoreUnavailableError StreamFullError
+    MapFailedError StoreUnavailableError StreamFullError
 """.split()
 
 WORKFLOW = """

@@ -21,6 +21,7 @@ from durable import (
     DecodeError,
     DefinitionError,
     GuardError,
+    MapFailedError,
     NonDeterminismError,
     PayloadTooLargeError,
     RetryPolicy,
@@ -914,6 +915,101 @@ def test_map_tolerates_so_many_failures_and_no_more() -> None:
     assert turn.closing.state == RunState.FAILED
     assert turn.cancelled_activities == [3, 4]
     strict.check_replays()
+
+
+def test_map_stops_when_the_least_number_of_successes_is_out_of_reach() -> None:
+    @workflow.defn
+    async def enough(items: list[int], least: int) -> str:
+        try:
+            results = await workflow.map(double, items, max_concurrency=3, min_successful=least)
+        except MapFailedError as error:
+            counts = (error.succeeded, error.failed, error.needed, error.total)
+            return f"{counts} {type(error.__cause__).__name__}: {error}"
+        return " ".join(type(each).__name__ for each in results)
+
+    run = MemoryRun(enough, [1, 2, 3], 2)
+    run.fail(2)
+    run.complete(3, 4)
+    run.complete(4, 6)
+    assert run.result == "ActivityError int int"
+    run.check_replays()
+
+    short = MemoryRun(enough, [1, 2, 3, 4, 5], 4)
+    short.complete(2, 2)
+    short.fail(3)
+    assert not short.turns[-1].cancelled_activities
+    turn = short.fail(4)
+    assert turn.cancelled_activities == [6, 8]
+    assert short.result == (
+        "(1, 2, 4, 5) ActivityError: 2 of 5 calls of a map failed, so that 4 cannot succeed any "
+        "more; 1 had succeeded when it stopped"
+    )
+    short.check_replays()
+
+    hopeless = MemoryRun(enough, [1, 2], 3)
+    assert not hopeless.turns[0].scheduled
+    assert hopeless.result == (
+        "(0, 0, 3, 2) NoneType: 3 of the calls of a map must succeed, and it has 2 items only"
+    )
+
+
+@pytest.mark.parametrize(
+    ("options", "failures"),
+    [
+        ({"tolerate": 0.29}, 29),
+        ({"tolerate": 0.295}, 29),
+        ({"min_successful": 0.71}, 29),
+        ({"min_successful": 0.7}, 30),
+        ({"min_successful": 0.705}, 29),
+        ({"min_successful": 100}, 0),
+        ({"min_successful": 0}, 100),
+    ],
+)
+def test_a_share_of_a_map_is_counted_as_it_is_written(
+    options: dict[str, Any], failures: int
+) -> None:
+    async def call(number: int) -> int:
+        if number < failing:
+            raise ValueError(number)
+        return number
+
+    @workflow.defn
+    async def flow() -> int:
+        results = await workflow.map(call, list(range(100)), **options)
+        return sum(isinstance(each, ValueError) for each in results)
+
+    failing = failures
+    assert MemoryRun(flow).result == failures
+    if failures < 100:
+        failing = failures + 1
+        closing = MemoryRun(flow).turns[0].closing
+        assert closing is not None
+        assert closing.state == RunState.FAILED
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        ({"min_successful": 1, "tolerate": 1}, "leave one of them out"),
+        ({"min_successful": 1, "tolerate": 0.5}, "leave one of them out"),
+        ({"min_successful": -1}, "not -1"),
+        ({"min_successful": 1.0}, "not 1.0"),
+        ({"min_successful": 0.0}, "not 0.0"),
+        ({"min_successful": "2"}, "not '2'"),
+    ],
+)
+def test_map_refuses_counts_of_successes_that_cannot_be_meant(
+    options: dict[str, Any], says: str
+) -> None:
+    @workflow.defn
+    async def wrong() -> str:
+        try:
+            await workflow.map(double, [1], **options)
+        except ConfigurationError as error:
+            return str(error)
+        return "accepted"
+
+    assert says in str(MemoryRun(wrong).result)
 
 
 def test_map_refuses_a_bound_of_zero() -> None:

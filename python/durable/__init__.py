@@ -28,6 +28,7 @@ from durable.errors import (
     HistoryCorruptError,
     HistoryUnsupportedError,
     InvalidArgumentError,
+    MapFailedError,
     NonDeterminismError,
     NonRetryable,
     PayloadError,
@@ -111,6 +112,7 @@ __all__ = [
     "ChildWorkflowError",
     "ContextError",
     "GuardError",
+    "MapFailedError",
     "NonDeterminismError",
     "RemoteError",
     # raised to your clients

@@ -28,6 +28,7 @@ DurableError
 ├── RemoteError                   raised inside a workflow for what it called
 │   ├── ActivityError
 │   └── ChildWorkflowError
+├── MapFailedError                fewer calls of a map succeed than it was told to need
 ├── AttemptLostError              an at-most-once activity began, and how it ended is not known
 ├── ActivityProcessError          the process that ran an activity died
 ├── ApplicationError              raised by user code to say more than an exception can
@@ -230,6 +231,28 @@ class ActivityError(RemoteError):
 
 class ChildWorkflowError(RemoteError):
     """A child workflow did not end with a result."""
+
+
+class MapFailedError(DurableError):
+    """As many calls of `durable.workflow.map` as ``min_successful`` says cannot succeed any more.
+
+    ``failed`` and ``succeeded`` of ``total`` calls had ended so when it stopped; ``needed`` is how
+    many had to succeed. ``__cause__`` is the failure that was one too many.
+    """
+
+    def __init__(self, *, succeeded: int, failed: int, needed: int, total: int) -> None:
+        if needed > total:
+            message = f"{needed} of the calls of a map must succeed, and it has {total} items only"
+        else:
+            message = (
+                f"{failed} of {total} calls of a map failed, so that {needed} cannot succeed any "
+                f"more; {succeeded} had succeeded when it stopped"
+            )
+        super().__init__(message)
+        self.succeeded = succeeded
+        self.failed = failed
+        self.needed = needed
+        self.total = total
 
 
 class AttemptLostError(DurableError):

@@ -42,7 +42,6 @@ from durable.engine.authoring import (
     defn,
     init,
     logger,
-    map_activity,
     query,
     run,
     signal,
@@ -57,6 +56,7 @@ from durable.engine.definition import (
 from durable.engine.handlers import SignalChannel
 from durable.engine.info import ParentInfo, WorkflowInfo, duration_us, to_datetime, to_us
 from durable.engine.last import has_last_result, last_failure, last_result
+from durable.engine.mapping import map_activity
 from durable.engine.receiving import (
     on_dynamic_query,
     on_dynamic_signal,
@@ -521,14 +521,20 @@ async def map(
     *,
     max_concurrency: int = 100,
     tolerate: int | float = 0,
+    min_successful: int | float | None = None,
 ) -> list[R | BaseException]:
     """Call an activity for each item, so many at a time, and return the results in order.
 
     ``tolerate`` failures (a number, or a share between 0 and 1) leave their exception in the place
     of the result; one more cancels what is under way and is raised.
+
+    ``min_successful`` (a number, or a share between 0 and 1) says it the other way round: all items
+    are tried, and so many calls must succeed. As soon as they cannot, what is under way is
+    cancelled and MapFailedError raised, with the counts; at once, when there are too few items.
+    Raises ConfigurationError when both are given.
     """
     context("map()").check_writable("map()")
-    return await map_activity(activity, items, max_concurrency, tolerate)
+    return await map_activity(activity, items, max_concurrency, tolerate, min_successful)
 
 
 def unsafe_allowed() -> AbstractContextManager[None]:

@@ -4,7 +4,14 @@ import asyncio
 
 import pytest
 
-from durable import ActivityError, ConfigurationError, NonRetryable, activity, workflow
+from durable import (
+    ActivityError,
+    ConfigurationError,
+    MapFailedError,
+    NonRetryable,
+    activity,
+    workflow,
+)
 from durable.errors import WorkflowFailedError
 from durable.testing import WorkflowEnvironment
 
@@ -190,6 +197,66 @@ async def test_map_12(env: WorkflowEnvironment) -> None:
 
     assert await env.execute(flow) == 200
     assert sorted(call[0][0] for call in mock.calls) == list(range(200))
+
+
+async def test_map_13(env: WorkflowEnvironment) -> None:
+    """map-13: A least number of successes lets as many fail as are not needed, and tries all."""
+
+    @workflow.defn
+    async def flow(items: list[int], least: int) -> list[str]:
+        return shown(await workflow.map(double, items, min_successful=least))
+
+    assert await env.execute(flow, [-1, 1, -2], 1) == ["ActivityError", "2", "ActivityError"]
+    assert await env.execute(flow, [1, 2, 3], 1) == ["2", "4", "6"]
+
+
+async def test_map_14(env: WorkflowEnvironment) -> None:
+    """map-14: When so many cannot succeed any more the rest is stopped; the error counts."""
+    begun = asyncio.Event()
+
+    @activity.defn
+    async def slow(number: int) -> int:
+        if number == 1:
+            await begun.wait()
+            raise NonRetryable("one")
+        begun.set()
+        await env.hang()
+        return number
+
+    @workflow.defn
+    async def flow() -> None:
+        await workflow.map(slow, [1, 2, 3, 4], max_concurrency=2, min_successful=4)
+
+    handle = await env.start(flow)
+    with pytest.raises(WorkflowFailedError) as caught:
+        await handle.result()
+    error = caught.value.__cause__
+    assert isinstance(error, MapFailedError)
+    assert (error.succeeded, error.failed, error.needed, error.total) == (0, 1, 4, 4)
+    assert isinstance(error.__cause__, ActivityError)
+    outcomes = [step.outcome for step in (await handle.history()).activities]
+    assert outcomes == ["failed", "cancelled"]
+
+
+async def test_map_15(env: WorkflowEnvironment) -> None:
+    """map-15: The least number of successes may be a share of the items; it excludes tolerate."""
+
+    @workflow.defn
+    async def flow(items: list[int]) -> list[str]:
+        return shown(await workflow.map(double, items, min_successful=0.5))
+
+    @workflow.defn
+    async def both() -> str:
+        try:
+            await workflow.map(double, [1, 2], min_successful=1, tolerate=1)
+        except ConfigurationError:
+            return "refused"
+        return "accepted"
+
+    assert (await env.execute(flow, [1, -1, 2, -2])).count("ActivityError") == 2
+    with pytest.raises(WorkflowFailedError, match="3 of 4"):
+        await env.execute(flow, [1, -1, -3, -2])
+    assert await env.execute(both) == "refused"
 
 
 async def test_saga_01(env: WorkflowEnvironment) -> None:

@@ -1,11 +1,11 @@
-"""The part of `durable.workflow` that needs no running workflow: decorators, logger, sagas, map."""
+"""The part of `durable.workflow` that needs no running workflow: decorators, logger, sagas."""
 
 from __future__ import annotations
 
 import asyncio
 import inspect
 import logging
-from collections.abc import Awaitable, Callable, Coroutine, Iterator, MutableMapping, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, MutableMapping
 from typing import Any, Concatenate, Generic, ParamSpec, Protocol, TypeVar, cast, overload
 
 from durable._core import current
@@ -16,14 +16,13 @@ from durable.engine.definition import (
     WorkflowDefinition,
     WorkflowOptions,
 )
-from durable.errors import ConfigurationError, DefinitionError
+from durable.errors import DefinitionError
 from durable.events import DYNAMIC
 from durable.options import RetryPolicy
 
 P = ParamSpec("P")
 S = TypeVar("S")
 R = TypeVar("R")
-T = TypeVar("T")
 C = TypeVar("C", bound=type)
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -316,40 +315,3 @@ class Saga:
         if failures:
             first = [error] if isinstance(error, Exception) else []
             raise ExceptionGroup("the saga could not be undone", [*first, *failures]) from error
-
-
-async def map_activity(
-    call: Callable[[T], Awaitable[R]],
-    items: Sequence[T],
-    max_concurrency: int,
-    tolerate: int | float,
-) -> list[R | BaseException]:
-    """Call for each item with bounded concurrency; see `durable.workflow.map`."""
-    if max_concurrency < 1:
-        raise ConfigurationError(f"max_concurrency must be 1 or more, not {max_concurrency}")
-    share = isinstance(tolerate, float) and 0 < tolerate < 1
-    failures_max = int(len(items) * tolerate) if share else int(tolerate)
-    results: list[Any] = [None] * len(items)
-    numbered: Iterator[tuple[int, T]] = iter(enumerate(items))
-    failures = 0
-
-    async def work() -> None:
-        nonlocal failures
-        for index, item in numbered:
-            try:
-                results[index] = await call(item)
-            except Exception as error:
-                failures += 1
-                if failures > failures_max:
-                    raise
-                results[index] = error
-
-    workers = [asyncio.create_task(work()) for _ in range(min(max_concurrency, len(items)))]
-    try:
-        await asyncio.gather(*workers)
-    except BaseException:
-        for worker in workers:
-            worker.cancel()
-        await asyncio.gather(*workers, return_exceptions=True)
-        raise
-    return results

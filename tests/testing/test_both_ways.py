@@ -11,6 +11,7 @@ import pytest
 
 from durable import activity, workflow
 from durable.errors import (
+    InvalidArgumentError,
     NonRetryable,
     UpdateRejectedError,
     WorkflowAlreadyStartedError,
@@ -158,6 +159,16 @@ async def test_a_run_is_started_by_its_first_signal(env: WorkflowEnvironment) ->
     assert (await handle.history()).kinds.count("SIGNAL_RECEIVED") == 2
     with pytest.raises(WorkflowAlreadyStartedError):
         await env.signal_with_start(Counter, 10, signal_args=(3,), **call)
+
+
+async def test_an_unknown_option_of_a_message_with_start_is_refused(
+    env: WorkflowEnvironment,
+) -> None:
+    wrong: Any = {"id": "counter", "priorite": 3}
+    with pytest.raises(InvalidArgumentError, match="priorite"):
+        await env.signal_with_start(Counter, 10, signal="add", signal_args=[1], **wrong)
+    with pytest.raises(InvalidArgumentError, match="priorite"):
+        await env.update_with_start(Counter, 10, update="raise_by", update_args=[1], **wrong)
 
 
 async def test_a_paused_run_waits_until_it_is_resumed(env: WorkflowEnvironment) -> None:

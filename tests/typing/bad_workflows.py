@@ -111,6 +111,24 @@ async def wrong_start_with_an_update(client: Client) -> None:
     assert text
 
 
+async def wrong_messages_with_start_in_a_test(env: WorkflowEnvironment) -> None:
+    start, ask = env.signal_with_start, env.update_with_start
+    await start(child, "one", id="a", signal="go")  # expect: arg-type
+    await start(child, 1)  # expect: call-overload
+    await start(child, 1, id="a", signal=Basket.add, signal_args=(3,))  # expect: arg-type
+    await start(child, 1, id="a", signal=Basket.add)  # expect: arg-type
+    await start(child, 1, id="a", signal="go", priority=3)  # expect: call-overload
+    await start(child, 1, id="a", signal="go", memo=["a"])  # expect: call-overload
+    handle = await start(child, 1, id="a", signal=Basket.add, signal_args=("a",))
+    number: int = await handle.result()  # expect: assignment
+    await ask(child, "one", id="a", update="go")  # expect: arg-type
+    await ask(child, 1, id="a", update=Basket.put)  # expect: arg-type
+    await ask(child, 1, id="a", update=Basket.put, update_args=(1,))  # expect: arg-type
+    put = await ask(child, 1, id="a", update=Basket.put, update_args=("a",))
+    text: str = put  # expect: assignment
+    assert f"{number} {text}"
+
+
 async def wrong_options_of_starts(client: Client) -> None:
     await client.start(child, 1, id="a", memo=["a"])  # expect: call-overload
     await client.start_many(child, [], serch={"customer": "Ann"})  # expect: call-arg

@@ -98,6 +98,24 @@ async def test_order() -> None:
         Replayer([order]).replay(await handle.history())
 
 
+async def test_basket(env: WorkflowEnvironment) -> None:
+    run = Basket.run
+    handle: TestHandle[int] = await env.signal_with_start(
+        run, "ann", id="b", signal=Basket.add, signal_args=("tea",), queue="slow", memo={"a": 1}
+    )
+    total: int = await handle.result()
+    await env.signal_with_start(run, "ann", id="b", signal=Basket.clear, start_delay=5)
+    await env.signal_with_start(run, "ann", id="b", signal="add", signal_args=["tea"])
+    await env.signal_with_start(Basket, "ann", id="b", signal=Basket.add, signal_args=["tea"])
+    await env.signal_with_start("Basket", "ann", id="b", signal="clear")
+    count: int = await env.update_with_start(
+        run, "ann", id="b", update=Basket.put, update_args=("tea", 2), search={"who": "Ann"}
+    )
+    text: str = await env.update_with_start(run, "ann", id="b", update=Basket.close)
+    named: int = await env.update_with_start("Basket", id="b", update="put", update_args=["a", 2])
+    assert f"{total} {count} {text} {named}"
+
+
 async def outside() -> str:
     """Outside of a workflow an activity is the plain function."""
     return await charge(3)

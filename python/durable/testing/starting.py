@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from datetime import datetime, timedelta
-from typing import Any
+from typing import Any, TypedDict, TypeVar, TypeVarTuple, Unpack, overload
 
 from durable.client.intercepting import start_call
+from durable.client.starting import checked_options
 from durable.engine.attributes import (
     message_meta,
     own_headers,
@@ -25,6 +26,26 @@ from durable.options import DEFAULT_QUEUE
 from durable.testing.handle import TestHandle, encode_call
 from durable.testing.waiting import settle
 from durable.testing.world import Fact, Run, World, new_run_id
+
+R = TypeVar("R")
+T = TypeVar("T")
+Ts = TypeVarTuple("Ts")
+Us = TypeVarTuple("Us")
+
+
+class KitOptions(TypedDict, total=False):
+    """How a run of a test is started; `Client.start` explains them."""
+
+    queue: str | None
+    version: str | None
+    start_delay: timedelta | float | None
+    start_at: datetime | None
+    run_timeout: timedelta | float | None
+    execution_timeout: timedelta | float | None
+    id_reuse: IdReuse
+    memo: Mapping[str, Any] | None
+    search: Mapping[str, Any] | None
+    headers: Mapping[str, Any] | None
 
 
 class Starting:
@@ -160,7 +181,51 @@ class Starting:
 class WithStart(Starting):
     """The calls that talk to a run, and start it when it is not there."""
 
+    @overload
     async def signal_with_start(
+        self,
+        workflow: Callable[[*Ts], Awaitable[R]],
+        /,
+        *args: *Ts,
+        id: str,
+        signal: Callable[[Any, *Us], Any],
+        signal_args: tuple[*Us],
+        **options: Unpack[KitOptions],
+    ) -> TestHandle[R]: ...
+    @overload
+    async def signal_with_start(
+        self,
+        workflow: Callable[[*Ts], Awaitable[R]],
+        /,
+        *args: *Ts,
+        id: str,
+        signal: Callable[[Any], Any],
+        **options: Unpack[KitOptions],
+    ) -> TestHandle[R]: ...
+    @overload
+    async def signal_with_start(
+        self,
+        workflow: Callable[[*Ts], Awaitable[R]],
+        /,
+        *args: *Ts,
+        id: str,
+        signal: str,
+        signal_args: Sequence[Any] = ...,
+        **options: Unpack[KitOptions],
+    ) -> TestHandle[R]: ...
+    @overload
+    async def signal_with_start(
+        self,
+        workflow: str | type,
+        /,
+        *args: Any,
+        id: str,
+        signal: str | Callable[..., Any],
+        signal_args: Sequence[Any] = ...,
+        **options: Unpack[KitOptions],
+    ) -> TestHandle[Any]: ...
+
+    async def signal_with_start(  # type: ignore[misc]  # mypy: as in `start`
         self,
         workflow: Any,
         /,
@@ -168,7 +233,7 @@ class WithStart(Starting):
         id: str,
         signal: str | Callable[..., Any],
         signal_args: Sequence[Any] = (),
-        **options: Any,
+        **options: Unpack[KitOptions],
     ) -> TestHandle[Any]:
         """Signal the open run that has the id, or start one that has the signal from its beginning.
 
@@ -178,7 +243,8 @@ class WithStart(Starting):
         """
         definition, payload = self._prepare(workflow, args, {})
         encode_call(signal, tuple(signal_args))
-        return await self._signal_with_start(definition, payload, id, signal, signal_args, options)
+        chosen = checked_options(options, KitOptions)
+        return await self._signal_with_start(definition, payload, id, signal, signal_args, chosen)
 
     async def _signal_with_start(
         self,
@@ -206,7 +272,72 @@ class WithStart(Starting):
 
         return await self._surrounded_start(workflow, payload, id, options, label, send)
 
+    @overload
     async def update_with_start(
+        self,
+        workflow: Callable[[*Ts], Awaitable[Any]],
+        /,
+        *args: *Ts,
+        id: str,
+        update: Callable[[Any, *Us], Awaitable[T]],
+        update_args: tuple[*Us],
+        **options: Unpack[KitOptions],
+    ) -> T: ...
+    @overload
+    async def update_with_start(
+        self,
+        workflow: Callable[[*Ts], Awaitable[Any]],
+        /,
+        *args: *Ts,
+        id: str,
+        update: Callable[[Any], Awaitable[T]],
+        **options: Unpack[KitOptions],
+    ) -> T: ...
+    @overload
+    async def update_with_start(
+        self,
+        workflow: Callable[[*Ts], Awaitable[Any]],
+        /,
+        *args: *Ts,
+        id: str,
+        update: Callable[[Any, *Us], T],
+        update_args: tuple[*Us],
+        **options: Unpack[KitOptions],
+    ) -> T: ...
+    @overload
+    async def update_with_start(
+        self,
+        workflow: Callable[[*Ts], Awaitable[Any]],
+        /,
+        *args: *Ts,
+        id: str,
+        update: Callable[[Any], T],
+        **options: Unpack[KitOptions],
+    ) -> T: ...
+    @overload
+    async def update_with_start(
+        self,
+        workflow: Callable[[*Ts], Awaitable[Any]],
+        /,
+        *args: *Ts,
+        id: str,
+        update: str,
+        update_args: Sequence[Any] = ...,
+        **options: Unpack[KitOptions],
+    ) -> Any: ...
+    @overload
+    async def update_with_start(
+        self,
+        workflow: str | type,
+        /,
+        *args: Any,
+        id: str,
+        update: str | Callable[..., Any],
+        update_args: Sequence[Any] = ...,
+        **options: Unpack[KitOptions],
+    ) -> Any: ...
+
+    async def update_with_start(  # type: ignore[misc]  # mypy: as in `start`
         self,
         workflow: Any,
         /,
@@ -214,7 +345,7 @@ class WithStart(Starting):
         id: str,
         update: str | Callable[..., Any],
         update_args: Sequence[Any] = (),
-        **options: Any,
+        **options: Unpack[KitOptions],
     ) -> Any:
         """Update the open run that has the id, or start one and update it; return the answer.
 
@@ -224,7 +355,8 @@ class WithStart(Starting):
         """
         definition, payload = self._prepare(workflow, args, {})
         encode_call(update, tuple(update_args))
-        return await self._update_with_start(definition, payload, id, update, update_args, options)
+        chosen = checked_options(options, KitOptions)
+        return await self._update_with_start(definition, payload, id, update, update_args, chosen)
 
     async def _update_with_start(
         self,

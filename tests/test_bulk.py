@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import AsyncIterator
-from datetime import UTC, datetime
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
@@ -190,6 +191,59 @@ async def test_failed_runs_are_reset_together(dsn: str) -> None:
         assert (refused.done, refused.failed) == (0, 1)
         assert "pay" in refused.errors["waits"]
         assert (await client.get_handle("waits").describe()).state == RunState.RUNNING
+
+
+@workflow.defn
+async def ends(number: int) -> int:
+    return number
+
+
+@pytest.mark.parametrize("kind", ["memory", "postgres"])
+async def test_closed_runs_are_reset_by_when_they_closed(
+    kind: str, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(bulk, "PAGE_RUNS", 2)
+    place = MemoryStore() if kind == "memory" else request.getfixturevalue("dsn")
+    async with Client.connect(place, workflows=[ends, waits]) as client:
+        async with Worker(place, workflows=[ends, waits]):
+            closed = []
+            for number in range(6):
+                handle = await client.start(ends, number, id=f"ends-{number}")
+                assert await handle.result(SOON) == number
+                closed_us = (await handle.describe()).closed_us
+                assert closed_us is not None
+                closed.append(datetime.fromtimestamp(0, UTC) + timedelta(microseconds=closed_us))
+            # It began when the others did, and is still open.
+            await client.start(waits, id="waits")
+        done = RunFilter(states=[RunState.COMPLETED])
+
+        async def reset(**bounds: datetime) -> tuple[int, list[str]]:
+            chosen = replace(done, **bounds)  # type: ignore[arg-type]
+            result = await client.reset_many(chosen, to_last_turn=True)
+            again = await client.list(states=[RunState.RUNNING], workflow_type="ends")
+            return result.done, sorted(view.workflow_id for view in again)
+
+        assert await reset(closed_before=closed[0]) == (0, [])
+        assert await reset(closed_before=closed[1]) == (1, ["ends-0"])
+        both = {"closed_after": closed[2], "closed_before": closed[5]}
+        assert await reset(**both) == (3, ["ends-0", "ends-2", "ends-3", "ends-4"])
+        assert (await reset(closed_after=closed[5]))[0] == 1
+        everything = replace(done, states=[RunState.RUNNING, RunState.COMPLETED])
+        chosen = replace(everything, closed_after=closed[0], ids=["waits", "ends-1"])
+        assert await client.reset_many(chosen, to_last_turn=True) == BulkResult(1, missing=1)
+
+
+async def test_times_of_closing_are_no_filter_of_open_runs(client: Client) -> None:
+    since = RunFilter(closed_after=datetime(2000, 1, 1, tzinfo=UTC))
+    with pytest.raises(InvalidArgumentError, match="no time of closing"):
+        await client.cancel_many(since)
+    with pytest.raises(InvalidArgumentError, match="no time of closing"):
+        await client.count(RunFilter(closed_before=datetime(2000, 1, 1, tzinfo=UTC)))
+    with pytest.raises(InvalidArgumentError, match="say which"):
+        await client.reset_many(since, to_last_turn=True)
+    naive = RunFilter(states=[RunState.FAILED], closed_after=datetime(2000, 1, 1))
+    with pytest.raises(InvalidArgumentError, match="time zone"):
+        await client.reset_many(naive, to_last_turn=True)
 
 
 async def test_a_reset_of_many_needs_a_filter_and_a_point(client: Client) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner, Result
 
-from durable import Client, RunFilter, RunState, workflow
+from durable import Client, RunFilter, RunState, Worker, workflow
 from durable.cli.main import main
 
 
@@ -86,6 +86,23 @@ def test_a_reset_of_many_says_what_it_could_not_do(dsn: str) -> None:
     assert "charge" in told["errors"]["order-1"]
     shown = durable("reset", "--state", "failed", "--to-last-turn", "--dry-run")
     assert shown.stdout.startswith("0 runs")
+
+
+def test_closed_runs_are_reset_by_when_they_closed(dsn: str) -> None:
+    async def end() -> None:
+        async with Client.connect(dsn, workflows=[waits]) as client, Worker(dsn, workflows=[waits]):
+            await client.get_handle("order-2").signal("go", 7)
+            assert await client.get_handle("order-2").result(30) == 7
+
+    asyncio.run(end())
+    point = ("--state", "completed", "--to-last-turn")
+    shown = durable("reset", *point, "--closed-before", "2020-01-01T00:00:00Z", "--dry-run")
+    assert shown.stdout.startswith("0 runs")
+    result = durable("reset", *point, "--closed-after", "2020-01-01T00:00:00Z", "--yes")
+    assert json.loads(result.stdout) == {"done": 1, "skipped": 0}
+    refused = durable("reset", "--closed-after", "2020-01-01T00:00:00Z", "--to-last-turn", "--yes")
+    assert refused.exit_code == 2
+    assert "say which" in refused.stderr
 
 
 @pytest.mark.parametrize(("said", "count"), [("n\n", 0), ("y\n", 7)])

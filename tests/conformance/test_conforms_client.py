@@ -433,7 +433,7 @@ async def test_client_34(database: Any) -> None:
 
 
 async def test_client_35(database: Any) -> None:
-    """client-35: Many runs are named by their ids, and reset together, failed ones too."""
+    """client-35: Many runs, closed ones too, are reset together, by ids or by when they closed."""
     client = database.client
     async with serve(database):
         for number in range(3):
@@ -442,8 +442,17 @@ async def test_client_35(database: Any) -> None:
         chosen = RunFilter(ids=["run-0", "run-2", "nobody"], states=[RunState.COMPLETED])
         result = await client.reset_many(chosen, to_last_turn=True)
         assert (result.done, result.failed, result.missing) == (2, 0, 1)
+        assert await client.get_handle("run-0").result(20) == 0
         assert await client.get_handle("run-2").result(20) == 4
-    assert len(await client.list(ids=["run-0", "run-1"])) == 3
+        assert len(await client.list(ids=["run-0", "run-1"])) == 3
+        since = await client.store.now_us() / 1e6
+        handle = await client.start(doubled, 5, id="run-5")
+        await handle.result(20)
+        recent = RunFilter(
+            states=[RunState.COMPLETED], closed_after=datetime.fromtimestamp(since, UTC)
+        )
+        assert (await client.reset_many(recent, to_last_turn=True)).done == 1
+    assert len(await client.list(ids=["run-1", "run-5"])) == 3
 
 
 async def test_client_32(database: Any) -> None:

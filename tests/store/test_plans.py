@@ -172,6 +172,7 @@ async def calls(rig: PostgresRig, turn: str) -> AsyncIterator[tuple[str, Call]]:
     yield "views, closed", lambda: store.views(Runs(states=(RunState.COMPLETED,)), limit=20)
     recent = Runs(closed_from_us=await store.now_us() + 1_000_000)
     yield "views, closed since", lambda: store.views(recent)
+    yield "views, closed before", lambda: store.views(Runs(closed_until_us=1 << 49))
     yield "views, by ids", lambda: store.views(Runs(ids=("closed7", f"{turn}1", "nobody")))
     yield "views, by attributes", lambda: store.views(Runs(TYPE, search=attributes))
     yield "first_batches", lambda: store.first_batches({run.run_id: run.part for run in runs})

@@ -16,6 +16,12 @@ from durable.events import RunState, RunView
 
 F = TypeVar("F", bound=Callable[..., Any])
 
+CLOSED = (
+    click.option("--closed-after", type=Moment(), help="Closed then or later; with --state."),
+    click.option("--closed-before", type=Moment(), help="Closed before; with --state."),
+)
+"""For what is done to closed runs."""
+
 SHOWN = 5
 """Runs that --dry-run and the question show."""
 
@@ -36,7 +42,7 @@ def bulk() -> None:
       durable bulk signal recheck --id-prefix order-2026-
       durable bulk unpark --all
       durable bulk terminate --ids-from ids.txt
-      durable bulk reset --state failed --before-activity charge
+      durable bulk reset --state failed --closed-after 2026-12-01T00:00:00Z --to-last-turn
     """
 
 
@@ -133,6 +139,8 @@ async def first_of(client: Client, runs: RunFilter) -> tuple[int, Sequence[RunVi
         ids=runs.ids,
         started_after=runs.started_after,
         started_before=runs.started_before,
+        closed_after=runs.closed_after,
+        closed_before=runs.closed_before,
         limit=1000,
     ):
         count += 1
@@ -249,6 +257,8 @@ def unpark(**options: Any) -> None:
 @POINT[2]
 @click.option("--reason", default="", help="Kept with the runs that are ended.")
 @click.option("--drop-signals", is_flag=True, help="Do not send later signals again.")
+@CLOSED[0]
+@CLOSED[1]
 @filter_options
 def reset(
     reason: str,
@@ -260,7 +270,8 @@ def reset(
 ) -> None:
     """Let runs go on from an earlier point of their histories, as `durable reset` does.
 
-    With `--state failed` and its like also closed runs, of each id the latest.
+    With `--state failed` and its like also closed runs, of each id the latest; `--closed-after` and
+    `--closed-before` say when they ended.
     """
     run(
         lambda client, runs, tell: client.reset_many(

@@ -13,6 +13,7 @@ Inside:
     schedules   the calls for schedules, and `ScheduleHandle`
     completing  the calls for activities that others complete
     bulk        the calls about all open runs that fit a `RunFilter`
+    filters     `RunFilter`: which runs those are
     listing     pages of runs, open and closed, the newest first
     connected   an open store, and what all calls share
     handle      `WorkflowHandle`: everything about one run
@@ -27,8 +28,9 @@ Inside:
     checks      ids and durations
 """
 
-from durable.client.bulk import BulkResult, RunFilter
+from durable.client.bulk import BulkResult
 from durable.client.client import Client
+from durable.client.filters import RunFilter
 from durable.client.forking import ForkPlan
 from durable.client.handle import WorkflowHandle
 from durable.client.listing import RunPage

@@ -11,22 +11,21 @@ import asyncio
 import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from datetime import datetime
 from typing import Any
 
 from durable.client.answers import encode_call
 from durable.client.checks import check_id
 from durable.client.connected import ConnectedClient
+from durable.client.filters import EVERY_RUN, RunFilter, all_runs, check_meant, open_runs
 from durable.client.forking import fork_point
 from durable.client.intercepting import surround_all
-from durable.client.listing import check_ids, time_us
 from durable.client.resetting import reset_run
-from durable.engine.attributes import message_meta, plain_headers, wanted_search
+from durable.engine.attributes import message_meta, plain_headers
 from durable.engine.definition import handler_name
 from durable.engine.interceptors import MessageCall
 from durable.errors import DurableError, InvalidArgumentError
 from durable.events import EventKind, Message, RunState, RunView
-from durable.store.pages import OpenRuns, Runs
+from durable.store.pages import OpenRuns
 
 PAGE_RUNS = 200
 """Runs that one transaction changes."""
@@ -35,35 +34,6 @@ ERRORS_SHOWN = 20
 RESETS_AT_ONCE = 10
 RESET_SECONDS = 10.0
 """How long a reset waits for the worker of a run to let go of it."""
-OPEN_STATES = (RunState.RUNNING, RunState.PARKED, RunState.PAUSED)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class RunFilter:
-    """Which open runs are meant: those that fit all that is given.
-
-    To change every open run there is, say so: ``RunFilter(everything=True)``.
-    """
-
-    workflow_type: str | None = None
-    states: Sequence[RunState] = ()
-    """RUNNING, PARKED or PAUSED; a paused run is PAUSED whatever it was before."""
-    queue: str | None = None
-    id_prefix: str | None = None
-    """What the workflow id begins with."""
-    search: Mapping[str, Any] | None = None
-    """Search attributes it has: equal, or for a list at least these elements."""
-    started_after: datetime | None = None
-    """Started at this time or later; with a time zone."""
-    started_before: datetime | None = None
-    """Started before this time; with a time zone."""
-    ids: Sequence[str] | None = None
-    """Of these workflow ids, at most 10,000."""
-    everything: bool = False
-    """Every open run is meant, where nothing else is given."""
-
-
-EVERY_RUN = RunFilter(everything=True)
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,7 +77,7 @@ class BulkClient(ConnectedClient):
 
     async def count(self, runs: RunFilter = EVERY_RUN) -> int:
         """How many open runs fit. Reads all open runs."""
-        return await self.store.count_open(self._open_runs(runs))
+        return await self.store.count_open(open_runs(runs, self.codec))
 
     async def page(
         self, runs: RunFilter = EVERY_RUN, *, after: str | None = None, limit: int = PAGE_RUNS
@@ -125,7 +95,7 @@ class BulkClient(ConnectedClient):
                 after = str(uuid.UUID(after))
             except ValueError:
                 raise InvalidArgumentError(f"after must be a run id, not {after!r}") from None
-        return await self.store.open_page(self._open_runs(runs), after=after, limit=limit)
+        return await self.store.open_page(open_runs(runs, self.codec), after=after, limit=limit)
 
     async def iterate(self, runs: RunFilter = EVERY_RUN) -> AsyncIterator[RunView]:
         """Every open run that fits, page by page, in order of their run ids.
@@ -259,13 +229,13 @@ class BulkClient(ConnectedClient):
         """Reset every run that fits to such a point of its history, as `WorkflowHandle.reset` does.
 
         ``states`` of the filter may be closed ones too, such as FAILED; without them open runs are
-        meant. Of an id only the latest run is reset; earlier ones count as skipped. A run that has
-        no such point counts as failed, with the reason, and stays as it is.
+        meant. ``closed_after`` and ``closed_before`` are for closed states. Of an id only the
+        latest run is reset; earlier ones count as skipped. A run that has no such point counts as
+        failed, with the reason, and stays as it is.
         """
         check_meant(runs)
         point = fork_point(to_event, before_activity, to_last_turn)
-        states = tuple(runs.states) or OPEN_STATES
-        wanted = Runs(*self._meant(replace(runs, states=states)))
+        wanted = all_runs(runs, self.codec)
         until_us = await self.store.now_us() + 1
         wanted = replace(wanted, until_us=min(wanted.until_us or until_us, until_us))
         result, before = BulkResult(), None
@@ -320,7 +290,7 @@ class BulkClient(ConnectedClient):
         check_meant(runs)
         if only is not None:
             runs = replace(runs, states=(only,))
-        wanted = self._open_runs(runs)
+        wanted = open_runs(runs, self.codec)
         # Those that start meanwhile are not meant, and could keep it going for ever.
         until_us = await self.store.now_us() + 1
         wanted = replace(wanted, until_us=min(wanted.until_us or until_us, until_us))
@@ -355,36 +325,6 @@ class BulkClient(ConnectedClient):
         calls = [MessageCall(view.workflow_id, view.run_id, *what) for view in page]
         around = self.hooks.around(hook)
         return sum(map(bool, await (surround_all(around, calls, send) if around else send(calls))))
-
-    def _open_runs(self, runs: RunFilter) -> OpenRuns:
-        """A filter as the store takes it; raise InvalidArgumentError for what fits no run."""
-        if any(state >= RunState.COMPLETED for state in runs.states):
-            raise InvalidArgumentError("only open runs: states are RUNNING, PARKED and PAUSED")
-        return OpenRuns(*self._meant(runs))
-
-    def _meant(self, runs: RunFilter) -> tuple[Any, ...]:
-        """The fields of a filter as the store takes them."""
-        for text in (runs.workflow_type, runs.queue, runs.id_prefix):
-            if text is not None:
-                check_id(text, "what a filter names")
-        return (
-            runs.workflow_type,
-            tuple(int(state) for state in runs.states),
-            runs.queue,
-            runs.id_prefix,
-            wanted_search(runs.search, self.codec),
-            time_us(runs.started_after, "started_after"),
-            time_us(runs.started_before, "started_before"),
-            None if runs.ids is None else tuple(check_ids(runs.ids)),
-        )
-
-
-def check_meant(runs: RunFilter) -> None:
-    """Raise InvalidArgumentError for a filter that says nothing."""
-    if runs == RunFilter():
-        raise InvalidArgumentError(
-            "an empty filter means every open run: say RunFilter(everything=True) to mean it"
-        )
 
 
 def with_missing(result: BulkResult, wanted: OpenRuns) -> BulkResult:

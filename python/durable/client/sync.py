@@ -28,8 +28,8 @@ from threading import Lock
 from types import TracebackType
 from typing import Any, Concatenate, Generic, ParamSpec, Self, TypeVar, TypeVarTuple, overload
 
-from durable.client.bulk import EVERY_RUN, RunFilter
 from durable.client.client import Client
+from durable.client.filters import EVERY_RUN, RunFilter
 from durable.client.handle import ANSWER_SECONDS, WorkflowHandle
 from durable.client.portal import Portal
 from durable.client.schedules import ScheduleHandle

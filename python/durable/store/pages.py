@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from durable.events import RunState, RunView
 
 Contains = Callable[[bytes, bytes], bool]
+CLOCK_SLACK_US = 600 * 1_000_000
 Place = tuple[int, str]
 """Where a page of a listing ended: when its last run was made, in microseconds, and its run id."""
 
@@ -58,6 +59,19 @@ class Runs(OpenRuns):
     """Closed at this time or later."""
     closed_until_us: int | None = None
     """Closed before this time."""
+
+    @property
+    def started_until_us(self) -> int | None:
+        """Nothing that fits was made at this time or later.
+
+        What closed before a moment was also made before it: that bounds a walk along the times of
+        start, which else would begin at runs of which none fits. The slack is for clocks that were
+        set back in between.
+        """
+        if self.closed_until_us is None:
+            return self.until_us
+        bound = self.closed_until_us + CLOCK_SLACK_US
+        return bound if self.until_us is None else min(self.until_us, bound)
 
     @property
     def wants_open(self) -> bool:

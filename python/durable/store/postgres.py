@@ -378,4 +378,4 @@ def page_params(wanted: OpenRuns) -> Params:
     """A filter as the statements take it."""
     search = None if wanted.search is None else wanted.search.decode()
     plain = wanted.workflow_type, literal(wanted.states), wanted.queue, wanted.id_prefix
-    return (*plain, search, wanted.from_us, wanted.started_until_us)
+    return (*plain, search, wanted.from_us, wanted.until_us)

@@ -196,9 +196,12 @@ BEGIN
     PERFORM {s}.wake(v_runs);
 
     PERFORM FROM (
+        -- Neither this nor the next asks for an order that the primary key has: where statistics say
+        -- that there are no activities, a plan would walk through all of it.
         SELECT r.run_id FROM (
-            SELECT DISTINCT a.run_id FROM {s}.activity a
-            WHERE a.session = ANY (v_dead) AND p_crashed AND a.crashes >= 2
+            SELECT DISTINCT unnest(ARRAY(
+                SELECT a.run_id FROM {s}.activity a
+                WHERE a.session = ANY (v_dead) AND p_crashed AND a.crashes >= 2)) AS run_id
         ) i JOIN {s}.run r ON r.run_id = ANY (ARRAY[i.run_id])
         ORDER BY i.run_id FOR KEY SHARE OF r
     ) held;
@@ -206,7 +209,7 @@ BEGIN
            array_agg(p_crashed AND crashes >= 2 AND session <> ALL (v_tried))
     INTO v_act_run, v_act_ref, v_guilty FROM (
         SELECT run_id, ref, crashes, session FROM {s}.activity WHERE session = ANY (v_dead)
-        ORDER BY run_id, ref FOR UPDATE
+        ORDER BY (run_id, ref) FOR UPDATE
     ) locked;
     IF v_act_run IS NOT NULL THEN
         UPDATE {s}.activity a SET crashes = least(a.crashes + (

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from enum import IntEnum
+from typing import NamedTuple
 
 
 class EventKind(IntEnum):
@@ -505,6 +506,17 @@ class TypeInfo:
     doc: str = ""
     takes_plain: bool = True
     """Whether its workers read payloads that are not encrypted, such as those of plain SQL."""
+
+
+class Hold(NamedTuple):
+    """What lets an attempt write to its run: that it still has its activity.
+
+    ``ref`` and ``token`` of one that was claimed from the queue. With ``ref`` 0 it is one that only
+    the owner of the run knows of, and ``token`` is the fence of the run.
+    """
+
+    ref: int
+    token: int
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,8 +1,9 @@
 """Requirements on streams that activities write."""
 
+import asyncio
 from typing import Any
 
-from durable import RetryPolicy, activity, workflow
+from durable import ActivityNotFoundError, RetryPolicy, activity, workflow
 from durable.testing import WorkflowEnvironment
 
 
@@ -80,3 +81,35 @@ async def test_stream_04(env: WorkflowEnvironment) -> None:
 async def test_stream_05(env: WorkflowEnvironment) -> None:
     """stream-5: An activity in a process of its own writes as one on a thread does."""
     assert await written(env, speaker_elsewhere, ["a", "b"]) == [(1, "a", 1), (2, "b", 1)]
+
+
+async def test_stream_06(env: WorkflowEnvironment) -> None:
+    """stream-6: An attempt that is over its time adds nothing more; the next one writes."""
+    refused: list[str] = []
+
+    @activity.defn(start_to_close_timeout=1, retry=RetryPolicy(initial_interval=0.01))
+    async def stubborn() -> None:
+        tokens = activity.stream("tokens")
+        await tokens.write("first")
+        if activity.info().attempt > 1:
+            return
+        try:
+            await env.hang()
+        except asyncio.CancelledError:
+            try:
+                await tokens.write("late")
+            except ActivityNotFoundError as error:
+                refused.append(str(error))
+            raise
+
+    @workflow.defn
+    async def flow() -> None:
+        await stubborn()
+
+    handle = await env.start(flow)
+    await handle.result()
+    items = [(item.value, item.attempt) async for item in handle.stream("tokens")]
+    assert len(refused) == 1
+    assert "lost its activity" in refused[0]
+    assert {value for value, _ in items} == {"first"}
+    assert items[-1][1] > 1

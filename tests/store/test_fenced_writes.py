@@ -6,6 +6,7 @@ fence is worth the same in both.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Any
@@ -15,12 +16,14 @@ import pytest
 from psycopg import sql
 from support.store_rig import HOUR_US, QUEUE, TYPE, PostgresRig, change, new_run
 
+from durable.errors import ActivityNotFoundError
 from durable.events import (
     ActivityOutcome,
     ClaimedActivity,
     ClaimedRun,
     Closing,
     EventKind,
+    Hold,
     KeptFact,
     Message,
     NewTimer,
@@ -51,6 +54,13 @@ class Zombie:
     def outcome(self, kind: int, **what: Any) -> ActivityOutcome:
         each = self.attempt
         return ActivityOutcome(each.run_id, each.ref, each.attempt, each.token, kind, b"1", **what)
+
+    async def write(self, hold: Hold) -> None:
+        """Add to a stream that is there and to a new one."""
+        run_id = self.run.run_id
+        for name in ("t", "new"):
+            with contextlib.suppress(ActivityNotFoundError):
+                await self.rig.store.append_stream(run_id, name, 1, [b"x"], 2, hold)
 
 
 async def rows(dsn: str) -> dict[str, list[str]]:
@@ -86,6 +96,7 @@ async def zombie(rig: PostgresRig) -> Zombie:
     (attempt,) = await rig.store.claim_activities(session, [QUEUE], ["pay"], 1)
     await rig.start("other", workflow_type="somebody else's")
     await rig.store.send([Message(EventKind.SIGNAL_RECEIVED, workflow_id="a", name="go")])
+    await rig.store.append_stream(run.run_id, "t", 1, [b"x"], 1, Hold(0, run.fence))
     return Zombie(rig, session, run, child, attempt)
 
 
@@ -138,6 +149,8 @@ CALLS: dict[str, Callable[[Zombie], Awaitable[object]]] = {
     "heartbeat of an activity": lambda z: z.rig.store.heartbeat_activity(
         z.attempt.run_id, z.attempt.ref, z.attempt.token, b"[50]"
     ),
+    "stream of an attempt": lambda z: z.write(Hold(z.attempt.ref, z.attempt.token)),
+    "stream of an attempt of the owner": lambda z: z.write(Hold(0, z.run.fence)),
     "heartbeat of the session": lambda z: z.rig.store.heartbeat([z.session], HOUR_US),
     "claim of runs": lambda z: z.rig.store.claim_runs(z.session, [QUEUE], [TYPE], 10),
     "claim of activities": lambda z: z.rig.store.claim_activities(z.session, [QUEUE], ["pay"], 10),

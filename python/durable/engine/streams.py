@@ -16,7 +16,8 @@ class StreamWriter(Protocol):
 
     Items are what the codec takes, each at most the payload limit (`durable.PayloadTooLargeError`).
     An attempt that is tried again writes again: readers see its number with each item. Any call may
-    raise `durable.StoreError` or `durable.StreamFullError` for items that were written before.
+    raise `durable.StoreError` or `durable.StreamFullError` for items that were written before, and
+    `durable.ActivityNotFoundError` when the attempt does not have its activity any more.
     """
 
     async def write(self, item: Any) -> None:

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple, Protocol
 from durable.codec import check_size
 from durable.engine.definition import ActivityDefinition
 from durable.engine.info import ActivityContext
-from durable.events import ActivityOutcome, EventKind
+from durable.events import ActivityOutcome, EventKind, Hold
 from durable.options import PAYLOAD_BYTES_WARN, ActivityOptions, seconds
 from durable.runtime.activity_pool import Job, Reply
 
@@ -55,7 +55,10 @@ class Source(Protocol):
 
 
 class Attempt:
-    """One try. ``token`` is 0 for an eager one, which only this worker knows of."""
+    """One try. ``token`` is 0 for an eager one, which only this worker knows of.
+
+    Such a one has the ``fence`` of its run, by which this worker owns it.
+    """
 
     __slots__ = (
         "beat_timer",
@@ -63,6 +66,7 @@ class Attempt:
         "context",
         "definition",
         "details",
+        "fence",
         "input",
         "is_concluded",
         "is_detached",
@@ -93,6 +97,7 @@ class Attempt:
         options: ActivityOptions,
         options_json: bytes,
         token: int = 0,
+        fence: int = 0,
     ) -> None:
         self.source = source
         self.definition = definition
@@ -105,6 +110,7 @@ class Attempt:
         self.options = options
         self.options_json = options_json
         self.token = token
+        self.fence = fence
         self.details: bytes | None = None
         """What its last heartbeat reported (a JSON array), for the next attempt."""
         self.stop: Stop | None = None
@@ -129,6 +135,12 @@ class Attempt:
         """Its heartbeat timeout in seconds."""
         limit = self.options.heartbeat_timeout
         return None if limit is None else seconds(limit, "heartbeat_timeout")
+
+    def hold(self) -> Hold | None:
+        """What lets it write to its run; None when this worker knows that nothing does."""
+        if self.is_concluded:
+            return None
+        return Hold(self.ref, self.token) if self.token else Hold(0, self.fence)
 
     def outcome(self, ending: Ending) -> ActivityOutcome:
         """Its ending as the store takes it."""

@@ -117,7 +117,7 @@ class Executor:
         attempt.started_at = attempt.beaten_at = self._moved_at = time.monotonic()
         self._limit(loop, attempt)
         attempt.context.on_stream = partial(
-            Writer, self._store, attempt.context, attempt.definition.codec, loop
+            Writer, self._store, attempt.context, attempt.hold, attempt.definition.codec, loop
         )
         if attempt.definition.is_async:
             attempt.task = loop.create_task(self._run_async(attempt))

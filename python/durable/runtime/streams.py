@@ -3,7 +3,8 @@
 The first item is sent at once. What is written while that is under way, and for `LINGER_SECONDS`
 after, goes together in the next append, so a writer of small items costs some statements a second
 however many they are. A writer that is `BATCH_ITEMS` or `BATCH_BYTES` ahead waits for the store. An
-attempt is not reported as ended before what it wrote is stored.
+attempt is not reported as ended before what it wrote is stored. One that was told to end for good
+(over its time, void, handed back) writes nothing more, here and, by its `Hold`, in the store.
 """
 
 from __future__ import annotations
@@ -16,7 +17,9 @@ from typing import Any
 from durable.codec import Codec, check_size
 from durable.engine.info import ActivityContext
 from durable.errors import ContextError
+from durable.events import Hold
 from durable.store.base import Store
+from durable.store.streams import attempt_lost
 
 BATCH_ITEMS = 500
 BATCH_BYTES = 1024 * 1024
@@ -41,6 +44,7 @@ class Writer:
         self,
         store: Store,
         context: ActivityContext,
+        hold: Callable[[], Hold | None],
         codec: Codec,
         loop: asyncio.AbstractEventLoop,
         name: str,
@@ -49,6 +53,7 @@ class Writer:
         self._store = store
         self._loop = loop
         self._context = context
+        self._hold = hold
         self._codec = codec
         self._pending: list[bytes | None] = []
         self._bytes = 0
@@ -70,6 +75,8 @@ class Writer:
     async def put(self, payload: bytes | None) -> None:
         """Add an encoded item, or None: the end of the stream."""
         self._check()
+        if self._hold() is None:
+            raise attempt_lost(self._context.run_id, self.name)
         self._pending.append(payload)
         self._bytes += len(payload or b"")
         if self._task is None:
@@ -97,8 +104,11 @@ class Writer:
                 del self._pending[:BATCH_ITEMS]
                 self._bytes = sum(len(item or b"") for item in self._pending)
                 flush = random.getrandbits(62) + 1
+                hold = self._hold()
+                if hold is None:
+                    raise attempt_lost(context.run_id, self.name)
                 await self._store.append_stream(
-                    context.run_id, self.name, context.attempt, items, flush
+                    context.run_id, self.name, context.attempt, items, flush, hold
                 )
                 if not self._hurry.is_set():
                     await self._linger()

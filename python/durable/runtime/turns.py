@@ -548,6 +548,7 @@ class Turns:
             input=each.input,
             options=each.options,
             options_json=each.options_json.encode() or b"{}",
+            fence=run.fence,
         )
         context.on_heartbeat = attempt.beat
         run.running[each.ref] = attempt

@@ -29,6 +29,7 @@ from durable.events import (
     ClaimedRun,
     CommitResult,
     DueReport,
+    Hold,
     InboxItem,
     Message,
     NewRun,
@@ -287,12 +288,19 @@ class Store(Protocol):
     # -- streams -----------------------------------------------------------------------------
 
     async def append_stream(
-        self, run_id: str, name: str, attempt: int, items: Sequence[bytes | None], flush: int
+        self,
+        run_id: str,
+        name: str,
+        attempt: int,
+        items: Sequence[bytes | None],
+        flush: int,
+        hold: Hold,
     ) -> int:
         """Add items to a stream of an open run, None for an end mark; return the last offset.
 
         ``flush`` is a random number, not 0: the same append sent again under it, with none of the
         stream's in between, adds nothing. Raises WorkflowNotFoundError when the run is not open,
+        ActivityNotFoundError when the attempt does not have its activity any more (``hold``), and
         StreamFullError when there would be too many.
         """
 

@@ -34,6 +34,7 @@ from durable.events import (
     ClaimedRun,
     CommitResult,
     EventKind,
+    Hold,
     InboxItem,
     Message,
     NewRun,
@@ -440,11 +441,17 @@ class SealedStore:
     # -- streams -----------------------------------------------------------------------------
 
     async def append_stream(
-        self, run_id: str, name: str, attempt: int, items: Sequence[bytes | None], flush: int
+        self,
+        run_id: str,
+        name: str,
+        attempt: int,
+        items: Sequence[bytes | None],
+        flush: int,
+        hold: Hold,
     ) -> int:
         """See `Store.append_stream`."""
         sealed = [self._seal_or_none(item, run_id, "stream", name) for item in items]
-        return await self.inner.append_stream(run_id, name, attempt, sealed, flush)
+        return await self.inner.append_stream(run_id, name, attempt, sealed, flush, hold)
 
     async def read_stream(self, run_id: str, name: str, after: int, limit: int) -> list[StoredItem]:
         """See `Store.read_stream`; raise UnreadablePayloadError for what cannot be opened."""

@@ -75,6 +75,8 @@ class ActivityCall:
         self._ended = ended
         self._changed = changed
         self._attempt = 0
+        self._open = 0
+        """The attempt that may write to streams; 0: none."""
         self._details: tuple[Any, ...] = ()
         self._context: ActivityContext | None = None
         self._task: asyncio.Task[Any] | None = None
@@ -107,11 +109,13 @@ class ActivityCall:
             on_heartbeat=self._heartbeat,
             headers=self._headers,
         )
-        context.on_stream = partial(BookWriter, self._streams, context)
+        number = self._open = self._attempt
+        context.on_stream = partial(
+            BookWriter, self._streams, context, lambda: self._open == number
+        )
         self._limit()
         surrounding = contextvars.copy_context()
         surrounding.run(ACTIVITY_CONTEXT.set, context)
-        number = self._attempt
         if inspect.iscoroutinefunction(self._fn) or self._threads or self._around:
             self._task = asyncio.get_running_loop().create_task(
                 self._run(number), context=surrounding
@@ -136,6 +140,7 @@ class ActivityCall:
     def drop(self) -> None:
         """Nobody wants its outcome any more."""
         self._is_over = True
+        self._open = 0
         self._clear_limits()
         self._interrupt()
 
@@ -242,6 +247,7 @@ class ActivityCall:
             self._fail_for_good(number, error)
             return
         self._task = None
+        self._open = 0
         self.is_parked = False
         self._clear_limits()
         self._clock.at(self._clock.now_us + round(delay * 1e6), self._again)
@@ -286,6 +292,7 @@ class ActivityCall:
         if self._is_over or number != self._attempt:
             return
         self._is_over = True
+        self._open = 0
         self._task = None
         self.is_parked = False
         self._clear_limits()

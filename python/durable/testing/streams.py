@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from durable.client.streams import StreamItem
 from durable.codec import DEFAULT_CODEC, check_size
 from durable.engine.info import ActivityContext
 from durable.events import StoredItem
+from durable.store.streams import attempt_lost
 
 
 class StreamBook:
@@ -36,8 +37,11 @@ class StreamBook:
 class BookWriter:
     """Writes to one stream for one attempt. See `durable.activity.stream`."""
 
-    def __init__(self, book: StreamBook, context: ActivityContext, name: str) -> None:
+    def __init__(
+        self, book: StreamBook, context: ActivityContext, is_held: Callable[[], bool], name: str
+    ) -> None:
         self._book = book
+        self._is_held = is_held
         self._context = context
         self._name = name
 
@@ -60,4 +64,6 @@ class BookWriter:
         self._add(None)
 
     def _add(self, payload: bytes | None) -> None:
+        if not self._is_held():
+            raise attempt_lost(self._context.run_id, self._name)
         self._book.add(self._context.run_id, self._name, self._context.attempt, payload)

@@ -358,7 +358,7 @@ FROM {s}.activity GROUP BY queue ORDER BY queue
 SELECT {s}.fair_sweep($1)
 
 -- name: append_stream
-SELECT {s}.append_stream($1::uuid, $2, $3, $4::bytea[], $5, $6)
+SELECT {s}.append_stream($1::uuid, $2, $3, $4::bytea[], $5, $6, $7, $8)
 
 -- name: read_stream
 SELECT "offset", attempt, payload FROM {s}.read_stream($1::uuid, $2, $3, $4, $5)

@@ -22,25 +22,59 @@ CREATE TABLE {s}.stream_item (
 );
 ALTER TABLE {s}.stream_item ALTER payload SET STORAGE EXTERNAL;
 
+-- What stands against an append: 0 nothing, -1 the run is not open, -3 the attempt is not the one that
+-- runs: another worker owns the run (p_ref 0: p_token is the fence that the run had), or the token of
+-- its activity is void.
+CREATE FUNCTION {s}.stream_refusal(p_run uuid, p_ref integer, p_token bigint)
+RETURNS integer LANGUAGE plpgsql STABLE
+SET enable_seqscan = off
+AS $$
+DECLARE
+    v_fence bigint;
+BEGIN
+    SELECT fence INTO v_fence FROM {s}.run WHERE run_id = p_run;
+    IF NOT FOUND THEN
+        RETURN -1;
+    ELSIF p_ref = 0 AND v_fence = p_token THEN
+        RETURN 0;
+    ELSIF EXISTS (SELECT FROM {s}.activity WHERE run_id = p_run AND ref = p_ref AND token = p_token
+                                                 AND state = 2) THEN
+        RETURN 0;
+    END IF;
+    RETURN -3;
+END $$;
+
 -- Append items to a stream of an open run; its writers take turns by the lock of its row. Returns the
--- offset of the last item; -1 when the run is not open, -2 when the stream would be over p_max items.
+-- offset of the last item; what stream_refusal says; -2 when the stream would be over p_max items. The
+-- attempt is looked at with the lock, so that none of its items comes behind those of the next one.
 CREATE FUNCTION {s}.append_stream(
-    p_run uuid, p_name text, p_attempt integer, p_items bytea[], p_flush bigint, p_max bigint
+    p_run uuid, p_name text, p_attempt integer, p_items bytea[], p_flush bigint, p_max bigint,
+    p_ref integer, p_token bigint
 ) RETURNS bigint LANGUAGE plpgsql
 SET enable_seqscan = off
 AS $$
 DECLARE
     v_stream {s}.stream;
     v_last bigint;
+    v_refusal integer;
 BEGIN
-    IF NOT EXISTS (SELECT FROM {s}.run WHERE run_id = p_run) THEN
-        RETURN -1;
-    END IF;
-    INSERT INTO {s}.stream (run_id, name) VALUES (p_run, p_name) ON CONFLICT DO NOTHING;
     SELECT * INTO v_stream FROM {s}.stream WHERE run_id = p_run AND name = p_name
     FOR NO KEY UPDATE;
+    IF NOT FOUND THEN
+        v_refusal := {s}.stream_refusal(p_run, p_ref, p_token);
+        IF v_refusal < 0 THEN
+            RETURN v_refusal;
+        END IF;
+        INSERT INTO {s}.stream (run_id, name) VALUES (p_run, p_name) ON CONFLICT DO NOTHING;
+        SELECT * INTO v_stream FROM {s}.stream WHERE run_id = p_run AND name = p_name
+        FOR NO KEY UPDATE;
+    END IF;
     IF v_stream.flush = p_flush THEN
         RETURN v_stream.items;
+    END IF;
+    v_refusal := {s}.stream_refusal(p_run, p_ref, p_token);
+    IF v_refusal < 0 THEN
+        RETURN v_refusal;
     END IF;
     v_last := v_stream.items + cardinality(p_items);
     IF v_last > p_max THEN

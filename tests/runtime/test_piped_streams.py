@@ -16,6 +16,7 @@ from durable import ActivityError, Interceptor, StreamFullError, workflow
 from durable.client import Client
 from durable.codec import DEFAULT_CODEC, failure_to_payload
 from durable.engine.info import ActivityContext
+from durable.events import Hold
 from durable.interceptors import ActivityCall, Proceed
 from durable.options import WorkerOptions
 from durable.runtime import piped_streams
@@ -117,7 +118,9 @@ async def test_what_cannot_be_stored_fails_the_attempt() -> None:
         name="writes", attempt=1, workflow_id="w", run_id="r", workflow_type="t", queue="q", ref=2
     )
     loop = asyncio.get_running_loop()
-    context.on_stream = partial(Writer, FullStore(), context, DEFAULT_CODEC, loop)
+    context.on_stream = partial(
+        Writer, FullStore(), context, lambda: Hold(0, 1), DEFAULT_CODEC, loop
+    )
     told: list[dict[str, Any]] = []
     feed = Feed(context, told.append)
     feed.take("numbers", b"1")

@@ -4,12 +4,21 @@ from __future__ import annotations
 
 import asyncio
 import json
+import threading
 from typing import Any
 
 import pytest
 from click.testing import CliRunner
 
-from durable import ContextError, InvalidArgumentError, RetryPolicy, SyncClient, activity, workflow
+from durable import (
+    ActivityNotFoundError,
+    ContextError,
+    InvalidArgumentError,
+    RetryPolicy,
+    SyncClient,
+    activity,
+    workflow,
+)
 from durable.cli.main import main
 from durable.client import Client
 
@@ -132,6 +141,60 @@ async def test_a_sync_client_iterates(client: Client, serve: Any, dsn: str) -> N
 
     async with asyncio.timeout(SOON):
         assert await asyncio.to_thread(iterate) == [0, 1, 2]
+
+
+@pytest.mark.parametrize("queued", [False, True])
+async def test_an_attempt_whose_worker_was_taken_for_dead_adds_nothing_more(
+    client: Client, serve: Any, queued: bool
+) -> None:
+    refused: list[str] = []
+    begun, go, told = threading.Event(), threading.Event(), threading.Event()
+
+    @activity.defn(retry=RetryPolicy(initial_interval=0.01))
+    def threaded() -> None:
+        tokens = activity.stream("tokens")
+        if queued and activity.info().attempt == 1:
+            raise RuntimeError("the next one comes from the queue")
+        if begun.is_set():
+            tokens.write_sync("next")
+            assert told.wait(SOON)
+            return
+        begun.set()
+        tokens.write_sync("first")
+        assert go.wait(SOON)
+        try:
+            tokens.write_sync("late")
+            tokens.close_sync()
+        except ActivityNotFoundError as error:
+            refused.append(str(error))
+        finally:
+            told.set()
+
+    @workflow.defn
+    async def threads() -> None:
+        await threaded()
+
+    worker = await serve(threads, threaded)
+    handle = await client.start(threads, id="threads")
+    values = []
+    try:
+        async with asyncio.timeout(SOON):
+            async for item in handle.stream("tokens"):
+                values.append(item.value)
+                if item.value == "first":
+                    await client.store.end_sessions([worker.session_id])
+                    await serve(threads, threaded)
+                else:
+                    go.set()
+                    break
+        await handle.result(SOON)
+    finally:
+        go.set()
+        told.set()
+    assert values == ["first", "next"]
+    assert len(refused) == 1
+    assert "lost its activity" in refused[0]
+    assert [item.value for item in await read(handle)] == ["first", "next"]
 
 
 async def test_misuse_is_refused(client: Client, serve: Any) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from durable import ContextError, DecodeError, workflow
+from durable import ContextError, DecodeError, WorkflowCancelledError, workflow
 from durable.engine import schedules
 from durable.engine.info import to_us
 from durable.engine.schedules import ORDERS, SCHEDULE
@@ -53,6 +53,21 @@ async def hangs_first() -> str:
 
 
 @workflow.defn
+async def hangs_twice(gives: str | None) -> list[str | None]:
+    """The first two wait until they are cancelled, and then may have a result all the same."""
+    if workflow.info().workflow_id != THIRD:
+        try:
+            await asyncio.Event().wait()
+        except asyncio.CancelledError:
+            if gives is None:
+                raise
+            return [gives]
+    failure = workflow.last_failure()
+    said = workflow.last_result(list[str])
+    return [said[0] if said else None, None if failure is None else str(failure)]
+
+
+@workflow.defn
 async def misreads() -> str:
     if not workflow.has_last_result():
         return "a text"
@@ -74,7 +89,7 @@ async def says_much() -> str:
 @pytest.fixture(params=[False, True], ids=["plain", "crashing"])
 async def env(request: pytest.FixtureRequest) -> AsyncIterator[WorkflowEnvironment]:
     crashes = bool(request.param)
-    flows = [count, waits_first, fails_first, hangs_first, misreads, says_much]
+    flows = [count, waits_first, fails_first, hangs_first, hangs_twice, misreads, says_much]
     async with WorkflowEnvironment(workflows=flows, crash_at_every_event=crashes) as made:
         yield made
 
@@ -122,6 +137,27 @@ async def test_a_run_that_was_ended_has_failed(env: WorkflowEnvironment) -> None
     await env.get_handle(FIRST).terminate("no use")
     await env.advance(HOUR)
     assert "no use" in await result_at(env, SECOND)
+
+
+async def test_a_run_that_was_cancelled_for_the_next_one_has_failed(
+    env: WorkflowEnvironment,
+) -> None:
+    await begin(env, "hangs_twice", arguments="[null]", overlap="cancel_other")
+    await env.advance(HOUR * 3)
+    with pytest.raises(WorkflowCancelledError):
+        await result_at(env, FIRST)
+    result, failure = await result_at(env, THIRD)
+    assert result is None
+    assert failure is not None
+    assert "ancel" in failure
+
+
+async def test_a_run_that_has_a_result_though_it_was_cancelled_counts_by_that(
+    env: WorkflowEnvironment,
+) -> None:
+    await begin(env, "hangs_twice", arguments='["saved"]', overlap="cancel_other")
+    await env.advance(HOUR * 3)
+    assert await result_at(env, THIRD) == ["saved", None]
 
 
 async def test_a_run_whose_id_is_taken_is_no_failure(env: WorkflowEnvironment) -> None:

@@ -9,6 +9,7 @@ import pytest
 
 from durable import (
     Client,
+    RunState,
     ScheduleHandle,
     Worker,
     WorkflowAlreadyStartedError,
@@ -58,6 +59,15 @@ async def asks(is_next: bool = False) -> list[Any]:
 
 
 @workflow.defn
+async def gives_way() -> str:
+    """Waits for ever, unless the run before it failed: then it says why."""
+    failure = workflow.last_failure()
+    if failure is None:
+        await asyncio.Event().wait()
+    return str(failure)
+
+
+@workflow.defn
 async def says_nothing() -> list[bool] | None:
     """Has the result null, and then says whether there was one."""
     if not workflow.has_last_result():
@@ -88,7 +98,7 @@ async def seen_in(env: WorkflowEnvironment, schedule: ScheduleHandle, started: i
 
 
 def serve(database: Any) -> Worker:
-    return Worker(database.dsn, workflows=[greet, for_ever], options=OPTIONS)
+    return Worker(database.dsn, workflows=[greet, for_ever, gives_way], options=OPTIONS)
 
 
 async def seen(handle: ScheduleHandle, enough: Callable[[dict[str, Any]], bool]) -> dict[str, Any]:
@@ -194,3 +204,17 @@ async def test_schedule_09(env: WorkflowEnvironment) -> None:
     assert await (await env.start(asks)).result() == [False, None, None]
     first = [False, None, None]
     assert await results_of(env, asks, 2) == [first, [True, first, None]]
+
+
+async def test_schedule_10(database: Any) -> None:
+    """schedule-10: A run that is cancelled for the next one is a failure to those after it."""
+    client = database.client
+    async with serve(database):
+        await client.create_schedule("s", gives_way, every=1, overlap="cancel_other")
+        async with asyncio.timeout(SOON):
+            done = {"workflow_type": "gives_way", "states": [RunState.COMPLETED]}
+            while not (ended := await client.list(**done)):
+                await asyncio.sleep(0.05)
+        said = await client.get_handle(ended[-1].workflow_id).result(SOON)
+    assert "ancel" in said
+    assert (await client.list(states=[RunState.CANCELLED]))[-1].workflow_type == "gives_way"

@@ -41,7 +41,8 @@ def last_failure() -> BaseException | None:
     """Why the newest run of the schedule that started this one has no result; None if it has one.
 
     It is the exception that the run ended with (`durable.ApplicationError` where its class is not
-    known here), also when it was terminated or its time was over.
+    known here), also when it was cancelled or terminated (by its schedule, too, for the next) or
+    its time was over.
     """
     this = context("last_failure()")
     text = this.meta.last_failure

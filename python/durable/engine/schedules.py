@@ -136,12 +136,8 @@ class Schedule:
             self.state["counts"]["missed"] += 1
         elif not self.children or self.plan["overlap"] == "allow_all":
             await self.start(due_us)
-        elif self.plan["overlap"] == "cancel_other":
-            for child in self.children:
-                child.cancel()
-            await self.start(due_us)
-        elif self.plan["overlap"] == "terminate_other":
-            await self.terminate_others()
+        elif self.plan["overlap"] in ("cancel_other", "terminate_other"):
+            await self.end_others(terminate=self.plan["overlap"] == "terminate_other")
             await self.start(due_us)
         elif self.plan["overlap"] == "buffer_one" and self.state["buffered_us"] is None:
             self.state["buffered_us"] = due_us
@@ -149,9 +145,13 @@ class Schedule:
             self.state["counts"]["skipped"] += 1
         self.plan_next()
 
-    async def terminate_others(self) -> None:
-        """End the runs that are watched, whichever run their chains have come to."""
+    async def end_others(self, *, terminate: bool) -> None:
+        """End the runs that are watched, or ask them to; whichever run their chains have come to.
+
+        They are not watched any more, but how they end is remembered when it is known.
+        """
         why = {"type": "Terminated", "message": f"the next time of {self.this.info.workflow_id}"}
+        payload = self.this.encode(why, "a failure") if terminate else None
         children, self.children = self.children, []
         for child in children:
             sent = self.this.send_external(
@@ -159,8 +159,8 @@ class Schedule:
                 child.workflow_id,
                 None,
                 None,
-                self.this.encode(why, "a failure"),
-                terminate=True,
+                payload,
+                terminate=terminate,
             )
             # One that has just ended cannot be told.
             with suppress(WorkflowNotFoundError):

@@ -6,6 +6,7 @@ What the store promises is asked again through it, and so is what workers do.
 from __future__ import annotations
 
 import asyncio
+import socket
 from collections.abc import AsyncIterator, Iterator
 from typing import Any
 
@@ -13,6 +14,7 @@ import psycopg
 import pytest
 import test_conformance
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
+from support import pgbouncer as pgbouncer_module
 from support.pgbouncer import pgbouncer, shared_folder
 from support.store_rig import PostgresRig
 
@@ -155,3 +157,21 @@ async def test_more_callers_than_connections_wait_for_each_other(through: str) -
     assert len(times) == 120
     for store in stores:
         await store.close()
+
+
+def test_a_port_that_somebody_else_took_is_left_to_them(
+    server_dsn: str, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        ports = [taken.getsockname()[1]] * 2
+        found = pgbouncer_module.free_port
+        monkeypatch.setattr(
+            pgbouncer_module, "free_port", lambda: ports.pop() if ports else found()
+        )
+        with pgbouncer(server_dsn, shared_folder(tmp_path_factory)) as dsn:
+            assert conninfo_to_dict(dsn)["port"] != str(taken.getsockname()[1])
+            with psycopg.connect(dsn) as conn:
+                assert conn.execute("SELECT 1").fetchone() == (1,)
+    assert ports == []

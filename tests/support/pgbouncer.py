@@ -10,6 +10,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import psycopg
 import pytest
@@ -17,6 +18,8 @@ from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
 START_SECONDS_MAX = 20.0
 POOL_SIZE = 2
+TRIES_MAX = 10
+"""A port that is free may be somebody else's a moment later: then with another one."""
 
 
 def binary() -> str:
@@ -30,6 +33,7 @@ def binary() -> str:
 
 
 def free_port() -> int:
+    """A port that nobody has just now."""
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         return int(listener.getsockname()[1])
@@ -49,9 +53,29 @@ def pgbouncer(server_dsn: str, folder: Path, *, ignored: str = "") -> Iterator[s
 
     ``ignored`` are startup parameters that it drops; every other unknown one it refuses.
     """
-    program = binary()
-    server = conninfo_to_dict(server_dsn)
-    port = free_port()
+    program, server = binary(), conninfo_to_dict(server_dsn)
+    for _ in range(TRIES_MAX):
+        port = free_port()
+        config = folder / "pgbouncer.ini"
+        config.write_text(settings(server, port, ignored))
+        dsn = make_conninfo(host="127.0.0.1", port=port, user="pooled", dbname=server["dbname"])
+        log = folder / "pgbouncer.log"
+        with log.open("wb") as output:
+            process = subprocess.Popen(
+                command(program, config), stdout=output, stderr=subprocess.STDOUT
+            )
+        try:
+            if is_up(process, dsn, port, log):
+                yield dsn
+                return
+        finally:
+            process.kill()
+            process.wait()
+    raise AssertionError(f"PgBouncer: {log.read_text()}")
+
+
+def settings(server: dict[str, Any], port: int, ignored: str) -> str:
+    """What its file says."""
     target = " ".join(
         f"{ours}={server[theirs]}"
         for ours, theirs in (
@@ -62,8 +86,7 @@ def pgbouncer(server_dsn: str, folder: Path, *, ignored: str = "") -> Iterator[s
         )
         if server.get(theirs)
     )
-    config = folder / "pgbouncer.ini"
-    config.write_text(
+    return (
         f"[databases]\n* = {target}\n"
         "[pgbouncer]\n"
         f"listen_addr = 127.0.0.1\nlisten_port = {port}\nunix_socket_dir =\n"
@@ -71,25 +94,31 @@ def pgbouncer(server_dsn: str, folder: Path, *, ignored: str = "") -> Iterator[s
         f"default_pool_size = {POOL_SIZE}\nserver_tls_sslmode = disable\n"
         f"ignore_startup_parameters = {ignored}\n"
     )
-    command = [program, str(config)]
-    if os.geteuid() == 0:
-        # It refuses to serve as root, and reads its file before it becomes somebody else.
-        command[1:1] = ["-u", "nobody"]
-    log = folder / "pgbouncer.log"
-    with log.open("wb") as output:
-        process = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT)
-    dsn = make_conninfo(host="127.0.0.1", port=port, user="pooled", dbname=server["dbname"])
-    try:
-        deadline = time.monotonic() + START_SECONDS_MAX
-        while True:
+
+
+def command(program: str, config: Path) -> list[str]:
+    """How it is started. It refuses to serve as root, and reads its file before it is nobody."""
+    return [program, *(("-u", "nobody") if os.geteuid() == 0 else ()), str(config)]
+
+
+def is_up(process: subprocess.Popen[bytes], dsn: str, port: int, log: Path) -> bool:
+    """Wait until it serves; False when somebody else has taken the port since it was free."""
+    deadline = time.monotonic() + START_SECONDS_MAX
+    while True:
+        # Another server on that port would take connections, too.
+        if f"listening on 127.0.0.1:{port}" in log.read_text():
             try:
                 psycopg.connect(dsn).close()
-                break
-            except psycopg.OperationalError:
-                if process.poll() is not None or time.monotonic() > deadline:
-                    raise AssertionError(f"PgBouncer: {log.read_text()}") from None
-                time.sleep(0.02)
-        yield dsn
-    finally:
-        process.kill()
-        process.wait()
+                return True
+            except psycopg.OperationalError as error:
+                failure = str(error)
+        else:
+            failure = "it does not listen"
+        if process.poll() is not None:
+            said = log.read_text()
+            if "in use" in said or "no sockets" in said:
+                return False
+            raise AssertionError(f"PgBouncer: {said}")
+        if time.monotonic() > deadline:
+            raise AssertionError(f"PgBouncer: {failure}; {log.read_text()}")
+        time.sleep(0.02)

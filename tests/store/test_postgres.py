@@ -761,7 +761,7 @@ async def test_histories_too_long_for_one_row_are_packed_from_many(postgres: Pos
     put_together = b"string_agg(p.batches, '')"
     statement = postgres.store.queries["load_packed"]
     assert put_together in statement
-    refused = b"repeat('x', 1 << 30)::bytea || " + put_together
+    refused = b"repeat('xx', 1 << 30)::bytea || " + put_together
     postgres.store.queries = {
         **postgres.store.queries,
         "load_packed": statement.replace(put_together, refused),

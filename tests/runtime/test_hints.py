@@ -10,6 +10,7 @@ from uuid import uuid4
 import pytest
 
 from durable import Client, Worker, activity, workflow
+from durable.client import waiter as waiter_module
 from durable.client.waiter import Waiter
 from durable.errors import StoreUnavailableError
 from durable.events import Closing, Message, NewRun, Response, RunCommit, RunState, RunView
@@ -21,7 +22,14 @@ from durable.store.base import DONE, HINT_RUNS_MAX, WORK, Hint
 from durable.store.hints import Hinter
 from durable.store.memory import MemoryStore
 
-SOON = 10.0
+SOON = 30.0
+
+
+@pytest.fixture
+def hints_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    """After its first look a waiter looks when it hears something, and never by the clock."""
+    for name in ("SHORTEST_SECONDS", "LISTENING_SECONDS", "LONGEST_SECONDS"):
+        monkeypatch.setattr(waiter_module, name, 3600.0)
 
 
 class Heard(MemoryStore):
@@ -223,6 +231,7 @@ async def started(store: MemoryStore, count: int) -> list[str]:
     return [each.run_id for each in await store.start_runs(runs)]
 
 
+@pytest.mark.usefixtures("hints_only")
 async def test_a_hint_that_names_a_run_costs_a_look_at_that_run_only() -> None:
     store = Heard()
     run_ids = await started(store, 50)
@@ -254,6 +263,7 @@ async def listening(store: Heard) -> tuple[Waiter, asyncio.Task[RunView]]:
     return waiter, waiting
 
 
+@pytest.mark.usefixtures("hints_only")
 async def test_the_end_of_a_run_started_here_is_waited_for_without_a_look() -> None:
     store = Heard()
     waiter, waiting = await listening(store)
@@ -261,7 +271,6 @@ async def test_the_end_of_a_run_started_here_is_waited_for_without_a_look() -> N
     waiter.expect(run_id)
     also = asyncio.create_task(waiter.closed(run_id))
     await turns(20)
-    # Looks by the clock are at both.
     assert [run_id] not in store.looks
     await store.notify(Hint(done=True, run_ids=(run_id,)))
     async with asyncio.timeout(SOON):
@@ -271,6 +280,7 @@ async def test_the_end_of_a_run_started_here_is_waited_for_without_a_look() -> N
     await asyncio.gather(waiting, also, return_exceptions=True)
 
 
+@pytest.mark.usefixtures("hints_only")
 @pytest.mark.parametrize("named", [True, False])
 async def test_an_end_that_was_heard_of_before_it_was_waited_for_is_looked_for(named: bool) -> None:
     store = Heard()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from typing import Any
 
 import pytest
@@ -19,7 +20,9 @@ from durable.events import MessageKind, RunState
 from durable.runtime.runs import MAIL_MAX
 from durable.store.postgres import PostgresStore
 
-SOON = 20.0
+SOON = 60.0
+LIMITS = (0.3, 3.0, 20.0)
+"""Seconds that are to be over while a run is paused; a slow machine needs longer for the pause."""
 
 
 @workflow.defn
@@ -228,11 +231,14 @@ async def test_timers_of_a_paused_run_fire_when_it_is_resumed(
     client: Client, serve: Any, until: Any
 ) -> None:
     await serve(nap)
-    handle = await client.start(nap, 0.3, id="nap")
-    await handle.pause()
+    for limit in LIMITS:
+        handle = await client.start(nap, limit, id=f"nap {limit}")
+        with contextlib.suppress(WorkflowNotFoundError):
+            await handle.pause()
+            break
     await until(lambda: is_released(handle))
     with pytest.raises(TimeoutError):
-        await handle.result(0.5)
+        await handle.result(limit + 0.2)
 
     await handle.resume()
     assert await handle.result(SOON) == "rested"
@@ -271,8 +277,11 @@ async def test_a_paused_run_is_cancelled_when_it_is_resumed(
 
 async def test_the_time_of_a_paused_run_goes_on(client: Client, serve: Any) -> None:
     await serve(collect)
-    handle = await client.start(collect, 1, id="late", run_timeout=0.3)
-    await handle.pause()
+    for limit in LIMITS:
+        handle = await client.start(collect, 1, id=f"late {limit}", run_timeout=limit)
+        with contextlib.suppress(WorkflowNotFoundError):
+            await handle.pause()
+            break
     with pytest.raises(WorkflowTimedOutError):
         await handle.result(SOON)
 
@@ -394,7 +403,8 @@ async def test_a_run_paused_in_its_first_turn_which_ends_it_waits_quietly(
             workflow.continue_as_new(left - 1)
         return "done"
 
-    options = {"run_timeout": 1.5} if ending == "timeout" else {}
+    # Time enough for the worker to begin, and for the looks below.
+    options = {"run_timeout": 5.0} if ending == "timeout" else {}
     handle = await client.start(hop, 1, id="hop", **options)
     store = LateMail(dsn)
     store.before_mail = handle.pause

@@ -94,6 +94,10 @@ bench-replay: install ## Measure replay (bench/README.md; ARGS=--quick)
 bench-engine: install ## Measure steps per second, latency, ... (bench/README.md; ARGS=--quick)
 	$(BIN)/python -m bench.engine $(ARGS)
 
+.PHONY: soak
+soak: install ## Break workers, hosts and the database under load; is anything lost? (ARGS=--seconds 600)
+	$(BIN)/python -m bench.soak $(ARGS)
+
 .PHONY: bench-report
 bench-report: install ## Put the measured numbers into bench/README.md
 	$(BIN)/python -m bench.report

@@ -53,6 +53,15 @@ class Database:
         if self._temporary:
             shutil.rmtree(self.folder, ignore_errors=True)
 
+    def restart(self, mode: str) -> None:
+        """Stop it by this mode of pg_ctl, and start it again on the same port."""
+        if self._admin is not None:
+            self._admin.close()
+        log = self.server.data_dir / "server.log"
+        done = self.server.pg_ctl("restart", "-m", mode, "-l", log, "-w")
+        assert done.returncode == 0, done.stdout
+        self._admin = psycopg.connect(self.server.dsn, autocommit=True)
+
     def __enter__(self) -> "Database":
         self.start()
         return self

@@ -1,0 +1,1 @@
+"""Soak: does work get lost, or done twice, while everything that can break is broken?"""

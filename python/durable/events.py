@@ -186,6 +186,8 @@ class ClaimedRun:
     """False when the inbox is known to be empty."""
     is_paused: bool = field(default=False, compare=False)
     """Nothing may be done for it but what ends it from outside."""
+    parks: int = 0
+    """How often it was parked since its last batch, or since somebody unparked it."""
 
 
 @dataclass(slots=True)

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from datetime import timedelta
 from typing import Any
 
+import psycopg
 import pytest
 
 from durable import activity, workflow
@@ -406,6 +408,46 @@ async def test_incompatible_code_parks_and_compatible_code_goes_on(
     async with Worker(dsn, workflows=[first], activities=[add]):
         assert await handle.unpark()
         assert await handle.result(SOON) == 13
+
+
+async def test_the_pause_of_a_parked_run_goes_on_growing_in_other_workers(
+    client: Client, dsn: str, until: Any
+) -> None:
+    @workflow.defn(name="order")
+    async def first() -> int:
+        number = await add(1, 2)
+        return number + await workflow.wait_signal("go", type=int)
+
+    @workflow.defn(name="order")
+    async def second() -> int:
+        await workflow.sleep(5)
+        return await add(3, 4)
+
+    async def has_number() -> bool:
+        return "ACTIVITY_COMPLETED" in [each.kind for each in await handle.history()]
+
+    async def times_parked() -> int:
+        view = await handle.describe()
+        reason = view.failure if view.state == RunState.PARKED else None
+        return 0 if reason is None else int(json.loads(reason)["count"])
+
+    handle = await client.start(first, id="order")
+    async with Worker(dsn, workflows=[first], activities=[add]):
+        await until(has_number)
+    await handle.signal("go", 10)
+    async with await psycopg.AsyncConnection.connect(dsn, autocommit=True) as conn:
+        for times in (1, 2, 3):
+            async with Worker(dsn, workflows=[second], activities=[add]):
+                async with asyncio.timeout(SOON):
+                    while await times_parked() != times:
+                        await asyncio.sleep(0.01)
+            cursor = await conn.execute(
+                "SELECT extract(epoch FROM due_at - now()) FROM durable.timer WHERE kind = 6"
+            )
+            (left,) = await cursor.fetchone() or (0,)
+            # What was left of 5, 10 and 20 seconds: a slow machine may have used up some of them.
+            assert left <= 5 * 2 ** (times - 1)
+            await conn.execute("UPDATE durable.timer SET due_at = now() WHERE kind = 6")
 
 
 async def test_a_parked_run_can_be_terminated(client: Client, dsn: str, until: Any) -> None:

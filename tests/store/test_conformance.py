@@ -604,6 +604,38 @@ async def test_a_parked_run_can_be_unparked_once(rig: Rig) -> None:
     assert (await rig.store.promote_due(10)).next_due_us is None
 
 
+async def test_how_often_a_run_was_parked_is_kept_until_it_moves(rig: Rig) -> None:
+    run = await rig.owned("a")
+    for count in range(1, 4):
+        assert run.parks == count - 1
+        now_us = await rig.store.now_us()
+        await rig.accept(change(run, park=b"{}", unpark_at_us=now_us + HOUR_US))
+        await rig.pass_time(2 * HOUR_US)
+        await rig.store.promote_due(10)
+        session = await rig.session()
+        (run,) = await rig.claim(session)
+        assert run.parks == count
+    assert [each.parks for each in (await rig.store.owned(session))[0]] == [3]
+    # It is the same for who has it next, for whatever reason.
+    await rig.accept(change(run, None, release=True))
+    await rig.store.send([signal("a")])
+    (run,) = await rig.claim(await rig.session())
+    assert run.parks == 3
+    await rig.accept(change(run, b"b"))
+    await rig.accept(change(run, None, seq=2, release=True))
+    await rig.store.send([signal("a")])
+    (run,) = await rig.claim(await rig.session())
+    assert run.parks == 0
+
+
+async def test_a_run_that_somebody_unparked_begins_to_count_anew(rig: Rig) -> None:
+    run = await rig.owned("a")
+    await rig.accept(change(run, park=b"{}"))
+    assert await rig.store.unpark([run.run_id]) == 1
+    (run,) = await rig.claim(await rig.session())
+    assert run.parks == 0
+
+
 async def test_a_parked_run_is_claimed_to_be_terminated(rig: Rig) -> None:
     run = await rig.owned("a")
     await rig.accept(change(run, park=b"{}"))

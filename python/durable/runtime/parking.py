@@ -8,7 +8,6 @@ deployed). A run that keeps killing its workers is parked until somebody unparks
 from __future__ import annotations
 
 import logging
-from collections import OrderedDict
 from typing import Any
 
 import orjson
@@ -21,10 +20,10 @@ from durable.errors import (
     UnknownWorkflowError,
 )
 from durable.runtime.metrics import Metrics
+from durable.runtime.warm import WarmRun
 
 FIRST_PAUSE_SECONDS = 5.0
 LONGEST_PAUSE_SECONDS = 300.0
-REMEMBERED_RUNS_MAX = 10_000
 CRASHES_MAX = 3
 """A run that was with a worker when it died, this often in a row, is taken for the cause."""
 TEXT_MAX = 20_000
@@ -61,20 +60,19 @@ def safe_text(error: BaseException) -> str:
 
 
 class ParkingLot:
-    """Counts how often each run was parked by this worker, and writes the reasons."""
+    """Says for how long a run is set aside, and writes the reason.
+
+    How often it was parked is kept with the run, so the pause goes on growing in other workers.
+    """
 
     def __init__(self, build_id: str, metrics: Metrics) -> None:
         self._build_id = build_id
         self._metrics = metrics
-        self._counts: OrderedDict[str, int] = OrderedDict()
 
-    def park(self, run_id: str, workflow_type: str, error: BaseException) -> tuple[bytes, int]:
+    def park(self, run: WarmRun, error: BaseException) -> tuple[bytes, int]:
         """Return the reason as JSON and the pause in microseconds (0: until it is unparked)."""
         reason = reason_of(error)
-        count = self._counts.pop(run_id, 0) + 1
-        self._counts[run_id] = count
-        while len(self._counts) > REMEMBERED_RUNS_MAX:
-            self._counts.popitem(last=False)
+        count = run.parks + 1
         text = safe_text(error)
         record: dict[str, Any] = {
             "reason": reason,
@@ -93,8 +91,9 @@ class ParkingLot:
                 "hint": error.hint,
             }
         self._metrics.inc("durable_parked_total", reason=reason)
-        if count == 1:
-            log.error("parked run %s of %s (%s): %s", run_id, workflow_type, reason, text)
+        # Later ones say the same again, for as long as nobody does something about it.
+        level = logging.ERROR if count == 1 else logging.INFO
+        log.log(level, "parked run %s of %s (%s): %s", run.run_id, run.workflow_type, reason, text)
         if reason == "poison":
             return orjson.dumps(record), 0
         pause = min(FIRST_PAUSE_SECONDS * 2 ** min(count - 1, 10), LONGEST_PAUSE_SECONDS)

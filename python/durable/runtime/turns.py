@@ -359,6 +359,7 @@ class Turns:
             self.on_cleared()
         run.unread_count = 0
         if commit.batch is not None:
+            run.parks = 0
             run.next_seq += 1
             run.head_hash = commit.head_hash
             run.early.clear()
@@ -492,7 +493,7 @@ class Turns:
 
     def park(self, run: WarmRun, error: BaseException) -> None:
         """Set a run aside with the next flush."""
-        run.park, pause_us = self._parking.park(run.run_id, run.workflow_type, error)
+        run.park, pause_us = self._parking.park(run, error)
         run.unpark_at_us = self._clock.now_us() + pause_us if pause_us else None
         self._metrics.inc("durable_workflow_tasks_total", outcome="parked")
         self._freeze(run)

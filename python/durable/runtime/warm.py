@@ -64,6 +64,7 @@ class WarmRun:
         "parent_ref",
         "parent_run_id",
         "park",
+        "parks",
         "part",
         "queue",
         "read_back",
@@ -95,6 +96,7 @@ class WarmRun:
         self.next_seq = claimed.next_seq
         self.head_hash = claimed.head_hash
         self.crashes = claimed.crashes
+        self.parks = claimed.parks
         self.parent_run_id = claimed.parent_run_id
         self.parent_ref = claimed.parent_ref
         self.execution: Execution | None = None

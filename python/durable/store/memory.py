@@ -213,6 +213,7 @@ class MemoryStore(MemoryHistories, MemoryStreams):
             if (run := self.tables.runs.get(run_id)) and run.state == RunState.PARKED
         ]
         for run in parked:
+            run.parks = 0
             self.make_ready(run)
         self.fault("unpark", "after")
         return len(parked)

@@ -51,6 +51,7 @@ def commit_run(tables: Tables, change: RunCommit) -> Verdict:
         # A run's first batch only says what its start made it ask for: nothing has run yet.
         run.crashes = 0
     if change.batch is not None:
+        run.parks = 0
         run.batches.append(change.batch)
     run.head_hash = change.head_hash
     inbox[:] = [item for item in inbox if item.id not in read]
@@ -147,6 +148,7 @@ def give_up(tables: Tables, run: Run, change: RunCommit) -> None:
     if change.park is not None:
         run.state = RunState.PARKED
         run.park = change.park
+        run.parks = min(run.parks + 1, 1000)
         if change.unpark_at_us is not None:
             tables.timers[run.run_id, 0, TimerKind.UNPARK] = change.unpark_at_us
     if not run.is_ready:

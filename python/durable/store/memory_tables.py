@@ -73,6 +73,7 @@ class Run:
     fence: int = 0
     flush: int = 0
     crashes: int = 0
+    parks: int = 0
     park: bytes | None = None
     pause: bytes | None = None
     closed_us: int | None = None
@@ -113,6 +114,7 @@ class Run:
             new.parent_ref,
             self.created_us,
             is_paused=self.pause is not None,
+            parks=self.parks,
         )
 
     def view(self, *, full: bool = True) -> RunView:

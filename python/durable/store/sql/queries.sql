@@ -277,7 +277,7 @@ SELECT true FROM pg_notify($1, $2)
 -- name: owned_runs
 SELECT r.run_id::text, workflow_id, workflow_type, queue, version, fence, next_seq, head_hash, part,
        crashes::integer, parent_run_id::text, parent_ref, {s}.us(created_at),
-       NULL::bytea, true, pause IS NOT NULL
+       NULL::bytea, true, pause IS NOT NULL, parks::integer
 FROM (SELECT DISTINCT unnest(runs) AS run_id FROM {s}.claim WHERE session = $1::bigint) c
 JOIN {s}.run r ON r.run_id = ANY (ARRAY[c.run_id]) WHERE r.session = $1::bigint
 

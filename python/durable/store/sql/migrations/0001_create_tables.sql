@@ -45,6 +45,7 @@ CREATE TABLE {s}.run (
     priority smallint NOT NULL DEFAULT 0,
     state smallint NOT NULL DEFAULT 0,
     crashes smallint NOT NULL DEFAULT 0,
+    parks smallint NOT NULL DEFAULT 0,
     parent_ref integer,
     parent_run_id uuid,
     created_at timestamptz NOT NULL DEFAULT clock_timestamp(),
@@ -75,6 +76,8 @@ CREATE INDEX run_created_at_idx ON {s}.run (created_at);
 CREATE INDEX run_paused_idx ON {s}.run (run_id) WHERE pause IS NOT NULL;
 COMMENT ON COLUMN {s}.run.pause IS
     'Why the run is paused; NULL when it is not. A run may be parked or delayed besides.';
+COMMENT ON COLUMN {s}.run.parks IS
+    'How often the run was parked since its last batch, or since somebody unparked it: the pause grows.';
 COMMENT ON COLUMN {s}.run.flush IS
     'Random id of the last group commit that wrote this run: tells a commit whose answer was lost '
     'that it had happened.';

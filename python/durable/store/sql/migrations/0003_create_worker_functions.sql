@@ -21,7 +21,7 @@ CREATE FUNCTION {s}.claim_runs(
     run_id text, workflow_id text, workflow_type text, queue text, version text, fence bigint,
     next_seq integer, head_hash bigint, part integer, crashes integer, parent_run_id text,
     parent_ref integer, created_us bigint, start bytea, has_mail boolean,
-    is_paused boolean
+    is_paused boolean, parks integer
 ) LANGUAGE plpgsql
 SET enable_seqscan = off SET enable_hashjoin = off SET enable_mergejoin = off SET jit = off
 SET plan_cache_mode = force_generic_plan
@@ -108,7 +108,7 @@ BEGIN
                (SELECT h.batch FROM {s}.history h
                 WHERE o.next_seq = 1 AND h.part = o.part AND h.run_id = o.run_id AND h.seq = 0),
                (SELECT true FROM {s}.inbox b WHERE b.run_id = o.run_id LIMIT 1) IS NOT NULL,
-               o.pause IS NOT NULL
+               o.pause IS NOT NULL, o.parks::integer
         FROM owned o;
         GET DIAGNOSTICS v_owned = ROW_COUNT;
 
@@ -130,14 +130,14 @@ BEGIN
             SELECT rest.run_id::text, NULL::text, NULL::text, NULL::text, NULL::text, NULL::bigint,
                    NULL::integer, NULL::bigint, NULL::integer, NULL::integer, NULL::text,
                    NULL::integer, NULL::bigint, NULL::bytea, NULL::boolean,
-                   NULL::boolean
+                   NULL::boolean, NULL::integer
             FROM rest WHERE session = p_session;
         END IF;
     END IF;
     RETURN QUERY
     SELECT NULL::text, NULL::text, NULL::text, NULL::text, NULL::text, NULL::bigint, NULL::integer,
            NULL::bigint, NULL::integer, NULL::integer, NULL::text, NULL::integer,
-           {s}.us(clock_timestamp()), NULL::bytea, NULL::boolean, NULL::boolean;
+           {s}.us(clock_timestamp()), NULL::bytea, NULL::boolean, NULL::boolean, NULL::integer;
 END $$;
 
 -- Declare sessions dead and hand over what they own. The session rows go first: a claim holds its
@@ -276,7 +276,7 @@ BEGIN
         DELETE FROM {s}.timer t USING locked l
         WHERE t.run_id = ANY (ARRAY[l.run_id]) AND t.ref + 0 = 0 AND t.kind + 0 = 6
     ), ready AS (
-        UPDATE {s}.run r SET state = 0, park = NULL FROM locked l
+        UPDATE {s}.run r SET state = 0, park = NULL, parks = 0 FROM locked l
         WHERE r.run_id = ANY (ARRAY[l.run_id])
         RETURNING r.run_id
     ) SELECT array_agg(run_id) INTO v_runs FROM ready;

@@ -51,7 +51,8 @@ BEGIN
         SET next_seq = r.next_seq + (i.batch IS NOT NULL)::integer, head_hash = i.head,
             flush = p_flush,
             -- A run's first batch only says what its start made it ask for: nothing has run yet.
-            crashes = CASE WHEN i.seq = 1 AND i.batch IS NOT NULL THEN r.crashes ELSE 0 END
+            crashes = CASE WHEN i.seq = 1 AND i.batch IS NOT NULL THEN r.crashes ELSE 0 END,
+            parks = CASE WHEN i.batch IS NULL THEN r.parks ELSE 0 END
         FROM i
         WHERE r.run_id = ANY (ARRAY[i.run_id]) AND r.fence = i.fence AND r.next_seq = i.seq
           AND r.flush <> p_flush AND r.run_id <> ALL (v_unread)
@@ -316,7 +317,8 @@ AS $$
         WHERE run_id IN (SELECT {s}.mine(p_run))
     ), given AS (
         UPDATE {s}.run r
-        SET session = NULL, fence = r.fence + 1, state = (i.park IS NOT NULL)::integer, park = i.park
+        SET session = NULL, fence = r.fence + 1, state = (i.park IS NOT NULL)::integer, park = i.park,
+            parks = least(r.parks + (i.park IS NOT NULL)::integer, 1000)
         FROM i WHERE r.run_id = ANY (ARRAY[i.run_id])
         RETURNING r.run_id, r.queue, r.priority, r.workflow_type,
                   r.state = 0 AND r.pause IS NULL AS is_ready

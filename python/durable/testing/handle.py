@@ -16,6 +16,7 @@ from durable.engine.attributes import message_meta, plain_headers
 from durable.engine.definition import WorkflowDefinition, handler_name
 from durable.engine.execution import Execution
 from durable.engine.interceptors import MessageCall, Proceed, surround
+from durable.engine.remote import message_of
 from durable.engine.streams import check_stream_name
 from durable.errors import (
     InvalidArgumentError,
@@ -326,7 +327,7 @@ class TestHandle(Generic[R]):
         assert closing is not None
         kind, what = ENDINGS[closing.state]
         data = DEFAULT_CODEC.decode(closing.failure) if closing.failure else {}
-        said = data.get("message") or data.get("type") or "" if isinstance(data, dict) else ""
+        said = message_of(data) if isinstance(data, dict) and data else ""
         error = kind(
             f"{run.new.workflow_type} {self.workflow_id!r} {what}{f': {said}' if said else ''}",
             workflow_id=self.workflow_id,

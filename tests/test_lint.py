@@ -21,6 +21,13 @@ from durable import activity, workflow
 CACHE = {}
 COUNT = 0
 NAMES = {"a", "b"}
+
+@activity.defn
+def pay(cents): ...
+
+@activity.transactional
+async def post(conn, cents):
+    time.time()
 """
 
 
@@ -74,6 +81,10 @@ def found(body: str) -> list[tuple[str, int]]:
         ("CACHE['x'] = 1", "global"),
         ("CACHE.update(x=1)", "global"),
         ("del CACHE['x']", "global"),
+        ("pay(3)", "no-await"),
+        ("post(3)", "no-await"),
+        ("asyncio.sleep(3)", "no-await"),
+        ("workflow.execute_activity(pay, 3)", "no-await"),
     ],
 )
 def test_each_danger_is_found(line: str, rule: str) -> None:
@@ -101,6 +112,11 @@ def test_each_danger_is_found(line: str, rule: str) -> None:
         "given.open(); given.random()",
         "random = given; random.random()",
         "time.time()  # durable: allow",
+        "await pay(3)",
+        "later = pay(3); await later",
+        "await asyncio.gather(pay(3), post(4))",
+        "group.create_task(pay(3))",
+        "pay = given; pay(3)",
     ],
 )
 def test_what_can_be_replayed_is_left_alone(line: str) -> None:

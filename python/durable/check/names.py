@@ -11,8 +11,8 @@ from dataclasses import dataclass, field
 
 Function = ast.FunctionDef | ast.AsyncFunctionDef
 
-WORKFLOW_MARK = "durable.workflow.defn"
-ACTIVITY_MARK = "durable.activity.defn"
+WORKFLOW_MARKS = ("durable.workflow.defn",)
+ACTIVITY_MARKS = ("durable.activity.defn", "durable.activity.transactional")
 
 
 @dataclass
@@ -57,11 +57,11 @@ class Module:
             return None
         return ".".join([self.imports.get(node.id, node.id), *reversed(parts)])
 
-    def is_marked(self, node: Function | ast.ClassDef, mark: str) -> bool:
-        """Whether a decorator of that full name is on a function or class."""
+    def is_marked(self, node: Function | ast.ClassDef, marks: tuple[str, ...]) -> bool:
+        """Whether a decorator of one of these full names is on a function or class."""
         for decorator in node.decorator_list:
             target = decorator.func if isinstance(decorator, ast.Call) else decorator
-            if self.dotted(target, set()) == mark:
+            if self.dotted(target, set()) in marks:
                 return True
         return False
 

@@ -42,6 +42,11 @@ GLOBAL = Rule(
     "changes state that outlives the run and is shared by all runs",
     "a local variable, or an attribute of the workflow class",
 )
+NO_AWAIT = Rule(
+    "no-await",
+    "begins and is never waited for: the run goes on without it, and may end before it does",
+    "await; or keep what it returns, and await that later",
+)
 FINE = Rule("", "", "")
 
 CALLS: dict[str, Rule] = {
@@ -137,6 +142,20 @@ METHODS: dict[str, Rule] = {
     "write_bytes": FILES,
 }
 """By the name of a method, whatever it is called on."""
+
+AWAITED = frozenset(
+    {
+        *("asyncio.sleep", "asyncio.wait", "asyncio.wait_for"),
+        *(
+            f"durable.workflow.{name}"
+            for name in (
+                *("execute_activity", "execute_child", "map", "sleep", "sleep_until"),
+                *("wait_condition", "wait_signal", "signal_external", "cancel_external"),
+            )
+        ),
+    }
+)
+"""Calls that do nothing for who does not wait for them; as are calls of activities."""
 
 SEEDED = frozenset({"random.Random", "numpy.random.default_rng"})
 """Fine with an argument: seeded from what the workflow knows."""

@@ -18,8 +18,8 @@ from pathlib import Path
 from typing import Any
 
 from durable.check.names import (
-    ACTIVITY_MARK,
-    WORKFLOW_MARK,
+    ACTIVITY_MARKS,
+    WORKFLOW_MARKS,
     Function,
     Module,
     is_set_annotation,
@@ -29,10 +29,12 @@ from durable.check.names import (
     set_names,
 )
 from durable.check.rules import (
+    AWAITED,
     CALLS,
     GLOBAL,
     METHODS,
     MUTATORS,
+    NO_AWAIT,
     ORDERED_BY_CALLEE,
     SEEDED,
     SET_ORDER,
@@ -126,7 +128,7 @@ def workflow_code(
     for node in ast.walk(tree):
         if not isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
             continue
-        if not module.is_marked(node, WORKFLOW_MARK):
+        if not module.is_marked(node, WORKFLOW_MARKS):
             continue
         queue: list[Function | ast.ClassDef] = [node]
         while queue:
@@ -147,8 +149,8 @@ def named_in(code: Function | ast.ClassDef, module: Module) -> Iterator[Function
         target = module.functions.get(node.id) or module.classes.get(node.id)
         if target is None:
             continue
-        if not module.is_marked(target, ACTIVITY_MARK) and not module.is_marked(
-            target, WORKFLOW_MARK
+        if not module.is_marked(target, ACTIVITY_MARKS) and not module.is_marked(
+            target, WORKFLOW_MARKS
         ):
             yield target
 
@@ -199,7 +201,7 @@ class Scanner:
     def visit(self, node: ast.AST) -> None:
         """Look at a node and below."""
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
-            if not self.module.is_marked(node, ACTIVITY_MARK):
+            if not self.module.is_marked(node, ACTIVITY_MARKS):
                 self.scan_function(node)
             return
         if isinstance(node, ast.With | ast.AsyncWith) and any(
@@ -223,6 +225,8 @@ class Scanner:
             self.judge_order(node.value)
         elif isinstance(node, ast.Assign | ast.AugAssign | ast.AnnAssign | ast.Delete):
             self.judge_targets(node)
+        elif isinstance(node, ast.Expr) and isinstance(node.value, ast.Call):
+            self.judge_dropped(node.value)
         for child in ast.iter_child_nodes(node):
             self.visit(child)
 
@@ -259,6 +263,17 @@ class Scanner:
             shown = ast.unparse(node)
             shown = shown if len(shown) <= 40 else f"{shown[:39]}…"
             self.report(node, SET_ORDER, f"{shown} {SET_ORDER.what} from process to process")
+
+    def judge_dropped(self, node: ast.Call) -> None:
+        """A call whose result nobody takes."""
+        called = node.func
+        own = None
+        if isinstance(called, ast.Name) and called.id not in self.hidden:
+            own = self.module.functions.get(called.id)
+        is_async = isinstance(own, ast.AsyncFunctionDef)
+        is_activity = own is not None and self.module.is_marked(own, ACTIVITY_MARKS)
+        if is_async or is_activity or self.name_of(called) in AWAITED:
+            self.report(node, NO_AWAIT, f"{ast.unparse(called)}() {NO_AWAIT.what}")
 
     def judge_targets(self, node: ast.Assign | ast.AugAssign | ast.AnnAssign | ast.Delete) -> None:
         """An assignment that reaches out of the run."""

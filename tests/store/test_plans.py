@@ -24,6 +24,7 @@ from durable.events import (
     ClaimedRun,
     Closing,
     EventKind,
+    Hold,
     Message,
     NewTimer,
     QueuedActivity,
@@ -161,6 +162,11 @@ async def calls(rig: PostgresRig, turn: str) -> AsyncIterator[tuple[str, Call]]:
         "heartbeat_activity",
         lambda: store.heartbeat_activity(beating.run_id, beating.ref, beating.token, b"50 %"),
     )
+    hold = Hold(beating.ref, beating.token)
+    mine = (beating.run_id, "t", 1, [b"x"])
+    yield "append_stream, the first", lambda: store.append_stream(*mine, 1, hold)
+    yield "append_stream", lambda: store.append_stream(*mine, 2, hold)
+    yield "read_stream", lambda: store.read_stream(beating.run_id, "t", 0, 10)
     yield "finish_activities", lambda: store.finish_activities(done)
     yield "owned", lambda: store.owned(session)
     yield "heartbeat", lambda: store.heartbeat([session], HOUR_US)
@@ -228,6 +234,8 @@ BUDGETS = {
     "promote_due": 160,
     "claim_activities": 500,
     "heartbeat_activity": 12,
+    "append_stream": 45,
+    "read_stream": 15,
     "finish_activities": 100,
     "owned_runs": 80,
     "owned_activities": 10,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import sys
 import threading
 from collections.abc import Callable
 from typing import Any
@@ -187,6 +188,45 @@ def test_a_run_may_move_between_threads() -> None:
     thread.start()
     thread.join(30)
 
+    assert rig.main is not None
+    assert rig.main.result() == [7, 8]
+
+
+def test_threads_in_one_run_meet_as_exceptions() -> None:
+    """A run belongs to one thread at a time. Who comes too early or too late hears of it.
+
+    Without the interpreter's lock the run itself may be spoilt (it is replayed from its history
+    then), but nothing else is, and nobody waits for ever.
+    """
+    outcomes: list[str] = []
+
+    def deliver(rig: Rig, begin: threading.Barrier) -> None:
+        begin.wait(30)
+        try:
+            rig.deliver(ANSWER)
+            outcomes.append("delivered")
+        except BaseException as error:
+            outcomes.append(type(error).__name__)
+
+    for _ in range(200):
+        rig, begin = started(gathered), threading.Barrier(4)
+        threads = [threading.Thread(target=deliver, args=(rig, begin)) for _ in range(4)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join(60)
+        assert not any(thread.is_alive() for thread in threads)
+        assert current() is None
+        assert outcomes.count("delivered") <= 1
+        if getattr(sys, "_is_gil_enabled", lambda: True)():
+            assert outcomes.count("delivered") == 1
+            assert set(outcomes) <= {"delivered", "RuntimeError", "ValueError"}
+        assert set(outcomes) <= {"delivered", "RuntimeError", "ValueError", "PanicException"}
+        outcomes.clear()
+
+    rig = started(gathered)
+    rig.deliver(ANSWER)
+    rig.deliver(Fact(EventKind.ACTIVITY_COMPLETED, 3, START_US, payload=b"8"))
     assert rig.main is not None
     assert rig.main.result() == [7, 8]
 

@@ -1,6 +1,6 @@
 """The code of the testing guide runs as it is printed."""
 
-import asyncio
+import inspect
 import re
 import sys
 import types
@@ -19,5 +19,5 @@ async def test_every_test_of_the_guide_passes() -> None:
     names = {test.__name__ for test in tests}
     assert "test_old_orders_replay" in names
     for test in tests:
-        if asyncio.iscoroutinefunction(test):
+        if inspect.iscoroutinefunction(test):
             await test()

@@ -188,6 +188,7 @@ fn unlink(task: &Bound<'_, PyAny>) -> PyResult<()> {
 }
 
 fn forget_callbacks(future: &Bound<'_, PyAny>) -> PyResult<()> {
+    forget_waiters(future)?;
     let Ok(callbacks) = future.getattr("_callbacks") else {
         return Ok(());
     };
@@ -197,6 +198,30 @@ fn forget_callbacks(future: &Bound<'_, PyAny>) -> PyResult<()> {
     for entry in callbacks.try_iter()? {
         let (callback, _context): (Bound<'_, PyAny>, Bound<'_, PyAny>) = entry?.extract()?;
         future.call_method1("remove_done_callback", (callback,))?;
+    }
+    Ok(())
+}
+
+/// Since 3.14 a future of asyncio holds the tasks and futures that await it, for tools that look.
+fn forget_waiters(future: &Bound<'_, PyAny>) -> PyResult<()> {
+    static DISCARD: PyOnceLock<Option<Py<PyAny>>> = PyOnceLock::new();
+    let py = future.py();
+    let discard = DISCARD.get_or_try_init(py, || {
+        let module = py.import("asyncio")?;
+        let found = module.getattr_opt("future_discard_from_awaited_by")?;
+        Ok::<_, PyErr>(found.map(Bound::unbind))
+    })?;
+    let Some(discard) = discard else {
+        return Ok(());
+    };
+    let Ok(waiters) = future.getattr("_asyncio_awaited_by") else {
+        return Ok(());
+    };
+    if waiters.is_none() {
+        return Ok(());
+    }
+    for waiter in waiters.try_iter()? {
+        discard.call1(py, (future, waiter?))?;
     }
     Ok(())
 }

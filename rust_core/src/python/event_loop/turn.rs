@@ -139,6 +139,8 @@ pub(super) struct Entered<'py> {
     /// What was current before, once this loop is.
     previous: Option<Option<Py<EventLoop>>>,
     running: Option<Bound<'py, PyAny>>,
+    /// The task that the loop which is left alone meanwhile is in, where asyncio has one per thread.
+    task: Option<Bound<'py, PyAny>>,
     hooks: Option<Bound<'py, PyTuple>>,
 }
 
@@ -148,6 +150,7 @@ impl<'py> Entered<'py> {
             event_loop: event_loop.clone(),
             previous: Some(CURRENT.replace(Some(event_loop.clone().unbind()))),
             running: None,
+            task: None,
             hooks: None,
         }
     }
@@ -158,9 +161,14 @@ impl<'py> Entered<'py> {
             event_loop: event_loop.clone(),
             previous: None,
             running: None,
+            task: None,
             hooks: None,
         };
-        entered.running = Some(cached(py, &GET_RUNNING, "asyncio", "_get_running_loop")?.call0()?);
+        let running = cached(py, &GET_RUNNING, "asyncio", "_get_running_loop")?.call0()?;
+        if !running.is_none() {
+            entered.task = swap_task(&running, py.None().bind(py))?;
+        }
+        entered.running = Some(running);
         cached(py, &SET_RUNNING, "asyncio", "_set_running_loop")?.call1((event_loop,))?;
         let hooks = match HOOKS.take() {
             Some(known) => known.into_bound(py),
@@ -193,13 +201,33 @@ impl Drop for Entered<'_> {
         }
         if let Some(running) = self.running.take() {
             let _ = cached(py, &SET_RUNNING, "asyncio", "_set_running_loop")
-                .and_then(|set| set.call1((running,)));
+                .and_then(|set| set.call1((&running,)));
+            if let Some(task) = self.task.take() {
+                let _ = swap_task(&running, &task);
+            }
         }
         self.event_loop.borrow_mut().entered = false;
         if let Some(pending) = pending {
             pending.restore(py);
         }
     }
+}
+
+/// Make `task` the one that the running loop `running` is in, and return which it was.
+///
+/// Since 3.14 asyncio knows one such task for each thread, whatever its loop, and no other can be
+/// stepped meanwhile; before, it knew one for each loop, and None is returned for nothing done.
+fn swap_task<'py>(
+    running: &Bound<'py, PyAny>,
+    task: &Bound<'py, PyAny>,
+) -> PyResult<Option<Bound<'py, PyAny>>> {
+    let py = running.py();
+    static IS_PER_THREAD: PyOnceLock<bool> = PyOnceLock::new();
+    if !IS_PER_THREAD.get_or_init(py, || py.version_info() >= (3, 14)) {
+        return Ok(None);
+    }
+    let swap = cached(py, &SWAP_TASK, "asyncio.tasks", "_swap_current_task")?;
+    swap.call1((running, task)).map(Some)
 }
 
 thread_local! {
@@ -222,5 +250,6 @@ pub(in crate::python) fn note_event(event: &CStr) {
 
 static GET_RUNNING: PyOnceLock<Py<PyAny>> = PyOnceLock::new();
 static SET_RUNNING: PyOnceLock<Py<PyAny>> = PyOnceLock::new();
+static SWAP_TASK: PyOnceLock<Py<PyAny>> = PyOnceLock::new();
 static GET_HOOKS: PyOnceLock<Py<PyAny>> = PyOnceLock::new();
 static SET_HOOKS: PyOnceLock<Py<PyAny>> = PyOnceLock::new();

@@ -262,7 +262,9 @@ DEAD_PER_BUFFER = 50
 @pytest.mark.parametrize("shape", SHAPES)
 async def test_no_statement_reads_the_crowd(dsn: str, shape: str, mode: str) -> None:
     await plan_functions(dsn, f"force_{mode}_plan")
-    spent: dict[str, int] = {}
+    walk = ROWS // DEAD_PER_BUFFER if shape == SEEN_DEAD else 0
+    budgets = {name: most + walk * (name in WALKERS) for name, most in BUDGETS.items()}
+    over: dict[str, int] = {}
     async with shaped(dsn, shape):
         rig = PostgresRig(dsn)
         rig.store = rig.other = store = WatchedStore(dsn, f"force_{mode}_plan")
@@ -270,25 +272,31 @@ async def test_no_statement_reads_the_crowd(dsn: str, shape: str, mode: str) -> 
         # The first turn fills the caches of the connections: plans, and what is in the catalogue.
         async for _, call in calls(rig, "warm"):
             await call()
-        async for name, call in calls(rig, "w"):
-            store.take()
-            await call()
-            plans, buffers = store.take()
-            assert plans
-            for plan in plans:
-                check(plan, name)
-            for statement, count in buffers.items():
-                spent[statement] = max(count, spent.get(statement, 0))
+        # Where autovacuum came by, a call reads the catalogue again, and that counts, too. What is
+        # a call's own is there every time.
+        for turn in "wvu":
+            spent = await spend(rig, store, turn)
+            assert spent.keys() == BUDGETS.keys()
+            over = {name: count for name, count in spent.items() if count > budgets[name]}
+            if not over:
+                break
         await store.close()
-
-    assert spent.keys() == BUDGETS.keys()
-    walk = ROWS // DEAD_PER_BUFFER if shape == SEEN_DEAD else 0
-    over = {
-        name: count
-        for name, count in spent.items()
-        if count > BUDGETS[name] + walk * (name in WALKERS)
-    }
     assert not over
+
+
+async def spend(rig: PostgresRig, store: WatchedStore, turn: str) -> dict[str, int]:
+    """Make every call once; return the buffers of each statement, and check its plans."""
+    spent: dict[str, int] = {}
+    async for name, call in calls(rig, turn):
+        store.take()
+        await call()
+        plans, buffers = store.take()
+        assert plans
+        for plan in plans:
+            check(plan, name)
+        for statement, count in buffers.items():
+            spent[statement] = max(count, spent.get(statement, 0))
+    return spent
 
 
 @pytest.mark.parametrize("mode", ["generic", "custom"])

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import functools
 import gc
 import sys
 import threading
@@ -229,6 +231,43 @@ def test_threads_in_one_run_meet_as_exceptions() -> None:
     rig.deliver(Fact(EventKind.ACTIVITY_COMPLETED, 3, START_US, payload=b"8"))
     assert rig.main is not None
     assert rig.main.result() == [7, 8]
+
+
+def test_a_reader_in_another_thread_ends_no_process() -> None:
+    """Who reads a run that another thread is in may spoil that run; the process goes on."""
+    unexpected: list[BaseException] = []
+
+    def attempt(call: Callable[[], object], begin: threading.Barrier) -> None:
+        begin.wait(30)
+        try:
+            call()
+        except (RuntimeError, ValueError):
+            pass
+        except BaseException as error:
+            if type(error).__name__ != "PanicException":
+                unexpected.append(error)
+
+    def read(rig: Rig, begin: threading.Barrier, stop: threading.Event) -> None:
+        begin.wait(30)
+        while not stop.is_set():
+            with contextlib.suppress(RuntimeError):
+                rig.loop.pending()
+                rig.loop.take()
+
+    for _ in range(60):
+        rig, begin, stop = started(gathered), threading.Barrier(4), threading.Event()
+        deliver = functools.partial(rig.deliver, ANSWER)
+        writers = [threading.Thread(target=attempt, args=(deliver, begin)) for _ in range(2)]
+        readers = [threading.Thread(target=read, args=(rig, begin, stop)) for _ in range(2)]
+        for thread in writers + readers:
+            thread.start()
+        for thread in writers:
+            thread.join(60)
+        stop.set()
+        for thread in readers:
+            thread.join(60)
+        assert not any(thread.is_alive() for thread in writers + readers)
+    assert unexpected == []
 
 
 OUTCOMES = {

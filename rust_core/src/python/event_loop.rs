@@ -216,7 +216,7 @@ impl EventLoop {
     fn take(slf: &Bound<'_, Self>) -> PyResult<Option<(Py<PyBytes>, i64, u32, u32, Py<PyList>)>> {
         let py = slf.py();
         let (taken, effects) = {
-            let mut this = slf.borrow_mut();
+            let mut this = slf.try_borrow_mut()?;
             if this.dead {
                 return Ok(None);
             }
@@ -233,10 +233,10 @@ impl EventLoop {
     fn pending(slf: &Bound<'_, Self>) -> PyResult<Py<PyList>> {
         let py = slf.py();
         let list = PyList::empty(py);
-        let ids = slf.borrow().replay.pending_ids();
+        let ids = slf.try_borrow()?.replay.pending_ids();
         for id in ids {
             let tuple = {
-                let this = slf.borrow();
+                let this = slf.try_borrow()?;
                 match this.replay.pending(id) {
                     Some(it) => match (&it.view, &it.slot.tuple) {
                         (Some(view), _) => Some(event_tuple(py, this.replay.history(), view)?),

@@ -121,7 +121,7 @@ fn optional_bytes(py: Python<'_>, bytes: Option<&[u8]>) -> Option<Py<PyBytes>> {
 }
 
 /// Event-history decoding and replay matching for `durable`.
-#[pymodule]
+#[pymodule(gil_used = false)]
 mod _core {
     use super::*;
 

@@ -22,7 +22,7 @@ impl EventLoop {
         loop {
             Self::settle(slf)?;
             let fact = {
-                let mut this = slf.borrow_mut();
+                let mut this = slf.try_borrow_mut()?;
                 if this.dead {
                     return Ok(());
                 }
@@ -72,7 +72,7 @@ impl EventLoop {
         }
         let _entered = Self::enter(slf)?;
         {
-            let mut this = slf.borrow_mut();
+            let mut this = slf.try_borrow_mut()?;
             if this.dead || this.replay.is_ended() {
                 return Err(PyRuntimeError::new_err("this run takes no more facts"));
             }
@@ -231,7 +231,7 @@ impl EventLoop {
         outcome: impl FnOnce(&Bound<'_, CommandFuture>, Option<String>) -> PyResult<Py<PyAny>>,
     ) -> PyResult<()> {
         let py = slf.py();
-        let pending = slf.borrow_mut().replay.resolve(reference);
+        let pending = slf.try_borrow_mut()?.replay.resolve(reference);
         let Some(pending) = pending else {
             return Ok(());
         };

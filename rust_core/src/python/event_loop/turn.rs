@@ -17,7 +17,7 @@ impl EventLoop {
     /// Run until nothing is ready; when the main task is done, let the engine end the run.
     pub(super) fn settle(slf: &Bound<'_, Self>) -> PyResult<()> {
         Self::run_queue(slf)?;
-        while slf.borrow().watch_idle && !slf.borrow().dead {
+        while slf.try_borrow().map(|this| this.watch_idle && !this.dead)? {
             let hook = slf.borrow().hook.clone_ref(slf.py());
             hook.bind(slf.py()).call_method0("on_idle")?;
             if slf.borrow().ready.is_empty() {
@@ -26,7 +26,7 @@ impl EventLoop {
             Self::run_queue(slf)?;
         }
         let finish = {
-            let mut this = slf.borrow_mut();
+            let mut this = slf.try_borrow_mut()?;
             let finish = this.main_done && !this.finishing && !this.dead;
             this.finishing |= finish;
             finish
@@ -36,7 +36,7 @@ impl EventLoop {
             hook.bind(slf.py()).call_method0("on_finish")?;
             Self::run_queue(slf)?;
         }
-        let failure = slf.borrow_mut().failure.take();
+        let failure = slf.try_borrow_mut()?.failure.take();
         failure.map_or(Ok(()), Err)
     }
 
@@ -47,7 +47,7 @@ impl EventLoop {
         task.bind(py)
             .call_method1(pyo3::intern!(py, "add_done_callback"), (ended,))?;
         let before = {
-            let mut this = slf.borrow_mut();
+            let mut this = slf.try_borrow_mut()?;
             if !this.tasks.iter().any(|known| known.is(&task)) {
                 this.tasks.push(task.clone_ref(py));
             }
@@ -61,7 +61,7 @@ impl EventLoop {
         let py = slf.py();
         loop {
             let next = {
-                let mut this = slf.borrow_mut();
+                let mut this = slf.try_borrow_mut()?;
                 this.must_suspend = false;
                 if this.dead {
                     None
@@ -124,12 +124,13 @@ impl EventLoop {
     }
 
     fn occupy(slf: &Bound<'_, Self>) -> PyResult<()> {
-        let mut this = slf.borrow_mut();
-        if this.entered {
-            return Err(PyRuntimeError::new_err("this run is already running"));
+        match slf.try_borrow_mut() {
+            Ok(mut this) if !this.entered => {
+                this.entered = true;
+                Ok(())
+            }
+            _ => Err(PyRuntimeError::new_err("this run is already running")),
         }
-        this.entered = true;
-        Ok(())
     }
 }
 
@@ -206,7 +207,11 @@ impl Drop for Entered<'_> {
                 let _ = swap_task(&running, &task);
             }
         }
-        self.event_loop.borrow_mut().entered = false;
+        // Where the interpreter has no lock another thread may be reading: then the run stays shut, and
+        // whoever comes next hears so. To panic would end the process if this is an unwinding already.
+        if let Ok(mut this) = self.event_loop.try_borrow_mut() {
+            this.entered = false;
+        }
         if let Some(pending) = pending {
             pending.restore(py);
         }

@@ -15,8 +15,9 @@ from typing import Any
 import click
 import psycopg
 
-from bench.database import Database
+from bench.database import Database, WorkMeter
 
+DATABASE = "durable_bench"
 RUNS = 400
 STEPS = 10
 GROUP = 20
@@ -89,16 +90,16 @@ def commits(runs: list[uuid.UUID], first: int) -> Iterator[dict[str, Any]]:
 def bytes_per_step(database: Database, connection: psycopg.Connection[Any], layout: str) -> float:
     """WAL of a round of a layout, after one that has filled the pages; checks its rows."""
     runs = fill(connection)
-    before = 0.0
+    used = 0.0
     for first in (1, 1 + STEPS):
         connection.execute("UPDATE x.run SET young = ''")
         connection.execute("VACUUM x.run")
-        before = position(database)
+        meter = WorkMeter(database, DATABASE)
         for parameters in commits(runs, first):
             with connection.transaction():
                 for statement in LAYOUTS[layout]:
                     connection.execute(statement, parameters if "%(" in statement else None)
-    used = position(database) - before
+        used = meter.stop().wal_bytes
     history, young = connection.execute(
         "SELECT (SELECT count(*) FROM x.history), (SELECT sum(length(young)) FROM x.run)"
     ).fetchone() or (0, 0)
@@ -108,18 +109,11 @@ def bytes_per_step(database: Database, connection: psycopg.Connection[Any], layo
     return used / RUNS / STEPS
 
 
-def position(database: Database) -> float:
-    """Where the WAL ends, in bytes."""
-    return float(
-        database.execute("select (pg_current_wal_insert_lsn() - '0/0'::pg_lsn)::float8")[0][0]
-    )
-
-
 @click.command()
 def main() -> None:
     """Print how many bytes of WAL a step takes in each layout."""
     with Database() as database:
-        dsn = database.create_ours("durable_bench")
+        dsn = database.create_ours(DATABASE)
         with psycopg.connect(dsn, autocommit=True) as connection:
             found: dict[str, list[float]] = {layout: [] for layout in LAYOUTS}
             for _ in range(ROUNDS):

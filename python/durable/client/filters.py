@@ -8,13 +8,13 @@ from datetime import datetime
 from typing import Any
 
 from durable.client.checks import check_id
-from durable.client.listing import check_ids, time_us
 from durable.codec import Codec
 from durable.engine.attributes import wanted_search
 from durable.errors import InvalidArgumentError
 from durable.events import RunState
 from durable.store.pages import OpenRuns, Runs
 
+IDS_MAX = 10_000
 OPEN_STATES = (RunState.RUNNING, RunState.PARKED, RunState.PAUSED)
 
 
@@ -26,7 +26,7 @@ class RunFilter:
     """
 
     workflow_type: str | None = None
-    states: Sequence[RunState] = ()
+    states: Sequence[int] = ()
     """RUNNING, PARKED or PAUSED, and for a reset FAILED and its like; a paused run is PAUSED."""
     queue: str | None = None
     id_prefix: str | None = None
@@ -70,8 +70,13 @@ def all_runs(runs: RunFilter, codec: Codec) -> Runs:
             "closed_after and closed_before are about closed runs: say which, as in "
             "states=[RunState.FAILED]"
         )
+    return listed_runs(replace(runs, states=states), codec)
+
+
+def listed_runs(runs: RunFilter, codec: Codec) -> Runs:
+    """A filter as the store takes it; where it has no states, runs of any."""
     return replace(
-        Runs(*meant(replace(runs, states=states), codec)),
+        Runs(*meant(runs, codec)),
         closed_from_us=time_us(runs.closed_after, "closed_after"),
         closed_until_us=time_us(runs.closed_before, "closed_before"),
     )
@@ -105,3 +110,19 @@ def check_meant(runs: RunFilter) -> None:
 def is_about_ends(runs: RunFilter) -> bool:
     """Whether a filter names times of closing."""
     return runs.closed_after is not None or runs.closed_before is not None
+
+
+def check_ids(ids: Sequence[str]) -> Sequence[str]:
+    """The ids, each once; raise InvalidArgumentError for what cannot be a list of them."""
+    if isinstance(ids, str) or len(ids) > IDS_MAX:
+        raise InvalidArgumentError(f"ids are a list of at most {IDS_MAX:,} workflow ids")
+    return [check_id(each, "a workflow id") for each in dict.fromkeys(ids)]
+
+
+def time_us(moment: datetime | None, what: str) -> int | None:
+    """A time in microseconds; raise InvalidArgumentError for one without a zone."""
+    if moment is None:
+        return None
+    if moment.tzinfo is None:
+        raise InvalidArgumentError(f"{what} needs a time zone: {moment!r}")
+    return round(moment.timestamp() * 1e6)

@@ -9,16 +9,14 @@ from collections.abc import AsyncIterator, Mapping, Sequence
 from datetime import datetime
 from typing import Any
 
-from durable.client.checks import check_id
 from durable.client.connected import ConnectedClient
-from durable.engine.attributes import wanted_search
+from durable.client.filters import RunFilter, listed_runs
 from durable.errors import InvalidArgumentError
 from durable.events import RunView
-from durable.store.pages import Place, Runs
+from durable.store.pages import Place
 
 LIST_RUNS = 100
 LIST_RUNS_MAX = 10_000
-IDS_MAX = 10_000
 TIME_US_MAX = 1 << 62
 
 
@@ -66,23 +64,20 @@ class ListingClient(ConnectedClient):
         """
         if not 1 <= limit <= LIST_RUNS_MAX:
             raise InvalidArgumentError(f"limit must be 1 to {LIST_RUNS_MAX:,}, not {limit!r}")
-        for text in (workflow_type, queue, id_prefix):
-            if text is not None:
-                check_id(text, "what a filter names")
-        wanted = Runs(
-            workflow_type,
-            tuple(int(state) for state in states),
-            queue,
-            id_prefix,
-            wanted_search(search, self.codec),
-            time_us(started_after, "started_after"),
-            time_us(started_before, "started_before"),
-            None if ids is None else tuple(check_ids(ids)),
-            time_us(closed_after, "closed_after"),
-            time_us(closed_before, "closed_before"),
+        wanted = RunFilter(
+            workflow_type=workflow_type,
+            states=states,
+            queue=queue,
+            id_prefix=id_prefix,
+            search=search,
+            started_after=started_after,
+            started_before=started_before,
+            closed_after=closed_after,
+            closed_before=closed_before,
+            ids=ids,
         )
         before = None if cursor is None else place_of(cursor)
-        views = await self.store.views(wanted, before=before, limit=limit)
+        views = await self.store.views(listed_runs(wanted, self.codec), before=before, limit=limit)
         return RunPage(views, cursor_of(views[-1]) if len(views) == limit else None)
 
     async def list_all(self, **wanted: Any) -> AsyncIterator[RunView]:
@@ -98,13 +93,6 @@ class ListingClient(ConnectedClient):
             cursor = page.cursor
             if cursor is None:
                 return
-
-
-def check_ids(ids: Sequence[str]) -> Sequence[str]:
-    """The ids, each once; raise InvalidArgumentError for what cannot be a list of them."""
-    if isinstance(ids, str) or len(ids) > IDS_MAX:
-        raise InvalidArgumentError(f"ids are a list of at most {IDS_MAX:,} workflow ids")
-    return [check_id(each, "a workflow id") for each in dict.fromkeys(ids)]
 
 
 def cursor_of(view: RunView) -> str:
@@ -124,12 +112,3 @@ def place_of(cursor: str) -> Place:
     if not 0 <= place[0] < TIME_US_MAX:
         raise InvalidArgumentError(f"this is no cursor of a page of runs: {cursor!r}")
     return place
-
-
-def time_us(moment: datetime | None, what: str) -> int | None:
-    """A time in microseconds; raise InvalidArgumentError for one without a zone."""
-    if moment is None:
-        return None
-    if moment.tzinfo is None:
-        raise InvalidArgumentError(f"{what} needs a time zone: {moment!r}")
-    return round(moment.timestamp() * 1e6)

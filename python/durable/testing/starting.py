@@ -258,19 +258,29 @@ class WithStart(Starting):
         label, told = handler_name(signal), encode_call(signal, tuple(signal_args))
 
         async def send(call: StartCall) -> TestHandle[Any]:
-            known = self._world.latest.get(id)
             headers = plain_headers(call.headers, workflow.codec)
-            if known is None or not known.is_open:
-                arguments = workflow.signature.encode_args(call.args, call.kwargs)
-                chosen = {**options, "headers": headers}
-                self._add(workflow, arguments, id=id, **chosen)
-            run = self._world.latest[id]
+            run = self._open_run(workflow, id, call, {**options, "headers": headers})
             meta = message_meta(headers)
             self._world.tell(run, Fact(EventKind.SIGNAL_RECEIVED, 0, label, meta, told))
             await self.settle()
             return TestHandle(self._world, run)
 
         return await self._surrounded_start(workflow, payload, id, options, label, send)
+
+    def _open_run(
+        self,
+        workflow: WorkflowDefinition[Any, Any],
+        id: str,
+        call: StartCall,
+        options: Mapping[str, Any],
+    ) -> Run:
+        """The open run of the id; one that begins now, if there is none."""
+        known = self._world.latest.get(id)
+        if known is not None and known.is_open:
+            return known
+        arguments = workflow.signature.encode_args(call.args, call.kwargs)
+        self._add(workflow, arguments, id=id, **options)
+        return self._world.latest[id]
 
     @overload
     async def update_with_start(
@@ -371,12 +381,9 @@ class WithStart(Starting):
         request_ids: list[str] = []
 
         async def send(call: StartCall) -> TestHandle[Any]:
-            known = self._world.latest.get(id)
             headers = plain_headers(call.headers, workflow.codec)
-            if known is None or not known.is_open:
-                arguments = workflow.signature.encode_args(call.args, call.kwargs)
-                self._add(workflow, arguments, id=id, **{**options, "headers": headers})
-            handle: TestHandle[Any] = TestHandle(self._world, self._world.latest[id])
+            run = self._open_run(workflow, id, call, {**options, "headers": headers})
+            handle: TestHandle[Any] = TestHandle(self._world, run)
             request_ids.append(handle._ask(label, asked, headers))
             return handle
 

@@ -35,7 +35,8 @@ CREATE FUNCTION {s}.is_listed(
     AND (p_ids IS NULL OR (r).workflow_id = ANY (p_ids))
     AND (p_before_us IS NULL OR ((r).created_at, (r).run_id) < ({s}.ts(p_before_us), p_before));
 
--- In order of the index by time (and of the run ids in one microsecond), from where the last page ended to the last row of this one.
+-- In order of the index by time (and of the run ids in one microsecond), from where the last page
+-- ended to the last row of this one.
 CREATE FUNCTION {s}.list_runs(
     p_open boolean, p_closed boolean, p_type text, p_states smallint[], p_queue text,
     p_prefix text, p_from_us bigint, p_until_us bigint, p_closed_from_us bigint,

@@ -191,13 +191,13 @@ def check_open_runs(setting: Setting) -> Workload:
             store = PostgresStore(made.dsn)
             await store.open()
             try:
-                listed = await list_runs(store, workflow_type=flows.orders.name)
-                return await pool.replay(store, listed)
+                pages = list_runs(store, workflow_type=flows.orders.name)
+                return await pool.replay(source, store, pages)
             finally:
                 await store.close()
 
         def check() -> tuple[int, int]:
-            with ReplayPool(source, 2) as pool:
+            with ReplayPool(2) as pool:
                 tally = made.runner.run(work(pool))
             return tally.replayed, len(tally.problems)
 

@@ -3,10 +3,14 @@
 import asyncio
 import io
 import os
+import subprocess
+import sys
 import uuid
+from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
+from support.store_rig import MemoryRig
 
 from durable import workflow
 from durable.engine.start import StartMeta, new_run
@@ -61,9 +65,24 @@ async def runs_in_memory(count: int) -> tuple[MemoryStore, list[Listed]]:
         for number in range(count)
     ]
     await store.start_runs(runs)
-    listed = await list_runs(store)
+    listed = [run async for page in list_runs(store) for run in page]
     assert len(listed) == count
     return store, listed
+
+
+class Counted:
+    """What a replay says on its way."""
+
+    def __init__(self) -> None:
+        self.listed = self.done = 0
+
+    def __call__(self, listed: int, done: int) -> None:
+        self.listed += listed
+        self.done += done
+
+
+async def paged(runs: list[Listed]) -> AsyncIterator[list[Listed]]:
+    yield runs
 
 
 def app_in(folder: Path, more: str = "") -> Source:
@@ -97,14 +116,14 @@ def is_there(pid: int) -> bool:
 async def test_each_process_imports_the_app_and_every_run_is_replayed_once(tmp_path: Path) -> None:
     store, runs = await runs_in_memory(5 * FRAME_RUNS + 7)
     source = app_in(tmp_path, "await_others(3)\n")
-    done: list[int] = []
+    counted = Counted()
 
-    with ReplayPool(source, 3) as pool:
-        tally = await pool.replay(store, runs, done.append)
+    with ReplayPool(3) as pool:
+        tally = await pool.replay(source, store, paged(runs), counted)
 
     assert (tally.replayed, tally.gone, tally.problems) == (len(runs), 0, [])
     assert tally.by_type == {"parcel": len(runs)}
-    assert sum(done) == len(runs)
+    assert (counted.listed, counted.done) == (len(runs), len(runs))
     started = started_in(tmp_path)
     assert len(started) == 3
     await all_gone(set(started))
@@ -113,24 +132,24 @@ async def test_each_process_imports_the_app_and_every_run_is_replayed_once(tmp_p
 async def test_few_runs_take_one_process(tmp_path: Path) -> None:
     store, runs = await runs_in_memory(FRAME_RUNS)
 
-    with ReplayPool(app_in(tmp_path), 8) as pool:
-        tally = await pool.replay(store, runs)
+    with ReplayPool(8) as pool:
+        tally = await pool.replay(app_in(tmp_path), store, paged(runs))
 
     assert tally.replayed == FRAME_RUNS
     assert len(started_in(tmp_path)) == 1
 
 
 async def test_no_runs_are_nothing_to_do(tmp_path: Path) -> None:
-    with ReplayPool(app_in(tmp_path), 2) as pool:
-        assert await pool.replay(MemoryStore(), []) == Tally()
+    with ReplayPool(2) as pool:
+        assert await pool.replay(app_in(tmp_path), MemoryStore(), paged([])) == Tally()
 
 
 async def test_processes_know_neither_the_driver_nor_the_caller(tmp_path: Path) -> None:
     store, runs = await runs_in_memory(2 * FRAME_RUNS)
     more = 'assert not {"psycopg", "pytest", "multiprocessing"} & set(sys.modules)\n'
 
-    with ReplayPool(app_in(tmp_path, more), 2) as pool:
-        tally = await pool.replay(store, runs)
+    with ReplayPool(2) as pool:
+        tally = await pool.replay(app_in(tmp_path, more), store, paged(runs))
 
     assert tally.replayed == len(runs)
 
@@ -145,8 +164,8 @@ async def test_death_of_one_process_is_told_and_ends_the_others(tmp_path: Path, 
     source = app_in(tmp_path, f"await_others(3)\nif {test}: os._exit(3)\n")
 
     died = pytest.raises(ConfigurationError, match="a replaying process died")
-    with died, ReplayPool(source, 3) as pool:
-        await pool.replay(store, runs)
+    with died, ReplayPool(3) as pool:
+        await pool.replay(source, store, paged(runs))
 
     await all_gone(set(started_in(tmp_path)))
 
@@ -156,16 +175,16 @@ async def test_app_that_does_not_import_is_told(tmp_path: Path) -> None:
 
     source = app_in(tmp_path, "raise ValueError('no good: \\udce9')\n")
     failed = pytest.raises(ConfigurationError, match="no good: \\\\udce9")
-    with failed, ReplayPool(source, 1) as pool:
-        await pool.replay(store, runs)
+    with failed, ReplayPool(1) as pool:
+        await pool.replay(source, store, paged(runs))
 
 
 async def test_giving_up_ends_processes_that_never_would(tmp_path: Path) -> None:
     store, runs = await runs_in_memory(3 * FRAME_RUNS)
     source = app_in(tmp_path, "await_others(2)\nwhile True: time.sleep(1)\n")
 
-    with ReplayPool(source, 2) as pool:
-        replay = asyncio.create_task(pool.replay(store, runs))
+    with ReplayPool(2) as pool:
+        replay = asyncio.create_task(pool.replay(source, store, paged(runs)))
         async with asyncio.timeout(SOON):
             while len(started_in(tmp_path)) < 2:
                 await asyncio.sleep(0.01)
@@ -184,8 +203,8 @@ async def test_a_process_that_never_answers_is_given_up(
 
     source = app_in(tmp_path, "while True: time.sleep(1)\n")
     stuck = pytest.raises(ConfigurationError, match="never awaits")
-    with stuck, ReplayPool(source, 1) as pool:
-        await pool.replay(store, runs)
+    with stuck, ReplayPool(1) as pool:
+        await pool.replay(source, store, paged(runs))
 
 
 async def test_runs_that_are_gone_and_histories_too_long_are_counted(
@@ -193,19 +212,100 @@ async def test_runs_that_are_gone_and_histories_too_long_are_counted(
 ) -> None:
     store, runs = await runs_in_memory(3)
     gone = runs[0]._replace(run_id=str(uuid.UUID(int=99)))
-    done: list[int] = []
+    counted = Counted()
 
-    with ReplayPool(app_in(tmp_path), 1) as pool:
-        tally = await pool.replay(store, [gone, *runs], done.append)
+    with ReplayPool(1) as pool:
+        tally = await pool.replay(app_in(tmp_path), store, paged([gone, *runs]), counted)
     monkeypatch.setattr(replay_pool, "HISTORY_BYTES_MAX", 10)
     (tmp_path / "none").mkdir()
-    with ReplayPool(app_in(tmp_path / "none"), 1) as pool:
-        refused = await pool.replay(store, runs, done.append)
+    with ReplayPool(1) as pool:
+        refused = await pool.replay(app_in(tmp_path / "none"), store, paged(runs), counted)
 
     assert (tally.replayed, tally.gone) == (3, 1)
     assert (refused.replayed, len(refused.problems)) == (3, 3)
     assert {problem.kind for problem in refused.problems} == {"unsupported"}
-    assert sum(done) == 7
+    assert (counted.listed, counted.done) == (7, 7)
+
+
+async def test_runs_are_listed_in_pages_and_the_newest_closed_ones_after_the_open(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(replay_pool, "PAGE_RUNS", 2)
+    rig = MemoryRig()
+    for number in range(4):
+        await rig.close(await rig.owned(f"closed-{number}"))
+    for number in range(5):
+        await rig.start(f"open-{number}")
+
+    pages = [page async for page in list_runs(rig.store, closed_max=3)]
+
+    assert [[run.workflow_id for run in page] for page in pages] == [
+        ["open-4", "open-3"],
+        ["open-2", "open-1"],
+        ["open-0", "closed-3"],
+        ["closed-2", "closed-1"],
+        [],
+    ]
+    assert [run.state for run in pages[2]] == ["running", "completed"]
+
+
+CALLER = """
+import asyncio, sys, threading
+sys.path.insert(0, {tests!r})
+from pathlib import Path
+from runtime.test_replay_pool import app_in, paged, runs_in_memory
+from durable.runtime.replay_pool import ReplayPool
+
+async def replay(pool):
+    store, runs = await runs_in_memory(200)
+    return await pool.replay(app_in(Path({folder!r}), {more!r}), store, paged(runs))
+
+async def in_loop():
+    with ReplayPool(2) as pool:
+        return await replay(pool)
+
+if __name__ == "__main__":
+    sys.caller_was_here = True
+    print("before", end=" ")
+    if {how!r} == "thread":
+        threading.Thread(target=threading.Event().wait, daemon=True).start()
+    if {how!r} == "loop":
+        tally = asyncio.run(in_loop())
+    else:
+        with ReplayPool(2) as pool:
+            tally = asyncio.run(replay(pool))
+    print(tally.replayed, len(tally.problems), "after")
+"""
+
+
+@pytest.mark.skipif(not CAN_FORK, reason="no fork")
+@pytest.mark.parametrize("how", ["alone", "thread", "loop"])
+def test_caller_is_forked_where_nothing_else_goes_on_in_it(tmp_path: Path, how: str) -> None:
+    more = f"""
+assert hasattr(sys, "caller_was_here") == {how == "alone"}
+assert sys.stdin.read() == "" and os.read(0, 1) == b""
+await_others(2)
+print("by the app")
+"""
+    tests = str(Path(__file__).parent.parent)
+    (tmp_path / "caller.py").write_text(
+        CALLER.format(tests=tests, folder=str(tmp_path), how=how, more=more)
+    )
+
+    done = subprocess.run(
+        [sys.executable, str(tmp_path / "caller.py")],
+        input="for the caller",
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == "before 200 0 after\n"
+    assert done.stderr.count("by the app") == 2
+    (first,) = set(started_in(tmp_path)) & set(started_in(tmp_path).values())
+    assert not is_there(first)
 
 
 async def test_what_is_loaded_ahead_is_bounded() -> None:

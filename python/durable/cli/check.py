@@ -163,19 +163,21 @@ def replay_database(
     target: Target, workflow_type: str | None, closed: int, processes: int
 ) -> Tally:
     """Replay the runs of a database in processes of their own."""
-    with redirect_stdout(sys.stderr):
-        target.load_needed()
-    assert target.app is not None
-    source = Source(target.app, str(target.folder or Path.cwd()))
-    with ReplayPool(source, processes) as pool:
+    source = Source(target.needed_app(), str(target.folder or Path.cwd()))
+    with ReplayPool(processes) as pool:
 
         async def work() -> Tally:
             store = PostgresStore(target.dsn, schema=target.schema)
             await store.open()
             try:
-                runs = await list_runs(store, workflow_type=workflow_type, closed_max=closed)
-                with click.progressbar(length=len(runs), label="replaying", file=sys.stderr) as bar:
-                    return await pool.replay(store, runs, bar.update)
+                pages = list_runs(store, workflow_type=workflow_type, closed_max=closed)
+                with click.progressbar(length=0, label="replaying", file=sys.stderr) as bar:
+
+                    def progress(listed: int, done: int) -> None:
+                        bar.length = (bar.length or 0) + listed
+                        bar.update(done)
+
+                    return await pool.replay(source, store, pages, progress)
             finally:
                 await store.close()
 

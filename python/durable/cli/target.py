@@ -37,10 +37,16 @@ class Target:
 
     def load_needed(self) -> App:
         """Import the app; raise ConfigurationError when none is known."""
+        self.needed_app()
         app = self.load()
-        if app is None:
-            raise ConfigurationError("this needs the workflow's code: give --app")
+        assert app is not None
         return app
+
+    def needed_app(self) -> str:
+        """The app's name; raise ConfigurationError when none is known."""
+        if self.app is None:
+            raise ConfigurationError("this needs the workflow's code: give --app")
+        return self.app
 
 
 def find_target(dsn: str | None, schema: str, app: str | None = None) -> Target:

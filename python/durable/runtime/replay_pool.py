@@ -1,13 +1,13 @@
 """Replay pool: the runs of a database against the code at hand, in parallel processes.
 
-The parent lists the runs once and sends their histories, those of some runs at a time and as the
-database put them together, to whichever process (`durable.runtime.replay_child`) has least to do.
-What comes back are counts and problems, as plain data. Nothing is written to the database, and runs
-may move on meanwhile: a history is looked at as it was when it was listed.
+The parent lists the runs, page by page, and sends their histories, those of some runs at a time and
+as the database put them together, to whichever process (`durable.runtime.replay_child`) has least
+to do. What comes back are counts and problems, as plain data. Nothing is written to the database,
+and runs may move on meanwhile: a history is looked at as it was when it was listed.
 
-To start a process takes as long as thousands of replays. So the first one starts before the runs
-are listed, imports nothing but what a replay needs, and is there when the first histories are; it
-forks the others where it can.
+To start an interpreter takes as long as thousands of replays. So the first process is a fork of
+this one, if that can be; else it imports nothing but what a replay needs, and starts before the
+runs are listed. It forks the others where it can.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import socket
 import subprocess
 import sys
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Self
@@ -29,7 +29,7 @@ from durable.errors import ConfigurationError, StoreError
 from durable.events import RunState, RunView
 from durable.runtime.frames import pack, read_frame
 from durable.runtime.recorded import Problem, find_problem
-from durable.runtime.replay_child import CAN_FORK, FORKS_MAX
+from durable.runtime.replay_child import CAN_FORK, FORKS_MAX, Fork, can_fork_here
 from durable.runtime.replay_work import (
     FRAME_BATCHES,
     FRAME_RUNS,
@@ -48,11 +48,15 @@ from durable.store.postgres import PostgresStore
 MODULE = "durable.runtime.replay_child"
 AHEAD_BYTES_MAX = 64 * 1024 * 1024
 """No more is loaded while so much waits for a process."""
+LOADERS = 2
+"""Queries at a time: while one is answered, what another gave is passed on."""
 UNDER_WAY_MAX = 2
 """Frames that a process has: the one it replays, and the next."""
 ANSWER_SECONDS_MAX = 300
 """A frame takes some milliseconds; one that takes this long never ends."""
 OPEN_RUNS_MAX = 1_000_000
+PAGE_RUNS = 1000
+"""Runs listed at a time: more than any number of processes has to do at once."""
 OPEN_STATES = (RunState.RUNNING, RunState.PARKED, RunState.PAUSED)
 CLOSED_STATES = tuple(state for state in RunState if state >= RunState.COMPLETED)
 STATE_NAMES = {state: state.name.lower() for state in RunState}
@@ -68,12 +72,24 @@ class Source:
 
 async def list_runs(
     store: Store, *, workflow_type: str | None = None, closed_max: int = 0
-) -> list[Listed]:
-    """All open runs, and the newest ``closed_max`` closed ones."""
-    views = await store.views(Runs(workflow_type, OPEN_STATES), limit=OPEN_RUNS_MAX)
-    if closed_max:
-        views += await store.views(Runs(workflow_type, CLOSED_STATES), limit=closed_max)
-    return [listed(view) for view in views]
+) -> AsyncIterator[list[Listed]]:
+    """All open runs, and then the newest ``closed_max`` closed ones, in pages; the last one is
+    shorter than `PAGE_RUNS`."""
+    page: list[Listed] = []
+    for states, count in ((OPEN_STATES, OPEN_RUNS_MAX), (CLOSED_STATES, closed_max)):
+        wanted, before = Runs(workflow_type, states), None
+        while count > 0:
+            limit = min(count, PAGE_RUNS - len(page))
+            views = await store.views(wanted, before=before, limit=limit)
+            page += map(listed, views)
+            if len(page) == PAGE_RUNS:
+                yield page
+                page = []
+            if len(views) < limit:
+                break
+            count -= limit
+            before = views[-1].created_us, views[-1].run_id
+    yield page
 
 
 def listed(view: RunView) -> Listed:
@@ -93,15 +109,15 @@ def listed(view: RunView) -> Listed:
 class ReplayPool:
     """Processes that replay runs against one app. A context manager; leaving it ends them.
 
-    Raises ConfigurationError for less than one process.
+    Entered best where no event loop runs, no thread was started and nothing of the app is imported:
+    then the processes are forks. Raises ConfigurationError for less than one process.
     """
 
-    def __init__(self, source: Source, processes: int) -> None:
+    def __init__(self, processes: int) -> None:
         if processes < 1:
             raise ConfigurationError(f"replaying takes 1 or more processes, not {processes}")
-        self._source = source
         self._processes_max = processes
-        self._processes: list[subprocess.Popen[bytes]] = []
+        self._processes: list[subprocess.Popen[bytes] | Fork] = []
         self._links: list[socket.socket] = []
         """Ours of the sockets to them, until a stream takes them over."""
         self._writers: list[asyncio.StreamWriter] = []
@@ -127,23 +143,29 @@ class ReplayPool:
 
     async def replay(
         self,
+        source: Source,
         store: Store,
-        runs: Sequence[Listed],
-        progress: Callable[[int], object] = lambda count: None,
+        pages: AsyncIterator[Sequence[Listed]],
+        progress: Callable[[int, int], object] = lambda listed, done: None,
     ) -> Tally:
         """Replay all of them, once; ``store`` is without a codec, which the processes have.
 
-        ``progress`` is called with the number of runs done since last time. Raises StoreError when
-        the database cannot be read, ConfigurationError when the app cannot be imported or a process
-        dies.
+        ``pages`` is what `list_runs` gives. ``progress`` is called with the number of runs that
+        were listed, and of those done, since last time. Raises StoreError when the database cannot
+        be read, ConfigurationError when the app cannot be imported or a process dies.
         """
         total = Tally()
-        if not runs:
+        first = await anext(pages)
+        if not first:
             return total
-        self._staff(min(self._processes_max, -(-len(runs) // FRAME_RUNS)))
-        shelf = Shelf()
-        work = [self._feed(self._links.pop(), shelf, total, progress) for _ in list(self._links)]
-        work.append(load_all(store, runs, shelf, total, progress))
+        count = -(-len(first) // FRAME_RUNS) if len(first) < PAGE_RUNS else self._processes_max
+        self._staff(min(self._processes_max, count))
+        portions, shelf = Portions(first, pages, progress), Shelf(LOADERS)
+        orders = pack({"orders": {"app": source.app, "folder": source.folder}})
+        work = [
+            self._feed(orders, self._links.pop(), shelf, total, progress) for _ in list(self._links)
+        ]
+        work += [load_some(store, portions, shelf, total) for _ in range(LOADERS)]
         tasks = [asyncio.create_task(each) for each in work]
         try:
             await asyncio.gather(*tasks)
@@ -160,7 +182,8 @@ class ReplayPool:
         ours, theirs = socket.socketpair()
         try:
             with blocked_interrupt():
-                self._processes.append(launch(theirs, MODULE))
+                first = not self._processes and can_fork_here()
+                self._processes.append(Fork(ours, theirs) if first else launch(theirs, MODULE))
         except BaseException:
             ours.close()
             raise
@@ -184,13 +207,17 @@ class ReplayPool:
             self._start()
 
     async def _feed(
-        self, link: socket.socket, shelf: Shelf, total: Tally, progress: Callable[[int], object]
+        self,
+        orders: bytes,
+        link: socket.socket,
+        shelf: Shelf,
+        total: Tally,
+        progress: Callable[[int, int], object],
     ) -> None:
         """Give one process what it can do, until there is no more."""
         reader, writer = await asyncio.open_connection(sock=link)
         self._writers.append(writer)
-        orders = {"app": self._source.app, "folder": self._source.folder}
-        writer.write(pack({"orders": orders}))
+        writer.write(orders)
         under_way = 0
         while True:
             while under_way < UNDER_WAY_MAX:
@@ -204,7 +231,7 @@ class ReplayPool:
             tally = await self._answer(reader)
             under_way -= 1
             total.add(tally)
-            progress(tally.replayed + tally.gone)
+            progress(0, tally.replayed + tally.gone)
 
     async def _answer(self, reader: asyncio.StreamReader) -> Tally:
         try:
@@ -217,8 +244,8 @@ class ReplayPool:
             ) from None
         except (asyncio.IncompleteReadError, OSError):
             raise ConfigurationError(
-                f"a replaying process died; does importing {self._source.app} or running its "
-                "workflows end the process?"
+                "a replaying process died; does importing the app or running its workflows end "
+                "the process?"
             ) from None
         if "failed" in head:
             raise (StoreError if head["by_store"] else ConfigurationError)(head["failed"])
@@ -226,12 +253,15 @@ class ReplayPool:
 
 
 class Shelf:
-    """Frames that are loaded and wait for a process, in order; bounded by their bytes."""
+    """Frames that are loaded and wait for a process, in order; bounded by their bytes.
 
-    def __init__(self) -> None:
+    ``fillers`` is how many say at the end that they have no more.
+    """
+
+    def __init__(self, fillers: int = 1) -> None:
         self._frames: deque[bytes] = deque()
         self._bytes = 0
-        self._is_over = False
+        self._fillers = fillers
         self._changed = asyncio.Condition()
 
     async def put(self, frame: bytes) -> None:
@@ -243,16 +273,16 @@ class Shelf:
             self._changed.notify_all()
 
     async def end(self) -> None:
-        """No more will come."""
+        """No more will come from one of those that fill it."""
         async with self._changed:
-            self._is_over = True
+            self._fillers -= 1
             self._changed.notify_all()
 
     async def take(self, *, waits: bool) -> bytes | None:
         """The first one; None when there is none any more, or (not ``waits``) none yet."""
         async with self._changed:
             if waits:
-                await self._changed.wait_for(lambda: self._frames or self._is_over)
+                await self._changed.wait_for(lambda: self._frames or not self._fillers)
             if not self._frames:
                 return None
             frame = self._frames.popleft()
@@ -261,26 +291,48 @@ class Shelf:
             return frame
 
 
-async def load_all(
-    store: Store,
-    runs: Sequence[Listed],
-    shelf: Shelf,
-    total: Tally,
-    progress: Callable[[int], object],
-) -> None:
-    """Put the histories of all runs on the shelf."""
-    waiting = deque(chunks(runs))
-    while waiting:
-        chunk = waiting.popleft()
-        packed = await store.load_packed({run.run_id: run.part for run in chunk})
-        if len(packed.batches) <= HISTORY_BYTES_MAX:
-            await shelf.put(work_frame(chunk, packed))
-        elif len(chunk) > 1:
-            # Each on its own: most of them are of the usual length.
-            waiting.extendleft([run] for run in reversed(chunk))
-        else:
-            total.count(chunk[0].workflow_type, too_long(chunk[0], len(packed.batches)))
-            progress(1)
+class Portions:
+    """What was listed, in portions for a frame; the next page is asked for when one is used up."""
+
+    def __init__(
+        self,
+        first: Sequence[Listed],
+        pages: AsyncIterator[Sequence[Listed]],
+        progress: Callable[[int, int], object],
+    ) -> None:
+        self._pages = pages
+        self.progress = progress
+        self._waiting: deque[list[Listed]] = deque()
+        self._lock = asyncio.Lock()
+        self._take(first)
+
+    def _take(self, page: Sequence[Listed]) -> None:
+        self._waiting.extend(chunks(page))
+        self.progress(len(page), 0)
+
+    async def next(self) -> list[Listed] | None:
+        """One portion; None when there are no more."""
+        async with self._lock:
+            if not self._waiting and (page := await anext(self._pages, None)) is not None:
+                self._take(page)
+            return self._waiting.popleft() if self._waiting else None
+
+
+async def load_some(store: Store, portions: Portions, shelf: Shelf, total: Tally) -> None:
+    """Put the histories of some runs on the shelf, as long as there are any."""
+    while (portion := await portions.next()) is not None:
+        waiting = deque([portion])
+        while waiting:
+            chunk = waiting.popleft()
+            packed = await store.load_packed({run.run_id: run.part for run in chunk})
+            if len(packed.batches) <= HISTORY_BYTES_MAX:
+                await shelf.put(work_frame(chunk, packed))
+            elif len(chunk) > 1:
+                # Each on its own: most of them are of the usual length.
+                waiting.extendleft([run] for run in reversed(chunk))
+            else:
+                total.count(chunk[0].workflow_type, too_long(chunk[0], len(packed.batches)))
+                portions.progress(0, 1)
     await shelf.end()
 
 
@@ -318,15 +370,15 @@ async def replay_here(
     store = PostgresStore(dsn, schema=schema)
     await store.open()
     try:
-        runs = await list_runs(store, workflow_type=workflow_type, closed_max=closed_max)
-        for chunk in chunks(runs):
-            packed = await store.load_packed({run.run_id: run.part for run in chunk})
-            for run, batches in zip(chunk, packed.unpack(), strict=True):
-                if batches:
-                    found = recorded(run, batches[: run.batch_count], codec)
-                    tally.count(run.workflow_type, find_problem(registry, found))
-                else:
-                    tally.gone += 1
+        async for page in list_runs(store, workflow_type=workflow_type, closed_max=closed_max):
+            for chunk in chunks(page):
+                packed = await store.load_packed({run.run_id: run.part for run in chunk})
+                for run, batches in zip(chunk, packed.unpack(), strict=True):
+                    if batches:
+                        found = recorded(run, batches[: run.batch_count], codec)
+                        tally.count(run.workflow_type, find_problem(registry, found))
+                    else:
+                        tally.gone += 1
     finally:
         await store.close()
     return tally

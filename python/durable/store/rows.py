@@ -13,9 +13,12 @@ ONE_OF_MANY = 15
 """Columns of a run among many; that of one alone has its fence, too."""
 
 
+STATES = {int(state): state for state in RunState} | {DELAYED: RunState.RUNNING}
+
+
 def view_state(state: int) -> RunState:
     """A state of the tables as clients see it."""
-    return RunState.RUNNING if state == DELAYED else RunState(state)
+    return STATES[state]
 
 
 def run_view(row: tuple[Any, ...]) -> RunView:

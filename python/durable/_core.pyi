@@ -10,7 +10,12 @@ from collections.abc import Callable, Container, Generator, Sequence
 from contextvars import Context
 from typing import Any, Protocol, Self, final
 
+# For the types alone: the core knows these classes by what it is given.
+from durable.engine.turn import Turn
+from durable.events import Response
+
 Event = tuple[int, int, int, int, str | None, str | None, bytes | None, bytes | None]
+Taken = tuple[bytes, int, int, int, list[Event]]
 
 FORMAT_VERSION: int
 EVENT_KINDS: dict[str, int]
@@ -85,6 +90,9 @@ class Loop:
     """Set when a task is cancelled: code that cancelled its own learns of it where it suspends,
     so its next await does. False again when the next callback runs."""
 
+    is_spoilt: bool
+    """Set when a query or a validator made a command: from then on every fact comes too late."""
+
     def __new__(cls, run_id: bytes, hook: Any) -> Loop: ...
     def __call__(self, agen: Any, /) -> None:
         """Close an async generator that the code let go of unfinished: the loop is the hook that
@@ -120,7 +128,7 @@ class Loop:
     ) -> bool:
         """`deliver` a fact that may have come too late. False when nothing happened: the run is
         over or dead, or the command that the fact answers waits no more."""
-    def take(self) -> tuple[bytes, int, int, int, list[Event]] | None:
+    def take(self) -> Taken | None:
         """Take what is new since the last take: the encoded batch, the head checksum after it, the
         id of its first event, the number of its events, and its commands (kinds from 64) as event
         tuples. None when there is nothing, and from a dead loop."""
@@ -260,6 +268,55 @@ class CommandFuture:
     def get_loop(self) -> Loop: ...
     def __await__(self) -> Generator[Any, None, Any]: ...
     def __iter__(self) -> Generator[Any, None, Any]: ...
+
+@final
+class TurnShapes:
+    """What `ExecutionBase` makes the turn of a step of."""
+
+    def __new__(
+        cls,
+        turn: Callable[[bytes, int, int, int, list[Any]], Any],
+        activity: Callable[[int, str, str, int, Any, str, bytes, int], Any],
+        options_of: Callable[[str], Any],
+    ) -> Self:
+        """``activity`` is called with the id, name, queue, priority, options, their text, arguments
+        and time of an ACTIVITY_SCHEDULED, ``turn`` with the first four of what `Loop.take` gives
+        and the activities. ``options_of`` reads a text of options; what it returns has ``queue``
+        and ``priority``."""
+
+class ExecutionBase:
+    """What an execution does for every step, kept in Rust because every step does it.
+
+    The rest, a subclass does: ``_deliver_other(kind, ref, time_us, name, meta, payload)`` with a
+    CANCEL_REQUESTED and with what is no fact; ``_sorted(taken)`` makes a turn of what `Loop.take`
+    gave, or of None when there are only responses; ``_died(error)`` puts the error of the core into
+    words. It sets ``_queue`` (where activities without one of their own go), ``_ended`` (how the
+    run was ended from outside) and ``_responses`` (what is to be answered), and calls `_join`.
+    """
+
+    _queue: str | None
+    _ended: Any
+    _responses: list[Any] | None
+
+    def __new__(cls, *args: Any, **kwargs: Any) -> Self: ...
+    def _join(self, event_loop: Loop, shapes: TurnShapes) -> None: ...
+    def deliver(
+        self,
+        kind: int,
+        ref: int,
+        time_us: int,
+        name: str | None = None,
+        meta: bytes | None = None,
+        payload: bytes | None = None,
+    ) -> Response | None:
+        """Give it one new fact, or one request, and run the code until it waits again.
+
+        ``kind`` is an EventKind below 64 or a MessageKind. Facts that answer nothing any more, and
+        facts for a run that has ended, change nothing. Returns the answer when there is one at
+        once: to a query, or to an update that is refused.
+        """
+    def take(self) -> Turn | None:
+        """What is new since the last take; None when there is nothing to write or to answer."""
 
 class ActivityBase:
     """The callable part of an activity definition, kept in Rust because every replayed step calls

@@ -103,8 +103,6 @@ class WorkflowContext:
         self.cancel_reason: str | None = None
         self.is_read_only = False
         """A query or a validator runs: it may look at everything and change nothing."""
-        self.is_spoilt = False
-        """It made a command all the same: what is in memory must never be recorded."""
         self.running_handlers = 0
         self._fail = fail
         self._requests: Requests | None = None

@@ -9,6 +9,9 @@ with the facts, ids come from history.
     take()                   what is new since the last take, to be committed as one
     evict()                  let go of it; nothing is lost that a load does not bring back
 
+Every step passes ``deliver`` and ``take``, so they are in the core, which asks here for what is not
+of every step.
+
 The other half of the contract with the core (`_core.Hook`) are the methods ``on_event``,
 ``failure``, ``on_idle``, ``on_finish`` and ``make_task``.
 """
@@ -21,6 +24,7 @@ from contextvars import Context
 from types import CoroutineType
 from typing import TYPE_CHECKING, Any, NoReturn
 
+from durable._core import ExecutionBase, TurnShapes
 from durable.codec import (
     DEFAULT_CODEC,
     NO_CODEC,
@@ -46,7 +50,7 @@ from durable.engine.turn import (
     ScheduledActivity,
     Turn,
     TurnBuilder,
-    scheduled_by,
+    activity_options,
     to_start,
 )
 from durable.errors import (
@@ -60,7 +64,7 @@ from durable.errors import (
 from durable.events import DYNAMIC, Closing, EventKind, MessageKind, NewTimer, Response, RunState
 
 if TYPE_CHECKING:
-    from durable._core import Event
+    from durable._core import Event, Taken
 
 __all__ = ["Execution", "ScheduledActivity", "Turn"]
 
@@ -83,13 +87,14 @@ REQUESTS = min(map(int, MessageKind))
 """From here on a kind is a MessageKind."""
 
 WHERE_MAX = 3
+SHAPES = TurnShapes(Turn, ScheduledActivity, activity_options)
 ENDED_FROM_OUTSIDE = {
     EventKind.RUN_TERMINATED: RunState.TERMINATED,
     EventKind.RUN_TIMED_OUT: RunState.TIMED_OUT,
 }
 
 
-class Execution:
+class Execution(ExecutionBase):
     """One warm run. Not thread-safe; used from one thread at a time."""
 
     def __init__(
@@ -112,6 +117,7 @@ class Execution:
         self._loop = tasks.WorkflowLoop(bytes.fromhex(run_id.replace("-", "")), self)
         meta = StartMeta(workflow_id=workflow_id, queue=queue)
         hooks = registry.hooks_of(definition) if registry is not None else None
+        self._join(self._loop, SHAPES)
         self.context = WorkflowContext(
             self._loop, run_id, meta, codec, definition, self._fail, hooks
         )
@@ -120,6 +126,7 @@ class Execution:
         self._loop.context = self.context
         self._main: asyncio.Task[Any] | None = None
         self._handler_error: BaseException | None = None
+        self._queue = queue
         self._ended: Closing | None = None
         self.goes_on = False
         """Its code has ended, and another run follows: continued as new, or tried again."""
@@ -147,28 +154,21 @@ class Execution:
         except BaseException as error:
             raise self._died(error) from None
 
-    def deliver(
+    def _deliver_other(
         self,
         kind: int,
         ref: int,
         time_us: int,
-        name: str | None = None,
-        meta: bytes | None = None,
-        payload: bytes | None = None,
+        name: str | None,
+        meta: bytes | None,
+        payload: bytes | None,
     ) -> Response | None:
-        """Give it one new fact, or one request, and run the code until it waits again.
-
-        ``kind`` is an EventKind below 64 or a MessageKind. Facts that answer nothing any more, and
-        facts for a run that has ended, change nothing. Returns the answer when there is one at
-        once: to a query, or to an update that is refused.
-        """
+        """A request to cancel, or what is no fact."""
+        if kind == MessageKind.QUERY:
+            return self._answer_query(name or "", meta, payload)
         if kind >= REQUESTS:
-            if kind == MessageKind.QUERY:
-                return self._answer_query(name or "", meta, payload)
             return self._judge_update(time_us, name or "", meta, payload)
-        context = self.context
-        again = kind == CANCEL_REQUESTED and context.cancel_requested
-        if self._dead or context.is_spoilt or again:
+        if kind == CANCEL_REQUESTED and self.context.cancel_requested:
             return None
         try:
             self._loop.offer(kind, ref, time_us, name, meta, payload)
@@ -176,9 +176,8 @@ class Execution:
             raise self._died(error) from None
         return None
 
-    def take(self) -> Turn | None:
-        """What is new since the last take; None when there is nothing to write or to answer."""
-        taken = self._loop.take()
+    def _sorted(self, taken: Taken | None) -> Turn | None:
+        """The turn of what the core gave, which is more than one activity to start."""
         responses = self._responses
         if responses:
             self._responses = []
@@ -190,12 +189,8 @@ class Execution:
             return turn
         batch, head_hash, first_event_id, event_count, events = taken
         if self._ended is None and not responses:
-            # Nearly every turn has nothing but activities and timers to start.
+            # Most turns have nothing but activities and timers to start.
             queue, now_us = self.context.meta.queue, self._loop.now_us
-            if len(events) == 1 and events[0][1] == ACTIVITY_SCHEDULED:
-                # The turn of a step, with no list and no loop for what it may have besides.
-                only = [scheduled_by(events[0], queue, now_us)]
-                return Turn(batch, head_hash, first_event_id, event_count, only)
             scheduled, timers, is_all = to_start(events, queue, now_us)
             if is_all:
                 return Turn(
@@ -272,7 +267,7 @@ class Execution:
     @property
     def is_dead(self) -> bool:
         """Whether it was evicted, or parted from its history: of no more use."""
-        return self._dead or self.context.is_spoilt or self._loop.is_dead
+        return self._dead or self._loop.is_spoilt or self._loop.is_dead
 
     @property
     def bytes_estimate(self) -> int:
@@ -411,6 +406,7 @@ class Execution:
     def _start(self, meta: bytes | None, payload: bytes | None) -> None:
         context = self.context
         context.begin(StartMeta.from_json(meta), payload)
+        self._queue = context.meta.queue
         args, kwargs = self.definition.signature.decode_args(payload or b"[]")
         try:
             fn, instance = self.definition.instantiate(args, kwargs)
@@ -565,7 +561,7 @@ class Execution:
                 raise UpdateRejectedError("the run has ended")
             requests.judge(name, payload)
         except Exception as error:
-            if self.is_dead and not self.context.is_spoilt:
+            if self.is_dead and not self._loop.is_spoilt:
                 raise
             return Response(request_id, failure=failure_to_payload(refusal(name, error)))
         self._deliver(EventKind.UPDATE_ACCEPTED, 0, time_us, name, meta, payload)

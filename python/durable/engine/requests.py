@@ -208,7 +208,7 @@ class Requests:
         finally:
             self.context.is_read_only = False
         if loop.event_count != before:
-            self.context.is_spoilt = True
+            loop.is_spoilt = True
             raise GuardError("a query or validator must not make commands; it may only look")
         value, error = outcome[0]
         if error is not None:

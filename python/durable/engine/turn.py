@@ -77,17 +77,14 @@ class Turn(msgspec.Struct, gc=False):
 
 @lru_cache(maxsize=4096)
 def activity_options(text: str) -> ActivityOptions:
-    """Recorded options, parsed once per distinct text."""
-    return options_from_json(text)
-
-
-NO_OPTIONS = ActivityOptions()
+    """Recorded options, parsed once per distinct text; those of an empty one are the defaults."""
+    return options_from_json(text) if text else ActivityOptions()
 
 
 def scheduled_by(event: Event, queue: str, now_us: int) -> ScheduledActivity:
     """The activity of an ACTIVITY_SCHEDULED."""
     ref, _, _, _, name, text, _, payload = event
-    options = activity_options(text) if text else NO_OPTIONS
+    options = activity_options(text or "")
     return ScheduledActivity(
         ref,
         name or "",

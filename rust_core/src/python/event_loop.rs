@@ -42,6 +42,24 @@ enum Target {
     Timer(Py<TimerHandle>),
 }
 
+/// What is new since the last `take`.
+pub(super) struct Taken {
+    pub batch: Py<PyBytes>,
+    pub chain: i64,
+    pub first_id: u32,
+    pub count: u32,
+    /// The commands, as event tuples.
+    pub events: Vec<Py<PyTuple>>,
+}
+
+impl Taken {
+    /// As Python gets it.
+    pub(super) fn into_tuple(self, py: Python<'_>) -> PyResult<Bound<'_, PyTuple>> {
+        let events = PyList::new(py, self.events)?;
+        (self.batch, self.chain, self.first_id, self.count, events).into_pyobject(py)
+    }
+}
+
 /// Something to run.
 pub(super) enum Ready {
     Handle(Py<Handle>),
@@ -88,10 +106,36 @@ pub struct EventLoop {
     /// A value is being produced to be recorded: no command may come between.
     recording: bool,
     dead: bool,
+    /// What looked at the run made a command: nothing of what is in memory may be recorded.
+    #[pyo3(get, set)]
+    is_spoilt: bool,
     failure: Option<PyErr>,
 }
 
 impl EventLoop {
+    /// The run's own time.
+    pub(super) fn now(&self) -> u64 {
+        self.replay.now()
+    }
+
+    /// What is new since the last time. A dead loop has nothing.
+    pub(super) fn take_new(slf: &Bound<'_, Self>) -> PyResult<Option<Taken>> {
+        let (taken, events) = {
+            let mut this = slf.try_borrow_mut()?;
+            if this.dead {
+                return Ok(None);
+            }
+            (this.replay.take(), std::mem::take(&mut this.effects))
+        };
+        Ok(taken.map(|(batch, chain, first_id, count)| Taken {
+            batch: PyBytes::new(slf.py(), &batch).unbind(),
+            chain: chain as i64,
+            first_id,
+            count,
+            events,
+        }))
+    }
+
     fn check_recording(&self) -> PyResult<()> {
         if self.recording {
             let message = "a value that is recorded must be made without asking the run for more";
@@ -157,6 +201,7 @@ impl EventLoop {
             entered: false,
             recording: false,
             dead: false,
+            is_spoilt: false,
             failure: None,
         })
     }
@@ -204,30 +249,13 @@ impl EventLoop {
         meta: Option<Py<PyBytes>>,
         payload: Option<Py<PyBytes>>,
     ) -> PyResult<bool> {
-        let kind = kind_of(kind)?;
-        if slf.borrow().is_void(kind, r#ref) {
-            return Ok(false);
-        }
-        Self::deliver_fact(slf, kind, r#ref, time_us, name, meta, payload)?;
-        Ok(true)
+        Self::offer_fact(slf, kind_of(kind)?, r#ref, time_us, name, meta, payload)
     }
 
-    #[allow(clippy::type_complexity)] // the tuple is the contract of `_core.pyi`
-    fn take(slf: &Bound<'_, Self>) -> PyResult<Option<(Py<PyBytes>, i64, u32, u32, Py<PyList>)>> {
+    fn take<'py>(slf: &Bound<'py, Self>) -> PyResult<Option<Bound<'py, PyTuple>>> {
         let py = slf.py();
-        let (taken, effects) = {
-            let mut this = slf.try_borrow_mut()?;
-            if this.dead {
-                return Ok(None);
-            }
-            (this.replay.take(), std::mem::take(&mut this.effects))
-        };
-        let Some((batch, chain, first_id, count)) = taken else {
-            return Ok(None);
-        };
-        let effects = PyList::new(py, effects)?.unbind();
-        let batch = PyBytes::new(py, &batch).unbind();
-        Ok(Some((batch, chain as i64, first_id, count, effects)))
+        let taken = Self::take_new(slf)?;
+        taken.map(|taken| taken.into_tuple(py)).transpose()
     }
 
     fn pending(slf: &Bound<'_, Self>) -> PyResult<Py<PyList>> {

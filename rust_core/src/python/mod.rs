@@ -7,6 +7,7 @@
 mod activity;
 mod encode;
 mod event_loop;
+mod execution;
 mod future;
 mod handle;
 mod tools;
@@ -19,6 +20,7 @@ use pyo3::types::PyBytes;
 use crate::error::Error;
 pub use activity::ActivityBase;
 pub use event_loop::EventLoop;
+pub use execution::{ExecutionBase, TurnShapes};
 pub use future::CommandFuture;
 pub use handle::{Handle, TimerHandle};
 
@@ -129,6 +131,8 @@ mod _core {
     use super::activity::ActivityBase;
     #[pymodule_export]
     use super::event_loop::EventLoop;
+    #[pymodule_export]
+    use super::execution::{ExecutionBase, TurnShapes};
     #[pymodule_export]
     use super::future::CommandFuture;
     #[pymodule_export]

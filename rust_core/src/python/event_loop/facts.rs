@@ -48,9 +48,29 @@ impl EventLoop {
     }
 
     /// Whether a new fact comes too late to change anything.
-    pub(super) fn is_void(&self, kind: Kind, reference: u32) -> bool {
+    fn is_void(&self, kind: Kind, reference: u32) -> bool {
         let is_answer = kind.is_outcome() || kind == Kind::ChildStarted;
-        self.dead || self.replay.is_ended() || is_answer && self.replay.pending(reference).is_none()
+        self.dead
+            || self.is_spoilt
+            || self.replay.is_ended()
+            || is_answer && self.replay.pending(reference).is_none()
+    }
+
+    /// `deliver_fact`, unless it comes too late; whether it did not.
+    pub(in crate::python) fn offer_fact(
+        slf: &Bound<'_, Self>,
+        kind: Kind,
+        reference: u32,
+        time_us: u64,
+        name: Option<String>,
+        meta: Option<Py<PyBytes>>,
+        payload: Option<Py<PyBytes>>,
+    ) -> PyResult<bool> {
+        if slf.borrow().is_void(kind, reference) {
+            return Ok(false);
+        }
+        Self::deliver_fact(slf, kind, reference, time_us, name, meta, payload)?;
+        Ok(true)
     }
 
     /// Write a new fact down, give it to whoever waits for it, and run the code until it is quiet.

@@ -11,6 +11,7 @@ use pyo3::types::{PyBytes, PyDict, PyString, PyTuple};
 
 use super::encode::{plain, put_arguments};
 use super::future::Decoder;
+use super::tools::Said;
 use super::{EventLoop, current_loop};
 use crate::event::{Command, Kind};
 
@@ -30,7 +31,8 @@ pub struct ActivityBase {
     #[pyo3(get)]
     r#fn: Option<Py<PyAny>>,
     name_text: String,
-    options: Option<String>,
+    options: Option<Py<PyString>>,
+    options_text: Option<String>,
     arity: (usize, usize),
     encode: Option<Py<PyAny>>,
     decode: Option<Py<PyAny>>,
@@ -50,7 +52,7 @@ impl ActivityBase {
     fn new(
         name: &Bound<'_, PyString>,
         r#fn: Py<PyAny>,
-        options: String,
+        options: &Bound<'_, PyString>,
         arity: (usize, usize),
         encode: Py<PyAny>,
         decode: Option<Py<PyAny>>,
@@ -62,7 +64,8 @@ impl ActivityBase {
             name_text: name.to_str()?.to_owned(),
             name: name.clone().unbind(),
             r#fn: Some(r#fn),
-            options: Some(options).filter(|options| !options.is_empty()),
+            options_text: Some(options.to_str()?.to_owned()).filter(|text| !text.is_empty()),
+            options: Some(options.clone().unbind()),
             arity,
             encode: Some(encode),
             decode,
@@ -139,7 +142,7 @@ impl ActivityBase {
     ) -> PyResult<Py<PyAny>> {
         let command = Command {
             name: Some(&this.name_text),
-            options: this.options.as_deref(),
+            options: this.options_text.as_deref(),
             payload: Some(payload),
             ..Command::new(Kind::ActivityScheduled)
         };
@@ -147,8 +150,12 @@ impl ActivityBase {
             .decode
             .as_ref()
             .map(|_| Decoder::Activity(slf.clone().unbind()));
-        EventLoop::start(event_loop, &command, this.plain, decoder, this.wait_cancel)
-            .map(Py::into_any)
+        let said = Said {
+            name: Some(&this.name),
+            options: this.options.as_ref(),
+        };
+        let (plain, wait_cancel) = (this.plain, this.wait_cancel);
+        EventLoop::start(event_loop, &command, said, plain, decoder, wait_cancel).map(Py::into_any)
     }
 
     /// Decode a result. The quick way first: what it raises says less, so then the whole decoder

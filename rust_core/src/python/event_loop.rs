@@ -24,7 +24,7 @@ use pyo3::types::{PyBytes, PyDict, PyList, PyTuple};
 use super::encode::plain;
 use super::future::{CommandFuture, Decoder, copy_context, new_tracked};
 use super::handle::{Call, Handle, TimerHandle};
-use super::tools::{event_tuple, load_history};
+use super::tools::{Said, event_tuple, load_history};
 use super::{run_id_bytes, to_py_err};
 use crate::event::{Command, Kind};
 use crate::history::History;
@@ -347,7 +347,14 @@ impl EventLoop {
         };
         let allowed = if decoder.is_none() { plain::ALL } else { 0 };
         let decoder = decoder.map(Decoder::Call);
-        Self::start(slf, &command, allowed, decoder, wait_cancel)
+        Self::start(
+            slf,
+            &command,
+            Said::default(),
+            allowed,
+            decoder,
+            wait_cancel,
+        )
     }
 
     #[pyo3(signature = (

@@ -134,7 +134,7 @@ impl ExecutionBase {
         slf: &Bound<'_, Self>,
         kind: u8,
         r#ref: u32,
-        time_us: u64,
+        time_us: i64,
         name: Option<String>,
         meta: Option<Py<PyBytes>>,
         payload: Option<Py<PyBytes>>,
@@ -143,6 +143,8 @@ impl ExecutionBase {
         match Kind::from_number(kind) {
             Some(kind) if kind.is_inbound() && kind != Kind::CancelRequested => {
                 let event_loop = Self::event_loop(slf)?;
+                // No clock is before 1970; what is, is raised to the run's time like all that is past.
+                let time_us = u64::try_from(time_us).unwrap_or(0);
                 EventLoop::offer_fact(&event_loop, kind, r#ref, time_us, name, meta, payload)
                     .map(|_| None)
                     .or_else(|error| Err(Self::died(slf, error)))

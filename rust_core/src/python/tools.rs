@@ -121,18 +121,30 @@ pub(super) fn event_tuple(
     Ok(tuple.into_pyobject(py)?.unbind())
 }
 
+/// The words of a command as Python objects, where somebody has them.
+#[derive(Clone, Copy, Default)]
+pub(super) struct Said<'a> {
+    pub name: Option<&'a Py<PyString>>,
+    pub options: Option<&'a Py<PyString>>,
+}
+
 pub(super) fn command_tuple(
     py: Python<'_>,
     id: u32,
     command: &Command<'_>,
+    said: Said<'_>,
 ) -> PyResult<Py<PyTuple>> {
+    let object = |object: Option<&Py<PyString>>, text: &str| match object {
+        Some(object) => object.bind(py).clone(),
+        None => PyString::new(py, text),
+    };
     let tuple = (
         id,
         command.kind as u8,
         command.reference,
         command.time,
-        command.name.map(|name| PyString::new(py, name)),
-        command.options.map(|options| PyString::new(py, options)),
+        command.name.map(|name| object(said.name, name)),
+        command.options.map(|options| object(said.options, options)),
         optional_bytes(py, command.meta),
         optional_bytes(py, command.payload),
     );

@@ -9,7 +9,7 @@ use crate::event::{Command, Kind};
 use crate::python::future::{CommandFuture, Decoder, copy_context, new_tracked};
 use crate::python::handle::{Call, Handle, TimerHandle};
 use crate::python::to_py_err;
-use crate::python::tools::command_tuple;
+use crate::python::tools::{Said, command_tuple};
 
 impl EventLoop {
     /// Call what makes a value to record. Replayed, the value is read from history and nothing is
@@ -28,6 +28,15 @@ impl EventLoop {
     pub(super) fn make(
         slf: &Bound<'_, Self>,
         command: &Command<'_>,
+        target: Option<Target>,
+    ) -> PyResult<u32> {
+        Self::make_said(slf, command, Said::default(), target)
+    }
+
+    fn make_said(
+        slf: &Bound<'_, Self>,
+        command: &Command<'_>,
+        said: Said<'_>,
         target: Option<Target>,
     ) -> PyResult<u32> {
         let py = slf.py();
@@ -49,7 +58,7 @@ impl EventLoop {
             }
         };
         if live {
-            let tuple = command_tuple(py, id, command)?;
+            let tuple = command_tuple(py, id, command, said)?;
             let mut this = slf.borrow_mut();
             if let Some(slot) = this.replay.slot_mut(id) {
                 slot.tuple = Some(tuple.clone_ref(py));
@@ -63,6 +72,7 @@ impl EventLoop {
     pub(in crate::python) fn start(
         slf: &Bound<'_, Self>,
         command: &Command<'_>,
+        said: Said<'_>,
         plain: u8,
         decoder: Option<Decoder>,
         wait_cancel: bool,
@@ -71,7 +81,7 @@ impl EventLoop {
         let future = CommandFuture::new(event_loop, command.kind, plain, decoder, wait_cancel);
         let future = new_tracked(slf.py(), future)?;
         let target = Target::Future(future.clone_ref(slf.py()));
-        let id = Self::make(slf, command, Some(target))?;
+        let id = Self::make_said(slf, command, said, Some(target))?;
         future.borrow_mut(slf.py()).set_id(id);
         Ok(future)
     }

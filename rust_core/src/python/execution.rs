@@ -147,7 +147,7 @@ impl ExecutionBase {
                 let time_us = u64::try_from(time_us).unwrap_or(0);
                 EventLoop::offer_fact(&event_loop, kind, r#ref, time_us, name, meta, payload)
                     .map(|_| None)
-                    .or_else(|error| Err(Self::died(slf, error)))
+                    .map_err(|error| Self::died(slf, error))
             }
             _ => {
                 let arguments = (kind, r#ref, time_us, name, meta, payload);

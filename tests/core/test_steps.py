@@ -19,13 +19,13 @@ RUN_ID = "00000000-0000-4000-8000-000000000001"
 
 
 @activity.defn
-async def plain(number: int) -> int:
-    return number
+async def plain(number: int) -> None:
+    pass
 
 
 @activity.defn(queue="other", priority=3)
-async def elsewhere(text: str) -> str:
-    return text
+async def elsewhere(text: str) -> None:
+    pass
 
 
 @activity.defn
@@ -38,7 +38,7 @@ async def one_at_a_time() -> None:
     await plain(1)
     await elsewhere("\U0001f40d")
     await nothing()
-    await workflow.start_activity(plain, 2, priority=7)
+    await plain.with_options(priority=7)(2)
 
 
 def running(program: Any) -> Execution:

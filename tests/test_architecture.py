@@ -20,7 +20,7 @@ LAYERS = [
     {"events", "codec"},
     {"options"},
     {"_core"},
-    {"errors"},
+    {"errors", "hints"},
 ]
 # An outside package may be imported from these parts only.
 ONLY_IN = {

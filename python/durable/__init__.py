@@ -54,6 +54,7 @@ from durable.errors import (
     WorkflowTimedOutError,
 )
 from durable.events import IdReuse, RunState
+from durable.hints import PACKAGE, missing
 from durable.interceptors import Interceptor
 from durable.options import ActivityOptions, RetryPolicy, SupervisorOptions, WorkerOptions
 
@@ -166,13 +167,15 @@ LATE = {
 }
 
 
-def __getattr__(name: str) -> Any:
-    module = LATE.get(name)
-    if module is None:
-        raise AttributeError(f"module 'durable' has no attribute {name!r}")
-    value = getattr(import_module(module), name)
-    globals()[name] = value
-    return value
+if not TYPE_CHECKING:  # a type checker would take any name for one that is here
+
+    def __getattr__(name: str) -> Any:
+        module = LATE.get(name)
+        if module is None:
+            missing("module 'durable'", name, PACKAGE, __all__)
+        value = getattr(import_module(module), name)
+        globals()[name] = value
+        return value
 
 
 def __dir__() -> list[str]:

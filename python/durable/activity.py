@@ -12,9 +12,20 @@ the retry policy says; raise `durable.NonRetryable` for one that trying again ca
 from __future__ import annotations
 
 import logging
+import sys
 from collections.abc import Awaitable, Callable, MutableMapping
 from datetime import datetime, timedelta
-from typing import Any, Concatenate, Literal, ParamSpec, Protocol, TypeVar, overload
+from typing import (
+    TYPE_CHECKING,
+    Any,
+    Concatenate,
+    Literal,
+    NoReturn,
+    ParamSpec,
+    Protocol,
+    TypeVar,
+    overload,
+)
 
 from durable.codec import DEFAULT_CODEC, Codec
 from durable.engine.definition import ActivityDefinition, ActivityTraits
@@ -22,6 +33,7 @@ from durable.engine.info import ACTIVITY_CONTEXT, ActivityContext, ActivityInfo,
 from durable.engine.streams import StreamWriter, check_stream_name
 from durable.errors import ConfigurationError, ContextError, DefinitionError
 from durable.events import DYNAMIC
+from durable.hints import ACTIVITY, DecoratorModule, missing
 from durable.options import ActivityOptions, RetryPolicy, seconds
 
 __all__ = [
@@ -290,3 +302,11 @@ class AttemptLogger(logging.LoggerAdapter[logging.Logger]):
 
 logger = AttemptLogger(logging.getLogger("durable.activity"), {})
 """A logger whose records carry ``activity``, ``attempt``, ``workflow_id`` and ``run_id``."""
+
+# `@activity` without `.defn`, and names that other libraries have, are errors that say what to do.
+sys.modules[__name__].__class__ = DecoratorModule
+
+if not TYPE_CHECKING:  # a type checker would take any name for one that is here
+
+    def __getattr__(name: str) -> NoReturn:
+        missing("module 'durable.activity'", name, ACTIVITY, __all__)

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from datetime import timedelta
 
 from durable.errors import ConfigurationError
+from durable.hints import option_hint
 
 ID_LENGTH_MAX = 512
 """Characters in a workflow id, request id, queue or type name."""
@@ -24,9 +25,14 @@ DEFAULT_QUEUE = "default"
 
 def seconds(value: timedelta | float | int, what: str) -> float:
     """Return ``value`` in seconds; raise ConfigurationError when it is negative or not a number."""
-    result = value.total_seconds() if isinstance(value, timedelta) else float(value)
-    if not result >= 0 or result == float("inf"):
-        raise ConfigurationError(f"{what} must be a duration of zero or more, not {value!r}")
+    try:
+        result = value.total_seconds() if isinstance(value, timedelta) else float(value)
+    except (TypeError, ValueError):
+        result = -1.0
+    if isinstance(value, str) or not result >= 0 or result == float("inf"):
+        raise ConfigurationError(
+            f"{what} must be a duration of zero or more, a timedelta or seconds, not {value!r}"
+        )
     return result
 
 
@@ -72,9 +78,20 @@ def check_fairness(key: str | None, weight: float) -> None:
         )
 
 
+ACTIVITY_TIMEOUTS = (
+    "start_to_close_timeout",
+    "schedule_to_start_timeout",
+    "schedule_to_close_timeout",
+    "heartbeat_timeout",
+)
+
+
 @dataclass(frozen=True)
 class ActivityOptions:
-    """How one activity runs. ``None`` means: no limit, or the worker's own default."""
+    """How one activity runs. ``None`` means: no limit, or the worker's own default.
+
+    A time limit of zero is a limit: the attempt is over its time at once.
+    """
 
     queue: str | None = None
     """Task queue; None is the workflow's own."""
@@ -95,12 +112,24 @@ class ActivityOptions:
 
     def __post_init__(self) -> None:
         check_fairness(self.fairness_key, self.fairness_weight)
+        for name in ACTIVITY_TIMEOUTS:
+            limit = getattr(self, name)
+            if limit is not None:
+                seconds(limit, name)
+        if not isinstance(self.retry, RetryPolicy):
+            raise ConfigurationError(
+                f"retry is a RetryPolicy, such as RetryPolicy(max_attempts=3), not {self.retry!r}"
+            )
 
     def replace(self, **changes: object) -> ActivityOptions:
         """A copy with some fields changed."""
-        unknown = set(changes) - {f.name for f in dataclasses.fields(self)}
+        known = {f.name for f in dataclasses.fields(self)}
+        unknown = changes.keys() - known
         if unknown:
-            raise ConfigurationError(f"no such activity option: {', '.join(sorted(unknown))}")
+            raise ConfigurationError(
+                f"no such activity option: {', '.join(sorted(unknown))}"
+                + option_hint(unknown, known)
+            )
         return dataclasses.replace(self, **changes)  # type: ignore[arg-type]
 
 

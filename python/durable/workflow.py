@@ -14,11 +14,13 @@ Durations are timedeltas or seconds. Functions here raise ContextError outside o
 from __future__ import annotations
 
 import asyncio
+import sys
 import uuid
 from collections.abc import Awaitable, Callable, Coroutine
 from contextlib import AbstractContextManager
 from datetime import datetime, timedelta
 from typing import (
+    TYPE_CHECKING,
     Any,
     NoReturn,
     TypeVar,
@@ -52,6 +54,7 @@ from durable.engine.definition import (
     ActivityDefinition,
     WorkflowDefinition,
     handler_name,
+    why_no_workflow,
 )
 from durable.engine.handlers import SignalChannel
 from durable.engine.info import ParentInfo, WorkflowInfo, duration_us, to_datetime, to_us
@@ -70,6 +73,7 @@ from durable.engine.receiving import (
 from durable.engine.retry import options_to_json
 from durable.errors import ConfigurationError, DefinitionError
 from durable.events import EventKind
+from durable.hints import WORKFLOW, DecoratorModule, missing
 from durable.options import ActivityOptions
 
 __all__ = [
@@ -316,6 +320,10 @@ async def wait_condition(
     Raises TimeoutError when ``timeout`` is over first. The predicate must only look.
     """
     this = context("wait_condition()")
+    if not callable(predicate):
+        raise ConfigurationError(
+            f"wait_condition() takes a function, such as lambda: self.done, not {predicate!r}"
+        )
     if predicate():
         return
     limit = None if timeout is None else duration_us(timeout) / 1e6
@@ -444,7 +452,7 @@ def start_child(  # type: ignore[misc]  # mypy: *args of Any are too few for tho
         payload = this.encode(list(args), f"the arguments of workflow {name!r}")
         decoder = None if result_type is Any else this.codec.decoder(result_type)
     else:
-        raise DefinitionError(f"{workflow!r} is not a workflow; put @workflow.defn on it")
+        raise DefinitionError(why_no_workflow(workflow))
     options = {
         "id": id,
         "queue": queue,
@@ -540,3 +548,12 @@ async def map(
 def unsafe_allowed() -> AbstractContextManager[None]:
     """Switch the guard off for a block, for those who know that it is the same in every replay."""
     return guard.allowed()
+
+
+# `@workflow` without `.defn`, and names that other libraries have, are errors that say what to do.
+sys.modules[__name__].__class__ = DecoratorModule
+
+if not TYPE_CHECKING:  # a type checker would take any name for one that is here
+
+    def __getattr__(name: str) -> NoReturn:
+        missing("module 'durable.workflow'", name, WORKFLOW, __all__)

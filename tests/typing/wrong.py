@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from right import Cart, Order, Payments, buy, child, price, ship
 
+import durable
 from durable import Client, Interceptor, SyncClient, activity, workflow
 from durable.interceptors import Proceed, RunCall, StartCall
 
@@ -26,7 +27,9 @@ async def wrong(order: Order) -> None:
     items: list[int] = await handle  # expect: assignment
     await workflow.sleep("long")  # expect: arg-type
     drawn: str = workflow.side_effect(lambda: 3)  # expect: assignment
-    print(text, cents, number, signal, items, drawn)  # noqa: T201
+    await workflow.execute_child_workflow(child, 1)  # expect: attr-defined
+    await activity.rase_complete_async()  # expect: attr-defined
+    print(text, cents, number, signal, items, drawn, durable.Schedule)  # noqa: T201  # expect: attr-defined
 
 
 @workflow.defn  # expect: arg-type

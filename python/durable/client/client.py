@@ -27,15 +27,18 @@ from durable.engine.interceptors import MessageCall
 from durable.engine.jobs import job_of
 from durable.errors import InvalidArgumentError
 from durable.events import EventKind, Message, QueueLimits
+from durable.hints import CLIENT, Hinted
 from durable.store.limits import Limits
 
 R = TypeVar("R")
 
 
 class Client(
-    WithStartClient, JobClient, ScheduleClient, CompletingClient, BulkClient, ListingClient
+    WithStartClient, JobClient, ScheduleClient, CompletingClient, BulkClient, ListingClient, Hinted
 ):
     """Starts workflows, and hands out handles to them. An async context manager."""
+
+    _hints = CLIENT
 
     # -- signals -----------------------------------------------------------------------------
 

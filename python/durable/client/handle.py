@@ -39,6 +39,7 @@ from durable.errors import (
     WorkflowTimedOutError,
 )
 from durable.events import EventKind, Message, MessageKind, Response, RunState, RunView
+from durable.hints import HANDLE, Hinted
 from durable.options import seconds
 
 R = TypeVar("R")
@@ -62,8 +63,10 @@ ENDINGS: Mapping[RunState, type[WorkflowError]] = {
 }
 
 
-class WorkflowHandle(StreamReader, Generic[R]):
+class WorkflowHandle(StreamReader, Generic[R], Hinted):
     """One workflow by its id, or one of its runs by ``run_id``. Made by a client; holds nothing."""
+
+    _hints = HANDLE
 
     def __init__(
         self,

@@ -20,7 +20,7 @@ from durable.client.intercepting import start_call, started_with, surround_all
 from durable.client.keys import keys_of
 from durable.codec import check_size
 from durable.engine.attributes import plain_headers, plain_memo, plain_search
-from durable.engine.definition import WorkflowDefinition
+from durable.engine.definition import WorkflowDefinition, why_no_workflow
 from durable.engine.info import to_us
 from durable.engine.interceptors import StartCall, surround
 from durable.engine.start import StartMeta, new_run
@@ -405,9 +405,7 @@ class StartingClient(ConnectedClient):
         elif isinstance(workflow, WorkflowDefinition):
             definition = workflow
         else:
-            raise InvalidArgumentError(
-                f"{workflow!r} is not a workflow; pass a @workflow.defn function or its name"
-            )
+            raise InvalidArgumentError(why_no_workflow(workflow))
         payload = definition.signature.encode_args(args, kwargs)
         try:
             definition.signature.decode_args(payload)

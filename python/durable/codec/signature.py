@@ -30,6 +30,7 @@ from durable.errors import (
     InvalidArgumentError,
     PayloadError,
 )
+from durable.hints import option_hint
 from durable.options import PAYLOAD_BYTES_WARN
 
 POSITIONAL = (Parameter.POSITIONAL_ONLY, Parameter.POSITIONAL_OR_KEYWORD)
@@ -222,7 +223,10 @@ class Signature:
         try:
             bound = self._shape.bind(*args, **kwargs)
         except TypeError as error:
-            raise InvalidArgumentError(f"{self.name}(): {error}; it is {self.describe()}") from None
+            strange = kwargs.keys() - self._shape.parameters.keys()
+            raise InvalidArgumentError(
+                f"{self.name}(): {error}; it is {self.describe()}{option_hint(strange)}"
+            ) from None
         given = bound.arguments
         last = max((i for i, p in enumerate(self._positional) if p.name in given), default=-1)
         values = [given.get(p.name, p.default) for p in self._positional[: last + 1]]

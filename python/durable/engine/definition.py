@@ -41,6 +41,8 @@ def check_name(name: str, what: str) -> str:
         raise DefinitionError(
             f"the name of {what} {name!r} has not 1 to {ID_LENGTH_MAX} characters"
         )
+    if name == "<lambda>":
+        raise DefinitionError(f"{what} is a lambda, which has no name: give it name=, or write def")
     if UNPRINTABLE.search(name):
         raise DefinitionError(f"the name of {what} {name!r} has control characters")
     return name
@@ -488,6 +490,17 @@ def handlers_of(cls: type | None) -> tuple[HandlerSpec, ...]:
             )
         names.add((handler.kind, handler.name))
     return tuple(found.values())
+
+
+def why_no_workflow(target: object) -> str:
+    """What to say of ``target``, where a workflow was meant."""
+    if isinstance(target, ActivityDefinition):
+        return (
+            f"{target!r} is not a workflow: await it in one, or let Client.enqueue run it by itself"
+        )
+    mark: HandlerMark | None = getattr(target, HANDLER_MARK, None)
+    where = "its class" if mark is not None and mark.kind == "run" else "it"
+    return f"{target!r} is not a workflow; put @workflow.defn on {where}, or give its name"
 
 
 def handler_name(handler: str | Callable[..., Any]) -> str:

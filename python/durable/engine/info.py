@@ -41,12 +41,14 @@ def duration_us(duration: timedelta | float | int) -> int:
     """
     if isinstance(duration, timedelta):
         duration_us = duration // timedelta(microseconds=1)
-    elif duration != duration or abs(duration) > DURATION_SECONDS_MAX:
+    elif isinstance(duration, str) or not abs(duration) <= DURATION_SECONDS_MAX:
         duration_us = DURATION_SECONDS_MAX * 1_000_000 + 1
     else:
         duration_us = round(duration * 1_000_000)
     if abs(duration_us) > DURATION_SECONDS_MAX * 1_000_000:
-        raise ConfigurationError(f"not a duration of at most a thousand years: {duration!r}")
+        raise ConfigurationError(
+            f"not a duration of at most a thousand years, a timedelta or seconds: {duration!r}"
+        )
     return duration_us
 
 

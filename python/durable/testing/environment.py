@@ -36,6 +36,7 @@ from durable.errors import (
     WorkflowNotFoundError,
 )
 from durable.events import IdReuse
+from durable.hints import ENVIRONMENT, Hinted
 from durable.options import RetryPolicy
 from durable.testing.clock import Clock
 from durable.testing.handle import TestHandle
@@ -73,7 +74,7 @@ def resolve(future: asyncio.Future[None]) -> None:
         future.set_result(None)
 
 
-class WorkflowEnvironment(WithStart):
+class WorkflowEnvironment(WithStart, Hinted):
     """Runs workflows in this process, skipping time. An async context manager.
 
     ``workflows`` and ``activities`` are only needed for what cannot be found by the names that the
@@ -85,6 +86,8 @@ class WorkflowEnvironment(WithStart):
     with them their random numbers. ``interceptors`` are those of the workers
     and of the client, which the test is.
     """
+
+    _hints = ENVIRONMENT
 
     def __init__(
         self,

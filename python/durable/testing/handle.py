@@ -29,6 +29,7 @@ from durable.errors import (
     WorkflowTimedOutError,
 )
 from durable.events import DYNAMIC, EventKind, Message, MessageKind, RunState
+from durable.hints import HANDLE, Hinted
 from durable.testing.history import History
 from durable.testing.resetting import go_on, record
 from durable.testing.waiting import settle, until
@@ -44,10 +45,11 @@ ENDINGS: dict[RunState, tuple[type[WorkflowError], str]] = {
 }
 
 
-class TestHandle(Generic[R]):
+class TestHandle(Generic[R], Hinted):
     """A run of a `WorkflowEnvironment`, or the chain of runs that it became."""
 
     __test__ = False
+    _hints = HANDLE
 
     def __init__(self, world: World, run: Run) -> None:
         self._world = world

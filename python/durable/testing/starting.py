@@ -6,6 +6,7 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from datetime import datetime, timedelta
 from typing import Any, TypedDict, TypeVar, TypeVarTuple, Unpack, overload
 
+from durable.client.checks import check_id, micros
 from durable.client.intercepting import start_call
 from durable.client.starting import checked_options
 from durable.engine.attributes import (
@@ -15,8 +16,8 @@ from durable.engine.attributes import (
     plain_memo,
     plain_search,
 )
-from durable.engine.definition import WorkflowDefinition, handler_name
-from durable.engine.info import duration_us, to_us
+from durable.engine.definition import WorkflowDefinition, handler_name, why_no_workflow
+from durable.engine.info import to_us
 from durable.engine.interceptors import StartCall, surround
 from durable.engine.registry import Registry
 from durable.engine.start import StartMeta, new_run
@@ -73,7 +74,7 @@ class Starting:
         if isinstance(workflow, str):
             workflow = self._registry.workflow(workflow)
         if not isinstance(workflow, WorkflowDefinition):
-            raise ConfigurationError(f"{workflow!r} is not a workflow; put @workflow.defn on it")
+            raise ConfigurationError(why_no_workflow(workflow))
         if not isinstance(asked, str):
             self._registry.add(workflow)
         return self._checked(workflow, args, kwargs)
@@ -138,7 +139,9 @@ class Starting:
     ) -> Run:
         self._numbers += 1
         meta = StartMeta(
-            workflow_id=id or f"{workflow.name}-{self._numbers}",
+            workflow_id=(
+                f"{workflow.name}-{self._numbers}" if id is None else check_id(id, "a workflow id")
+            ),
             version=version or workflow.version,
             queue=queue or workflow.queue or DEFAULT_QUEUE,
             memo=plain_memo(memo or {}, workflow.codec),
@@ -151,12 +154,10 @@ class Starting:
             meta,
             run_id=new_run_id(self._seed, self._numbers),
             now_us=self._world.clock.now_us,
-            start_delay_us=duration_us(start_delay or 0),
+            start_delay_us=micros(start_delay, "start_delay") or 0,
             start_at_us=None if start_at is None else to_us(start_at),
-            run_timeout_us=None if run_timeout is None else duration_us(run_timeout),
-            execution_timeout_us=(
-                None if execution_timeout is None else duration_us(execution_timeout)
-            ),
+            run_timeout_us=micros(run_timeout, "run_timeout"),
+            execution_timeout_us=micros(execution_timeout, "execution_timeout"),
             id_reuse=id_reuse,
         )
         return self._world.start(new, workflow.fn)

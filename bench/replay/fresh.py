@@ -100,9 +100,10 @@ def warm(run: Recorded, times: int) -> float:
     """Deliver results to a run of `flows.steps` that waits, and take its turns."""
     execution = run.replay()
     ref, now_us = execution.pending_activities()[0].ref, execution.now_us
+    completed = int(EventKind.ACTIVITY_COMPLETED)
     for _ in range(times):
         now_us += 1000
-        execution.deliver(int(EventKind.ACTIVITY_COMPLETED), ref, now_us, payload=b"7")
+        execution.deliver(completed, ref, now_us, None, None, b"7")
         turn = execution.take()
         assert turn is not None
         ref = turn.scheduled[0].ref

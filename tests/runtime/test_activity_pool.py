@@ -272,7 +272,11 @@ async def test_a_killed_worker_leaves_no_process_behind(
 ) -> None:
     monkeypatch.chdir(Path(__file__).parents[1])
     options = SupervisorOptions(processes=1, http_port=None)
-    async with Supervisor("support.heavy", dsn, options=options) as supervisor:
+    # What never ends is not waited for when the test is over.
+    worker_options = WorkerOptions(drain_seconds=0.1)
+    async with Supervisor(
+        "support.heavy", dsn, options=options, worker_options=worker_options
+    ) as supervisor:
         await client.start(heavy.endless_run, notes, id="flow")
         await seen(lambda: lines(notes))
         pid = int(lines(notes)[0])

@@ -128,7 +128,7 @@ ENVIRONMENT = {
     "cancel_workflow": "the handle's cancel()",
     "execute_workflow": "`await (await env.start(workflow, x)).result()`",
     "get_current_time": "env.now",
-    "get_workflow_handle": "the handle that env.start returned",
+    "get_workflow_handle": "env.get_handle",
     "start_workflow": "env.start",
 }
 

@@ -42,9 +42,6 @@ LEFT_OUT_OF_THE_ENVIRONMENT = {
     "enqueue_many": "call enqueue for each; here that costs no round trip",
     "set_queue_limits": QUEUES,
     "queue_limits": QUEUES,
-    "complete_activity": "an activity of a test can wait for the test itself",
-    "fail_activity": "an activity of a test can wait for the test itself",
-    "heartbeat_activity": "an activity of a test can wait for the test itself",
 }
 LEFT_OUT_OF_THE_HANDLE = {
     "of": INNER,

@@ -23,7 +23,7 @@ from durable.engine.info import ACTIVITY_CONTEXT, ActivityContext
 from durable.engine.interceptors import ActivityCall as InterceptedCall
 from durable.engine.interceptors import surround
 from durable.engine.retry import next_delay_seconds
-from durable.errors import RetryAfter
+from durable.errors import CompleteLater, DefinitionError, RetryAfter
 from durable.events import EventKind
 from durable.options import seconds
 from durable.testing.clock import Clock, Entry
@@ -55,6 +55,7 @@ class ActivityCall:
         clock: Clock,
         streams: StreamBook,
         threads: bool,
+        completes_later: bool,
         headers: Mapping[str, Any],
         around: Sequence[Callable[..., Any]],
         ended: Ended,
@@ -70,6 +71,7 @@ class ActivityCall:
         self._clock = clock
         self._streams = streams
         self._threads = threads
+        self._completes_later = completes_later
         self._headers = headers
         self._around = around
         self._ended = ended
@@ -82,6 +84,8 @@ class ActivityCall:
         self._task: asyncio.Task[Any] | None = None
         self._limits: list[Entry] = []
         self._beat: Entry | None = None
+        self._is_left = False
+        """The attempt raised CompleteLater: it runs no more, and its answer is still to come."""
         self._is_over = False
         self._is_cancelled = False
         self.is_parked = False
@@ -95,6 +99,7 @@ class ActivityCall:
     def begin(self) -> None:
         """Start the next attempt."""
         self._attempt += 1
+        self._is_left = False
         scheduled = self.scheduled
         context = self._context = ActivityContext(
             name=scheduled.name,
@@ -107,6 +112,7 @@ class ActivityCall:
             details=self._details,
             scheduled_us=scheduled.scheduled_us,
             on_heartbeat=self._heartbeat,
+            task_token=self._token() if self._completes_later else "",
             headers=self._headers,
         )
         number = self._open = self._attempt
@@ -143,6 +149,34 @@ class ActivityCall:
         self._open = 0
         self._clear_limits()
         self._interrupt()
+
+    # -- answers of others ---------------------------------------------------------------------
+
+    def _token(self) -> str:
+        return f"{self.run_id}:{self.scheduled.ref}:{self._attempt}:{self._attempt}"
+
+    def is_open(self, number: int) -> bool:
+        """Whether others may still complete the attempt of that number."""
+        is_waiting = self._is_left or self._task is not None
+        return self._completes_later and is_waiting and number == self._attempt
+
+    def answer(self, number: int, kind: int, payload: bytes) -> None:
+        """End it with what somebody else says, whether or not the attempt still runs."""
+        self._conclude(number, kind, payload)
+
+    def heartbeat(self, details: tuple[Any, ...]) -> None:
+        """Somebody else says that it makes progress."""
+        self._heartbeat(details)
+
+    def _leave(self, number: int) -> None:
+        """The attempt is over, and its answer comes from somebody else; its time limits go on."""
+        if self._is_over or number != self._attempt:
+            return
+        self._is_left = True
+        self._task = None
+        self._open = 0
+        self.is_parked = False
+        self._changed()
 
     # -- one attempt ---------------------------------------------------------------------------
 
@@ -218,12 +252,14 @@ class ActivityCall:
         self._limits.append(self._clock.at(due_us, lambda: self._time_out(number, what)))
 
     def _time_out(self, number: int, what: str) -> None:
-        if self._is_over or number != self._attempt or self._task is None:
-            return
         task = self._task
+        if self._is_over or number != self._attempt or (task is None and not self._is_left):
+            return
         error = TimeoutError(f"{what} of activity {self.scheduled.name} (attempt {number})")
+        self._is_left = False
         self._failed(number, error)
-        task.cancel()
+        if task is not None:
+            task.cancel()
 
     def _clear_limits(self) -> None:
         for entry in (*self._limits, *([self._beat] if self._beat else ())):
@@ -240,6 +276,14 @@ class ActivityCall:
     # -- how it ends -----------------------------------------------------------------------------
 
     def _failed(self, number: int, error: BaseException) -> None:
+        if isinstance(error, CompleteLater):
+            if self._completes_later:
+                self._leave(number)
+                return
+            name = self.scheduled.name
+            text = f"activity {name} is not declared with completes_later=True"
+            self._fail_for_good(number, DefinitionError(text))
+            return
         if self._is_over or number != self._attempt:
             return
         delay = None if self._is_cancelled else self._next_delay(error)

@@ -39,6 +39,7 @@ from durable.events import IdReuse
 from durable.hints import ENVIRONMENT, Hinted
 from durable.options import RetryPolicy
 from durable.testing.clock import Clock
+from durable.testing.completing import Completing
 from durable.testing.handle import TestHandle
 from durable.testing.mocks import Mock, make_mock
 from durable.testing.starting import WithStart
@@ -74,7 +75,7 @@ def resolve(future: asyncio.Future[None]) -> None:
         future.set_result(None)
 
 
-class WorkflowEnvironment(WithStart, Hinted):
+class WorkflowEnvironment(WithStart, Completing, Hinted):
     """Runs workflows in this process, skipping time. An async context manager.
 
     ``workflows`` and ``activities`` are only needed for what cannot be found by the names that the

@@ -2,6 +2,7 @@
 
 What a workflow's code can call by a global or enclosing name is looked through: its own module,
 its closure, and one step further, the modules that it names and those of the functions it names.
+The code of a workflow class is that of all its methods.
 Explicit registration comes first, and mocks need none of this.
 """
 
@@ -18,10 +19,8 @@ Definition = ActivityDefinition[Any, Any] | WorkflowDefinition[Any, Any]
 
 
 def find_definition(near: object, name: str, kind: type[Any]) -> Any:
-    """The definition of that kind and name that ``near`` (a function) can reach, or None."""
-    if not isinstance(near, FunctionType):
-        return None
-    scopes = list(own_scopes(near))
+    """The definition of that kind and name that ``near`` (a workflow) can reach, or None."""
+    scopes = scopes_of(near)
     for scope in scopes:
         found = in_scope(scope, name, kind)
         if found is not None:
@@ -31,6 +30,23 @@ def find_definition(near: object, name: str, kind: type[Any]) -> Any:
         if found is not None:
             return found
     return None
+
+
+def functions_of(code: object) -> list[FunctionType]:
+    """The functions that are a workflow's code, or the one that ``code`` is."""
+    if not isinstance(code, WorkflowDefinition):
+        return [code] if isinstance(code, FunctionType) else []
+    found = [code.fn]
+    for base in code.cls.__mro__ if code.cls is not None else ():
+        # An update handler is an object around its function.
+        found += [getattr(value, "fn", value) for value in vars(base).values()]
+    return [fn for fn in found if isinstance(fn, FunctionType)]
+
+
+def scopes_of(code: object) -> list[Mapping[str, Any]]:
+    """The names that the functions of a workflow see, each mapping once."""
+    scopes = [scope for fn in functions_of(code) for scope in own_scopes(fn)]
+    return list({id(scope): scope for scope in scopes}.values())
 
 
 def own_scopes(fn: FunctionType) -> Iterator[Mapping[str, Any]]:
@@ -48,7 +64,8 @@ def own_scopes(fn: FunctionType) -> Iterator[Mapping[str, Any]]:
 
 def further_scopes(scopes: list[Mapping[str, Any]]) -> Iterator[Mapping[str, Any]]:
     """The names of the modules and functions that are named in ``scopes``, each once."""
-    seen = {id(scope) for scope in scopes}
+    # Kept, not only their ids: that of a mapping which is gone may be given to the next one.
+    seen = {id(scope): scope for scope in scopes}
     for scope in scopes:
         for value in list(scope.values()):
             value = getattr(value, "fn", value)
@@ -61,7 +78,7 @@ def further_scopes(scopes: list[Mapping[str, Any]]) -> Iterator[Mapping[str, Any
                 continue
             for each in found:
                 if id(each) not in seen:
-                    seen.add(id(each))
+                    seen[id(each)] = each
                     yield each
 
 
@@ -77,17 +94,18 @@ def reachable(
     near: object,
 ) -> Iterator[ActivityDefinition[Any, Any] | WorkflowDefinition[Any, Any]]:
     """Every definition that ``near`` and the workflows it can reach can reach, nearest first."""
-    queue, seen = [near], set()
+    queue: list[object] = [near]
+    seen: set[object] = set()
     while queue:
-        fn = queue.pop(0)
-        if not isinstance(fn, FunctionType) or fn in seen:
+        code = queue.pop(0)
+        if code in seen:
             continue
-        seen.add(fn)
-        scopes = list(own_scopes(fn))
+        seen.add(code)
+        scopes = scopes_of(code)
         for scope in (*scopes, *further_scopes(scopes)):
             for value in list(scope.values()):
                 if isinstance(value, WorkflowDefinition):
-                    queue.append(value.fn)
+                    queue.append(value)
                 elif not isinstance(value, ActivityDefinition):
                     continue
                 if value.name != DYNAMIC:

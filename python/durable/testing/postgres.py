@@ -9,6 +9,7 @@ timer take as long as they say. Write tests that are to run both ways with short
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import inspect
 import uuid
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
@@ -21,7 +22,12 @@ from durable.client.forking import ForkPlan
 from durable.client.starting import StartOptions
 from durable.client.streams import StreamItem
 from durable.engine.attributes import own_headers
-from durable.engine.definition import ActivityDefinition, WorkflowDefinition, handler_name
+from durable.engine.definition import (
+    PLAIN_ACTIVITY,
+    ActivityDefinition,
+    WorkflowDefinition,
+    handler_name,
+)
 from durable.engine.execution import Execution
 from durable.engine.info import ACTIVITY_CONTEXT
 from durable.engine.interceptors import Interceptor
@@ -101,6 +107,18 @@ class PostgresEnvironment(WorkflowEnvironment):
     def now(self) -> datetime:
         """The time of this machine: there is no other to be had without asking."""
         return datetime.now(UTC)
+
+    async def complete_activity(self, task_token: str, result: Any = None) -> None:
+        """As in process, by the client."""
+        await self._opened().complete_activity(task_token, result)
+
+    async def fail_activity(self, task_token: str, error: BaseException | str) -> None:
+        """As in process, by the client."""
+        await self._opened().fail_activity(task_token, error)
+
+    async def heartbeat_activity(self, task_token: str, *details: Any) -> None:
+        """As in process, by the client."""
+        await self._opened().heartbeat_activity(task_token, *details)
 
     async def advance(self, duration: timedelta | float) -> None:
         """Wait as long, in real time."""
@@ -189,7 +207,7 @@ class PostgresEnvironment(WorkflowEnvironment):
     async def _serve(self, workflow: WorkflowDefinition[Any, Any]) -> None:
         """Have a worker for all that the workflow can reach; a new one when there is more."""
         registry = self._registry
-        for found in reachable(workflow.fn):
+        for found in reachable(workflow):
             known = registry.workflows if isinstance(found, WorkflowDefinition) else None
             table: dict[str, Any] = registry.activities if known is None else known
             if found.name not in table:
@@ -227,9 +245,12 @@ class PostgresEnvironment(WorkflowEnvironment):
             # A mock has a name, and is served under that.
             return real
 
+        traits = PLAIN_ACTIVITY if real is None else dataclasses.replace(real.traits, executor=None)
+
         async def dispatch(*args: Any, **kwargs: Any) -> Any:
             mock = mocks.get(name)
             if mock is not None:
+                args = args[int(traits.is_transactional) :]  # a mock gets no connection
                 mock.calls.append((args, kwargs))
             return await call(real, mock, args, kwargs)
 
@@ -238,6 +259,7 @@ class PostgresEnvironment(WorkflowEnvironment):
             dispatch,
             ActivityOptions() if real is None else real.options,
             signature=mocks[name].signature if real is None else real.signature,
+            traits=traits,
         )
 
 

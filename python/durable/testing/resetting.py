@@ -101,7 +101,7 @@ def end(world: World, run: Run, recorded: Recorded, failure: dict[str, Any]) -> 
 def begin_copy(world: World, old: Run, new: NewRun, mail: Sequence[Message]) -> Run:
     """Start the copy, give it its mail, and start again what it still waits for then."""
     now = replace(new, start_delay_us=0, debounce_key=None)
-    run = world.start(now, old.definition.fn)
+    run = world.start(now, old.definition)
     if run.execution is None:
         return run
     owed = run.execution.pending_activities(), run.execution.pending_timers()

@@ -160,7 +160,7 @@ class World:
     # -- from outside ----------------------------------------------------------------------------
 
     def start(self, new: NewRun, near: object = None, continues: Run | None = None) -> Run:
-        """Start a run; ``near`` is code in whose module its definition may be found.
+        """Start a run; ``near`` is a workflow in whose code its definition may be found.
 
         ``continues`` is the run before it in its chain, whose deadline it takes over.
 
@@ -419,7 +419,7 @@ class World:
             run.execution.evict()
         if successor is not None:
             successor.id_reuse = IdReuse.AFTER_CLOSE
-            run.successor = self.start(successor, run.definition.fn, run)
+            run.successor = self.start(successor, run.definition, run)
         elif run.new.parent_run_id is not None:
             self._tell_parent(run, closing)
 
@@ -458,7 +458,7 @@ class World:
         definition: ActivityDefinition[Any, Any] | None
         definition = (
             self.registry.activities.get(scheduled.name)
-            or find_definition(run.definition.fn, scheduled.name, ActivityDefinition)
+            or find_definition(run.definition, scheduled.name, ActivityDefinition)
             or self.registry.activities.find(scheduled.name)
         )
         # The real signature where it is known: a mock given by name was checked against nothing.
@@ -484,6 +484,7 @@ class World:
             clock=self.clock,
             streams=self.streams,
             threads=self._threads,
+            completes_later=definition is not None and definition.traits.completes_later,
             headers=run.execution.context.headers if run.execution is not None else {},
             around=self.registry.hooks.around("run_activity"),
             ended=lambda call, kind, payload: self._ended(run, call, kind, payload),
@@ -501,7 +502,7 @@ class World:
     def _start_child(self, run: Run, new: NewRun) -> None:
         ref = new.parent_ref or 0
         try:
-            self.start(new, run.definition.fn)
+            self.start(new, run.definition)
         except WorkflowAlreadyStartedError as error:
             failure = {"type": "WorkflowAlreadyStartedError", "message": str(error)}
             fact = Fact(EventKind.CHILD_FAILED, ref, payload=orjson.dumps(failure))

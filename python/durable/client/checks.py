@@ -8,6 +8,7 @@ from datetime import timedelta
 from typing import Any
 
 from durable.errors import ConfigurationError, InvalidArgumentError
+from durable.events import IdReuse
 from durable.options import ID_LENGTH_MAX, seconds
 
 CONTROL_CHARACTERS = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
@@ -34,6 +35,15 @@ def micros(duration: timedelta | float | None, what: str) -> int | None:
         return round(seconds(duration, what) * 1e6)
     except (ConfigurationError, TypeError, ValueError) as error:
         raise InvalidArgumentError(str(error)) from error
+
+
+def checked_reuse(value: Any) -> IdReuse:
+    """When an id may be used again; raise InvalidArgumentError for what does not say it."""
+    try:
+        return IdReuse(value)
+    except ValueError:
+        known = ", ".join(f"IdReuse.{each}" for each in IdReuse.__members__)
+        raise InvalidArgumentError(f"id_reuse is one of {known}, not {value!r}") from None
 
 
 def check_args(args: Any, what: str) -> tuple[Any, ...]:

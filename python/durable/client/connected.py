@@ -6,7 +6,7 @@ It has one pool of connections and, while results are waited for, one LISTEN.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable
+from collections.abc import Generator, Iterable
 from types import TracebackType
 from typing import Any, Self
 
@@ -59,7 +59,7 @@ class ConnectedClient:
         workflows: Iterable[Any] = (),
         interceptors: Iterable[Interceptor] = (),
     ) -> Self:
-        """A client of the database at ``dsn``; use it with ``async with``.
+        """A client of the database at ``dsn``; use it with ``async with``, or await and close it.
 
         ``codec`` is the application's: its pipeline (encryption, compression) must be that of the
         workers. ``workflows`` are definitions whose runs it may replay and whose results it may
@@ -86,6 +86,10 @@ class ConnectedClient:
             await self.store.close()
             raise
         return self
+
+    def __await__(self) -> Generator[Any, None, Self]:
+        """Connect, where no block is at hand; whoever awaits a client closes it."""
+        return self.__aenter__().__await__()
 
     async def __aexit__(
         self,

@@ -87,6 +87,10 @@ def meant(runs: RunFilter, codec: Codec) -> tuple[Any, ...]:
     for text in (runs.workflow_type, runs.queue, runs.id_prefix):
         if text is not None:
             check_id(text, "what a filter names")
+    if isinstance(runs.states, str) or not all(isinstance(each, int) for each in runs.states):
+        raise InvalidArgumentError(
+            f"states are a list such as [RunState.FAILED], not {runs.states!r}"
+        )
     return (
         runs.workflow_type,
         tuple(int(state) for state in runs.states),

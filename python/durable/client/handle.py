@@ -157,10 +157,16 @@ class WorkflowHandle(StreamReader, Generic[R], Hinted):
             )
         if view.state == RunState.PAUSED:
             return TimeoutError(self._is_paused(view))
-        return TimeoutError(
+        text = (
             f"workflow {self.workflow_id} has no result after {limit:g} s; it is still "
             f"{view.state.name.lower()}"
         )
+        if view.session is None and view.event_batches <= 1:
+            text += (
+                "; no worker has it now: its start may lie ahead, or none serves queue "
+                f"{view.queue!r} with workflow {view.workflow_type!r}"
+            )
+        return TimeoutError(text)
 
     def _is_paused(self, view: RunView) -> str:
         why = plain_failure(view.failure).get("message")

@@ -13,7 +13,7 @@ from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from datetime import datetime, timedelta
 from typing import Any, Literal, TypedDict, TypeVar, TypeVarTuple, Unpack, cast, overload
 
-from durable.client.checks import check_args, check_id, micros
+from durable.client.checks import check_args, check_id, checked_reuse, micros
 from durable.client.connected import ConnectedClient
 from durable.client.handle import NEW_SECONDS, WorkflowHandle
 from durable.client.intercepting import start_call, started_with, surround_all
@@ -474,7 +474,7 @@ class StartingClient(ConnectedClient):
         if version is not None:
             check_id(version, "a version")
         priority = options.get("priority", 0)
-        if not -32768 <= priority <= 32767:
+        if not isinstance(priority, int) or not -32768 <= priority <= 32767:
             raise InvalidArgumentError(f"a priority is -32768 to 32767, not {priority!r}")
         fairness = fairness_of(options)
         start_delay, start_at = options.get("start_delay"), options.get("start_at")
@@ -508,7 +508,7 @@ class StartingClient(ConnectedClient):
             start_at_us=begin_us,
             run_timeout_us=micros(options.get("run_timeout"), "run_timeout"),
             execution_timeout_us=micros(options.get("execution_timeout"), "execution_timeout"),
-            id_reuse=options.get("id_reuse", IdReuse.REJECT),
+            id_reuse=checked_reuse(options.get("id_reuse", IdReuse.REJECT)),
             dedup_key=keys.dedup_key,
             debounce_key=keys.debounce_key,
         )

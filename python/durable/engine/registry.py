@@ -10,7 +10,7 @@ from durable.engine.definition import ActivityDefinition, WorkflowDefinition
 from durable.engine.interceptors import Hooks, Interceptor
 from durable.engine.jobs import job_of
 from durable.engine.schedules import SCHEDULE, SCHEDULE_TYPE
-from durable.errors import DefinitionError, UnknownWorkflowError
+from durable.errors import ConfigurationError, DefinitionError, UnknownWorkflowError
 from durable.events import DYNAMIC, JOB_PREFIX, stand_in
 
 D = TypeVar("D", WorkflowDefinition[Any, Any], ActivityDefinition[Any, Any])
@@ -59,8 +59,11 @@ class Registry:
         self.activities: Table[ActivityDefinition[Any, Any]] = Table()
         self.errors = {f"{each.__module__}.{each.__qualname__}": each for each in errors}
         """Exception classes that failures from elsewhere become again, by qualified name."""
-        for each in (*workflows, *activities):
-            self.add(each)
+        for what, given in (("workflows", workflows), ("activities", activities)):
+            if not isinstance(given, Iterable):
+                raise ConfigurationError(f"{what} are a list: {what}=[...], not {given!r}")
+            for each in given:
+                self.add(each)
 
     def add(self, definition: object) -> None:
         """Register one workflow or activity."""

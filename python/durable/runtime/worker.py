@@ -98,6 +98,11 @@ class Worker:
             for activity in self.registry.activities.values():
                 activity.codec.verify = True
         plain = store
+        if not isinstance(plain, str) and not hasattr(plain, "open"):
+            raise ConfigurationError(
+                "a worker gets the DSN of the database, as the client did, and connections of "
+                f"its own; not {plain!r}"
+            )
         if isinstance(plain, str):
             wait = options.connect_seconds
             plain = PostgresStore(plain, schema=schema, connect_seconds=wait)

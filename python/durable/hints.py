@@ -126,7 +126,7 @@ HANDLE = {
 ENVIRONMENT = {
     "client": "the environment itself, which starts workflows as a client does: env.start(...)",
     "cancel_workflow": "the handle's cancel()",
-    "execute_workflow": "`await (await env.start(workflow, x)).result()`",
+    "execute_workflow": "env.execute",
     "get_current_time": "env.now",
     "get_workflow_handle": "env.get_handle",
     "start_workflow": "env.start",

@@ -204,3 +204,28 @@ async def test_wrong_argument_in_workflow_code_says_what_is_meant(wrong: Any, me
     async with WorkflowEnvironment() as env:
         with pytest.raises(WorkflowFailedError, match=message):
             await (await env.start(wrong)).result()
+
+
+@workflow.defn
+async def taking_a_number() -> int:
+    return await workflow.wait_signal("number", int)
+
+
+async def test_signal_of_another_type_is_named() -> None:
+    async with WorkflowEnvironment() as env:
+        handle = await env.start(taking_a_number)
+        await handle.signal("number", "three")
+
+        with pytest.raises(WorkflowFailedError, match="the value of signal 'number': "):
+            await handle.result()
+
+
+@workflow.defn
+async def telling_the_time() -> Any:
+    return workflow.now()
+
+
+async def test_value_without_annotation_that_changes_asks_for_one() -> None:
+    async with WorkflowEnvironment() as env:
+        with pytest.raises(WorkflowFailedError, match="annotate it with its type"):
+            await env.execute(telling_the_time)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
 
@@ -213,3 +214,29 @@ async def test_transactional_activity_runs_where_there_is_a_database(dsn: str) -
         mock = env.mock(count, 7)
         assert await env.execute(counting, 1) == 7
         assert mock.calls == [((1,), {})]
+
+
+# -- heartbeats of the attempt itself --------------------------------------------------------
+
+
+@dataclass
+class Page:
+    number: int
+
+
+@activity.defn(retry=RetryPolicy(max_attempts=2, initial_interval=0.01), heartbeat_timeout=20)
+async def copy_pages() -> list[Any]:
+    if activity.info().attempt == 1:
+        activity.heartbeat(Page(3))
+        activity.heartbeat()
+        raise RuntimeError("paper jam")
+    return list(activity.info().heartbeat_details)
+
+
+@workflow.defn
+async def copying() -> list[Any]:
+    return await copy_pages()
+
+
+async def test_next_attempt_gets_the_last_details_as_plain_json(env: WorkflowEnvironment) -> None:
+    assert await env.execute(copying) == [{"number": 3}]

@@ -109,9 +109,11 @@ class Codec:
             try:
                 prove(data)
             except Exception as error:
+                annotation = getattr(decoder, "annotation", Any)
+                advice = "; annotate it with its type" if annotation is Any else ""
                 raise EncodeError(
-                    f"{shown(value)} does not survive as "
-                    f"{annotation_text(getattr(decoder, 'annotation', Any))}: {error}"
+                    f"{shown(value)} does not survive as {annotation_text(annotation)}: "
+                    f"{error}{advice}"
                 ) from error
         return data
 

@@ -21,7 +21,7 @@ from typing import Any, Generic, TypeVar
 from durable._core import Loop
 from durable.codec import Codec, Signature
 from durable.engine.info import duration_us
-from durable.errors import DefinitionError
+from durable.errors import DecodeError, DefinitionError, UnreadablePayloadError
 
 T = TypeVar("T")
 
@@ -131,7 +131,7 @@ class SignalChannel(Generic[T]):
         return await self.receive()
 
 
-def value_decoder(codec: Codec, annotation: Any) -> Callable[[bytes | None], Any]:
+def value_decoder(codec: Codec, annotation: Any, signal: str) -> Callable[[bytes | None], Any]:
     """Decode a signal's argument list to the one value that an awaiting receiver gets.
 
     No argument is None, one is its value, more are a list.
@@ -143,7 +143,12 @@ def value_decoder(codec: Codec, annotation: Any) -> Callable[[bytes | None], Any
         if payload is None or payload == b"[]":
             return None
         if typed is not None:
-            return typed(payload)[0]
+            try:
+                return typed(payload)[0]
+            except UnreadablePayloadError:
+                raise
+            except DecodeError as error:
+                raise DecodeError(f"the value of signal {signal!r}: {error}") from error
         values = plain(payload)
         return values[0] if len(values) == 1 else values
 

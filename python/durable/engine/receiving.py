@@ -27,7 +27,7 @@ def signal_channel(name: str | Callable[..., Any], type: Any = Any) -> SignalCha
     """
     this = context("signal_channel()")
     label = handler_name(name)
-    return SignalChannel(label, this.mailbox(label), value_decoder(this.codec, type))
+    return SignalChannel(label, this.mailbox(label), value_decoder(this.codec, type, label))
 
 
 @overload

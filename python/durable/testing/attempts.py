@@ -17,7 +17,14 @@ from typing import Any
 
 import orjson
 
-from durable.codec import Signature, failure_to_payload, is_final, type_names
+from durable.codec import (
+    DEFAULT_CODEC,
+    Signature,
+    check_size,
+    failure_to_payload,
+    is_final,
+    type_names,
+)
 from durable.engine.execution import ScheduledActivity
 from durable.engine.info import ACTIVITY_CONTEXT, ActivityContext
 from durable.engine.interceptors import ActivityCall as InterceptedCall
@@ -220,7 +227,11 @@ class ActivityCall:
         assert self._context is not None
         if self._context.is_cancelled and self._task is None:
             raise asyncio.CancelledError("nobody wants the result any more")
-        self._details = details
+        if details:
+            # The next attempt gets what JSON keeps of them, as from a database.
+            encoded = DEFAULT_CODEC.encode(list(details))
+            check_size(encoded, f"the heartbeat details of activity {self.scheduled.name}")
+            self._details = tuple(DEFAULT_CODEC.decode(encoded))
         self._limit_beat()
 
     # -- time limits ---------------------------------------------------------------------------

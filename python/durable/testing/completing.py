@@ -49,9 +49,7 @@ class Completing:
         Raises ActivityNotFoundError when nothing waits for it any more.
         """
         call, _ = self._call_of(task_token)
-        payload = DEFAULT_CODEC.encode(list(details))
-        check_size(payload, "the heartbeat details of an activity")
-        call.heartbeat(tuple(DEFAULT_CODEC.decode(payload)))
+        call.heartbeat(details)
 
     def _call_of(self, task_token: str) -> tuple[ActivityCall, int]:
         """The call that waits under a token, and the number of the attempt it is of."""

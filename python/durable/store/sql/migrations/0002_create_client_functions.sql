@@ -285,23 +285,25 @@ BEGIN
             SELECT FROM unnest(v_wanted, v_target) AS t(w, got) WHERE w IS NOT NULL AND got IS NULL);
     END LOOP;
 
+    -- Of messages with one request id the first counts, if it is the run's first with that id. A query
+    -- is not kept in mind. Found by hashing, not by a join: there may be a thousand.
     WITH i AS MATERIALIZED (
-        SELECT * FROM unnest(v_target, p_kind, p_name, p_meta, p_payload, p_ref, p_request_id)
-                      WITH ORDINALITY
-                      AS i(run_id, kind, name, meta, payload, ref, request_id, n)
+        SELECT *, request_id IS NULL OR kind = 200 AS is_free,
+               row_number() OVER (PARTITION BY run_id, request_id, kind = 200 ORDER BY n) AS nth
+        FROM unnest(v_target, p_kind, p_name, p_meta, p_payload, p_ref, p_request_id)
+             WITH ORDINALITY AS t(run_id, kind, name, meta, payload, ref, request_id, n)
         WHERE run_id IS NOT NULL
     ), fresh AS (
         INSERT INTO {s}.request (run_id, request_id)
-        SELECT DISTINCT run_id, request_id FROM i WHERE request_id IS NOT NULL AND kind <> 200
+        SELECT run_id, request_id FROM i WHERE NOT is_free AND nth = 1
         ORDER BY 1, 2
         ON CONFLICT DO NOTHING
         RETURNING run_id, request_id
     )
     INSERT INTO {s}.inbox (run_id, kind, ref, name, meta, payload)
     SELECT i.run_id, i.kind, i.ref, i.name, i.meta, i.payload FROM i
-    WHERE i.request_id IS NULL OR i.kind = 200
-       OR i.n IN (SELECT min(j.n) FROM fresh f JOIN i j USING (run_id, request_id)
-                  GROUP BY j.run_id, j.request_id)
+    WHERE i.is_free
+       OR i.nth = 1 AND (i.run_id, i.request_id) IN (SELECT f.run_id, f.request_id FROM fresh f)
     ORDER BY i.n;
 
     PERFORM {s}.wake(array_remove(v_target, NULL));

@@ -234,8 +234,8 @@ BEGIN
         WHERE a.state = 2 AND a.attempt = i.attempt AND a.token = i.token
         ORDER BY i.run_id, i.ref FOR UPDATE OF a
     )
-    SELECT array_agg(l.n IS NOT NULL ORDER BY i.n) INTO v_good
-    FROM generate_subscripts(p_run, 1) AS i(n) LEFT JOIN locked l USING (n);
+    SELECT array_agg(i.n IN (SELECT l.n FROM locked l) ORDER BY i.n) INTO v_good
+    FROM generate_subscripts(p_run, 1) AS i(n);
 
     PERFORM {s}.settle(array_agg(run_id), array_agg(ref), array_agg(kind), array_agg(payload))
     FROM unnest(p_run, p_ref, p_kind, p_payload, v_good) AS i(run_id, ref, kind, payload, good)
@@ -368,9 +368,8 @@ BEGIN
         WHERE t.run_id = ANY (ARRAY[i.run_id]) AND t.ref = i.ref AND t.kind = i.kind AND (
             i.kind IN (1, 5, 7) AND i.run_id = ANY (v_held)
             OR i.kind IN (4, 6) AND i.run_id = ANY (v_ready)
-            OR i.kind IN (2, 3) AND EXISTS (
-                SELECT FROM unnest(v_act_run, v_act_ref) AS a(run_id, ref)
-                WHERE a.run_id = i.run_id AND a.ref = i.ref)
+            OR i.kind IN (2, 3) AND (i.run_id, i.ref) IN (
+                SELECT a.run_id, a.ref FROM unnest(v_act_run, v_act_ref) AS a(run_id, ref))
             OR (SELECT true FROM {s}.run r WHERE r.run_id = i.run_id
                 AND (i.kind NOT IN (4, 6) OR i.kind = 4 AND r.state = 2 OR i.kind = 6 AND r.state = 1)
                ) IS NULL
@@ -380,18 +379,22 @@ BEGIN
         GET DIAGNOSTICS promoted = ROW_COUNT;
 
         PERFORM {s}.enqueue(array_agg(run_id), array_agg(ref), array_agg(0::bigint))
-        FROM (SELECT i.run_id, i.ref FROM unnest(v_run, v_ref, v_kind) AS i(run_id, ref, kind)
-              JOIN unnest(v_act_run, v_act_ref, v_act_state) AS a(run_id, ref, state)
-              USING (run_id, ref)
-              WHERE i.kind = 2 AND a.state = 0 AND NOT EXISTS (
-                  SELECT FROM unnest(v_run, v_ref, v_kind) AS o(run_id, ref, kind)
-                  WHERE o.run_id = i.run_id AND o.ref = i.ref AND o.kind = 3)) again
+        FROM (SELECT a.run_id, a.ref
+              FROM unnest(v_act_run, v_act_ref, v_act_state) AS a(run_id, ref, state)
+              WHERE a.state = 0
+                AND ((a.run_id, a.ref) IN (
+                    SELECT i.run_id, i.ref FROM unnest(v_run, v_ref, v_kind) AS i(run_id, ref, kind)
+                    WHERE i.kind = 2)) IS TRUE
+                AND ((a.run_id, a.ref) IN (
+                    SELECT o.run_id, o.ref FROM unnest(v_run, v_ref, v_kind) AS o(run_id, ref, kind)
+                    WHERE o.kind = 3)) IS NOT TRUE) again
         HAVING count(*) > 0;
         PERFORM {s}.fail_attempts(array_agg(run_id), array_agg(ref), NULL, NULL)
         FROM (SELECT DISTINCT i.run_id, i.ref
               FROM unnest(v_run, v_ref, v_kind) AS i(run_id, ref, kind)
-              JOIN unnest(v_act_run, v_act_ref) AS a(run_id, ref) USING (run_id, ref)
-              WHERE i.kind = 3) late
+              WHERE i.kind = 3 AND ((i.run_id, i.ref) IN (
+                  SELECT a.run_id, a.ref FROM unnest(v_act_run, v_act_ref) AS a(run_id, ref)
+                  )) IS TRUE) late
         HAVING count(*) > 0;
         PERFORM {s}.wake_late(array_agg(run_id)) FROM (
             SELECT i.run_id FROM unnest(v_run, v_kind) AS i(run_id, kind)

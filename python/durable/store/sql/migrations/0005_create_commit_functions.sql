@@ -1,6 +1,9 @@
 -- The group commit: these are called one after another in one transaction, commit_runs first. It
--- decides which runs go through; the others join on the rows that it wrote (xmin is our own
+-- decides which runs go through; the others ask for the rows that it wrote (xmin is our own
 -- transaction), so what was refused writes nothing anywhere.
+--
+-- (x IN (SELECT ...)) IS TRUE, here and elsewhere: a condition that is IN alone becomes a join, which
+-- compares each with each, as the statements know no hash joins; as a value it is looked up in a hash.
 
 -- Compare-and-swap of each run, its history row and its consumed inbox rows. Input is in order of
 -- run id, and so are the locks. Returns one digit per run: 0 accepted, 1 stale, 2 unread.
@@ -40,7 +43,7 @@ BEGIN
                     SELECT true FROM {s}.inbox b
                     WHERE b.run_id = i.run_id
                       AND (b.kind = 202 OR i.close = 1 AND b.kind IN (5, 6, 201))
-                      AND b.id <> ALL (coalesce(p_read_id, '{}')) LIMIT 1)));
+                      AND (b.id IN (SELECT unnest(p_read_id))) IS NOT TRUE LIMIT 1)));
     END IF;
 
     WITH i AS (
@@ -63,7 +66,7 @@ BEGIN
     ), consumed AS (
         DELETE FROM {s}.inbox b USING unnest(p_read_run, p_read_id) AS c(run_id, id)
         WHERE b.run_id = ANY (ARRAY[c.run_id]) AND b.id = c.id
-          AND c.run_id IN (SELECT run_id FROM ok)
+          AND (c.run_id IN (SELECT run_id FROM ok)) IS TRUE
     ) SELECT count(*) INTO v_count FROM ok;
 
     now_us := {s}.us(clock_timestamp());
@@ -107,11 +110,11 @@ AS $$
     DELETE FROM {s}.timer t
     USING unnest(p_done_run, p_done_ref) AS i(run_id, ref)
     WHERE t.run_id = ANY (ARRAY[i.run_id]) AND t.ref = i.ref AND t.kind + 0 = 1
-      AND i.run_id IN (SELECT {s}.mine(p_done_run));
+      AND (i.run_id IN (SELECT {s}.mine(p_done_run))) IS TRUE;
     INSERT INTO {s}.timer (run_id, ref, kind, due_at)
     SELECT i.run_id, i.ref, i.kind, {s}.ts(i.due_us)
     FROM unnest(p_run, p_ref, p_kind, p_due_us) AS i(run_id, ref, kind, due_us)
-    WHERE i.run_id IN (SELECT {s}.mine(p_run))
+    WHERE (i.run_id IN (SELECT {s}.mine(p_run))) IS TRUE
     ON CONFLICT (run_id, ref, kind) DO UPDATE SET due_at = excluded.due_at
 $$;
 
@@ -134,7 +137,7 @@ BEGIN
                              p_delay_us, p_failure, p_details, p_scheduled_us) WITH ORDINALITY
             AS i(run_id, ref, name, queue, priority, attempt, input, options, delay_us, failure,
                  details, scheduled_us, n)
-        WHERE run_id IN (SELECT {s}.mine(p_run))
+        WHERE (run_id IN (SELECT {s}.mine(p_run))) IS TRUE
     ), queued AS (
         INSERT INTO {s}.activity AS a (run_id, ref, attempt, state, priority, scheduled_at, name,
                                        queue, input, options, policy, last_failure, details)
@@ -163,7 +166,7 @@ CREATE FUNCTION {s}.commit_activities_done(p_run uuid[], p_ref integer[]) RETURN
 SET enable_seqscan = off SET enable_hashjoin = off SET enable_mergejoin = off SET plan_cache_mode = force_generic_plan
 AS $$
     WITH i AS MATERIALIZED (
-        SELECT * FROM unnest(p_run, p_ref) AS i(run_id, ref) WHERE run_id IN (SELECT {s}.mine(p_run))
+        SELECT * FROM unnest(p_run, p_ref) AS i(run_id, ref) WHERE (run_id IN (SELECT {s}.mine(p_run))) IS TRUE
     ), locked AS MATERIALIZED (
         SELECT a.run_id, a.ref FROM i
         JOIN {s}.activity a ON a.run_id = ANY (ARRAY[i.run_id]) AND a.ref = i.ref
@@ -185,7 +188,7 @@ AS $$
     SELECT DISTINCT ON (i.request_id) i.request_id, i.payload, i.failure
     FROM unnest(p_run, p_request_id, p_payload, p_failure) WITH ORDINALITY
          AS i(run_id, request_id, payload, failure, n)
-    WHERE i.run_id IN (SELECT {s}.mine(p_run))
+    WHERE (i.run_id IN (SELECT {s}.mine(p_run))) IS TRUE
     ORDER BY i.request_id, i.n DESC
     ON CONFLICT (request_id) DO UPDATE
     SET payload = excluded.payload, failure = excluded.failure, created_at = clock_timestamp()
@@ -302,7 +305,7 @@ AS $$
     INSERT INTO {s}.inbox (run_id, kind, ref, payload)
     SELECT i.run_id, i.kind, i.ref, i.payload
     FROM unnest(p_run, p_kind, p_ref, p_payload) WITH ORDINALITY AS i(run_id, kind, ref, payload, n)
-    WHERE i.run_id IN (SELECT {s}.mine(p_run))
+    WHERE (i.run_id IN (SELECT {s}.mine(p_run))) IS TRUE
     ORDER BY i.n
 $$;
 
@@ -314,7 +317,7 @@ SET enable_seqscan = off SET enable_hashjoin = off SET enable_mergejoin = off SE
 AS $$
     WITH i AS MATERIALIZED (
         SELECT * FROM unnest(p_run, p_park, p_unpark_us) AS i(run_id, park, unpark_us)
-        WHERE run_id IN (SELECT {s}.mine(p_run))
+        WHERE (run_id IN (SELECT {s}.mine(p_run))) IS TRUE
     ), given AS (
         UPDATE {s}.run r
         SET session = NULL, fence = r.fence + 1, state = (i.park IS NOT NULL)::integer, park = i.park,

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import time
 from collections.abc import Sequence
-from types import SimpleNamespace
 from typing import Any, cast
 from uuid import uuid4
 
@@ -16,9 +14,7 @@ from durable.client import waiter as waiter_module
 from durable.client.waiter import Waiter
 from durable.errors import StoreUnavailableError
 from durable.events import Closing, Message, NewRun, Response, RunCommit, RunState, RunView
-from durable.runtime.metrics import Metrics
 from durable.runtime.news import News
-from durable.runtime.process import Voice
 from durable.runtime.relay import Relay
 from durable.runtime.spawn import WorkerProcess
 from durable.store import hints, notify
@@ -27,12 +23,6 @@ from durable.store.hints import Hinter
 from durable.store.memory import MemoryStore
 
 SOON = 30.0
-RUNS = Hint(runs_only=True)
-
-
-@activity.defn
-async def nothing() -> None:
-    pass
 
 
 @pytest.fixture
@@ -192,7 +182,7 @@ async def test_one_worker_hears_at_once_and_the_others_soon() -> None:
 async def test_many_hints_in_a_row_are_one_for_who_is_told_later() -> None:
     relay, workers = relay_to(2)
     for _ in range(2):
-        relay.hint(WORK)
+        relay.hint(Hint(runs_only=True))
     # Each was first once, and being first made up for being told later.
     assert [len(worker.hints) for worker in workers] == [1, 1]
     relay.close()
@@ -208,69 +198,6 @@ async def test_what_a_worker_is_told_later_is_not_less_than_what_was_hinted() ->
         await asyncio.gather(*(worker.told.wait() for worker in workers))
     assert all(False in worker.hints for worker in workers)
     relay.close()
-
-
-async def test_of_runs_the_same_worker_hears_first_for_a_while() -> None:
-    relay, workers = relay_to(3)
-    for _ in range(4):
-        relay.hint(RUNS)
-    first = next(worker for worker in workers if worker.hints)
-    assert first.hints == [True] * 4
-    relay._turn_ends = 0.0
-    relay.hint(RUNS)
-    assert first.hints == [True] * 4
-    assert sum(len(worker.hints) for worker in workers) == 5
-    relay.close()
-
-
-async def test_others_are_not_told_of_runs_that_somebody_looked_for_since() -> None:
-    relay, workers = relay_to(2)
-    relay.hint(RUNS)
-    relay.took(time.monotonic())
-    relay.hint(RUNS)
-    relay.took(0.0)
-    assert len(relay._later) == 1
-    relay.took(time.monotonic())
-    assert not relay._later
-    assert sorted(len(worker.hints) for worker in workers) == [0, 2]
-    relay.close()
-
-
-async def test_others_are_told_of_what_is_not_runs_alone_whoever_looked_for_runs() -> None:
-    relay, workers = relay_to(2)
-    relay.hint(WORK)
-    relay.took(time.monotonic())
-    async with asyncio.timeout(SOON):
-        await asyncio.gather(*(worker.told.wait() for worker in workers))
-    assert [worker.hints for worker in workers] == [[False]] * 2
-    relay.close()
-
-
-async def test_a_worker_says_when_it_has_taken_what_it_was_told_of() -> None:
-    worker = Worker(MemoryStore(), activities=[nothing])
-    said: list[float] = []
-    worker.on_took = said.append
-    async with worker:
-        before = time.monotonic()
-        worker.hint(RUNS)
-        async with asyncio.timeout(SOON):
-            while not said or said[-1] < before:
-                await asyncio.sleep(0.001)
-
-
-async def test_what_a_worker_says_of_runs_reaches_the_relay() -> None:
-    said: list[float] = []
-    worker = WorkerProcess(0, lambda _, snapshot: None, said.append)
-    line: list[bytes] = []
-    writer = cast(
-        asyncio.StreamWriter, SimpleNamespace(is_closing=lambda: False, write=line.append)
-    )
-    Voice(Worker(MemoryStore(), activities=[nothing]), Metrics(), writer).took(12.5)
-    reader = asyncio.StreamReader()
-    reader.feed_data(b"".join(line))
-    reader.feed_eof()
-    await worker._read(reader)
-    assert said == [12.5]
 
 
 async def test_nobody_to_tell_is_no_error() -> None:

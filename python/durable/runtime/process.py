@@ -137,7 +137,6 @@ async def run(
     if sys.platform != "win32":
         loop.add_signal_handler(signal.SIGTERM, worker.request_stop)
     voice = Voice(worker, metrics, writer)
-    worker.on_took = voice.took
     beating = asyncio.create_task(beat(voice))
     listening = asyncio.create_task(listen(worker, reader))
     await asyncio.wait({running})
@@ -200,11 +199,6 @@ class Voice:
         if snapshot != self._told:
             message["metrics"] = self._told = snapshot
         writer.write(json.dumps({word: message}).encode() + b"\n")
-
-    def took(self, began: float) -> None:
-        """All that could be taken at that monotonic time is taken; soon, or the others look too."""
-        if not self._writer.is_closing():
-            self._writer.write(b'{"took": %r}\n' % began)
 
 
 async def give_up(writer: asyncio.StreamWriter, reason: str) -> int:

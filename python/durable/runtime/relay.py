@@ -1,9 +1,8 @@
 """Relay: the supervisor passes hints on to its workers.
 
-One worker hears of it at once: what little there mostly is, it takes, and the others are not woken
-for nothing. They hear of it a moment later, unless somebody has said by then that there was no more
-of it to take. Of runs the same worker hears first for a while: what has just done one is quicker at
-the next, as its memory is in the processor's caches, and that of its connection's process.
+One worker hears of it at once, each time another one: what little there mostly is, it takes, and
+the others are not woken for nothing. They hear of it a moment later, if they have not been first
+themselves by then.
 
 Hints may be lost, so somebody has to look by the clock. The supervisor does, with one small query
 for all its workers; their own polls are rare then, for the case that it does not.
@@ -12,7 +11,6 @@ for all its workers; their own polls are rare then, for the case that it does no
 from __future__ import annotations
 
 import asyncio
-import time
 from collections.abc import Container, Mapping
 
 from durable.runtime.spawn import WorkerProcess
@@ -20,8 +18,6 @@ from durable.store.base import WORK, Hint
 
 OTHERS_SECONDS = 0.005
 """How much later than the first worker the others hear of work."""
-TURN_SECONDS = 0.2
-"""So long the same worker hears first of runs."""
 
 
 class Relay:
@@ -30,9 +26,6 @@ class Relay:
     def __init__(self, workers: Mapping[int, WorkerProcess]) -> None:
         self._workers = workers
         self._turn = 0
-        self._turn_ends = 0.0
-        self._heard_at = 0.0
-        """When the newest hint was heard, in monotonic time."""
         self._later: dict[int, tuple[asyncio.TimerHandle, bool]] = {}
         """Who is to hear of work soon, and whether of runs only."""
 
@@ -41,10 +34,7 @@ class Relay:
         numbers = list(self._workers)
         if not numbers:
             return
-        self._heard_at = now = time.monotonic()
-        if now >= self._turn_ends or not hint.runs_only:
-            self._turn += 1
-            self._turn_ends = now + TURN_SECONDS
+        self._turn += 1
         first = numbers[self._turn % len(numbers)]
         loop = asyncio.get_running_loop()
         for number in numbers:
@@ -57,16 +47,6 @@ class Relay:
             else:
                 timer = timer or loop.call_later(OTHERS_SECONDS, self._tell_late, number)
                 self._later[number] = timer, runs_only
-
-    def took(self, began: float) -> None:
-        """A worker began to look for runs at that monotonic time, and had room for more than there
-        were: nobody else has to look for those that were hinted at before."""
-        if self._heard_at > began:
-            return
-        for number, (timer, runs_only) in list(self._later.items()):
-            if runs_only:
-                timer.cancel()
-                del self._later[number]
 
     def tell(self, sessions: Container[int], *, work: bool) -> None:
         """Hints found by a look: to those of the sessions, and for ``work`` of nobody to one."""

@@ -82,9 +82,8 @@ class RunPoller(Service):
         self._types = list(types)
         self._room = room
         self._least_room = least_room
-        self.on_caught_up: Callable[[float], None] = lambda began: None
-        """Called after a claim that found less than there was room for, with the monotonic time at
-        which it began."""
+        self.on_caught_up: Callable[[], None] = lambda: None
+        """Called after a claim that found less than there was room for."""
         self._wakeup = Wakeup(poll_max_seconds)
         self._backoff = Backoff()
         self._mail: dict[str, None] = {}
@@ -169,11 +168,10 @@ class RunPoller(Service):
         limit = min(self._room(), CLAIM_MAX)
         if self._committer.is_stalled:
             return False, False
-        began = time.monotonic()
         claimed, mail = await self._claim(limit)
         self._is_hungry = limit <= len(claimed)
         if limit > len(claimed):
-            self.on_caught_up(began)
+            self.on_caught_up()
         self._opened += self._suspects.sort_out(claimed)
         self._mail.update(dict.fromkeys(mail))
         await self._read_all()

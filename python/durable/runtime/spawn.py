@@ -7,8 +7,7 @@ Each worker is a fresh interpreter (never a fork of the supervisor) that runs
   (for runs, but not for activities and timers), ``{"lost": 1}`` (see whether your session lives)
   and ``{"stop": 1}`` (drain);
 * up: ``{"hello": ...}`` once it serves, ``{"beat": ...}`` twice a second with its session and
-  progress, and with its metrics if they changed, ``{"took": ...}`` when it has looked for runs
-  after a hint and there are no more, ``{"fail": ...}`` when it cannot start.
+  progress, and with its metrics if they changed, ``{"fail": ...}`` when it cannot start.
 
 The socket closes when either side dies, so neither outlives the other for long. Nothing that a
 worker sends is ever executed or unpickled, and a worker that reads nothing costs at most
@@ -90,12 +89,7 @@ class WorkerProcess:
     ``exited`` when the process is gone.
     """
 
-    def __init__(
-        self,
-        number: int,
-        on_beat: Callable[[WorkerProcess, Snapshot], None],
-        on_took: Callable[[float], None] = lambda began: None,
-    ) -> None:
+    def __init__(self, number: int, on_beat: Callable[[WorkerProcess, Snapshot], None]) -> None:
         self.number = number
         self.session: int | None = None
         self.past_sessions: set[int] = set()
@@ -109,7 +103,6 @@ class WorkerProcess:
         self.up = asyncio.Event()
         self.exited = asyncio.Event()
         self._on_beat = on_beat
-        self._on_took = on_took
         self._popen: subprocess.Popen[bytes] | None = None
         self._writer: asyncio.StreamWriter | None = None
         self._reading: asyncio.Task[None] | None = None
@@ -212,9 +205,6 @@ class WorkerProcess:
         """Act on one message."""
         if "fail" in message:
             self.failure = str(message["fail"])
-            return
-        if "took" in message:
-            self._on_took(message["took"])
             return
         if "session" in message:
             # It serves soon, and may be gone before it says hello.

@@ -383,7 +383,7 @@ class Supervisor:
 
     async def _start(self, number: int, *, in_place: bool = True) -> WorkerProcess:
         """Start a worker process; ``in_place`` makes it the one of its number."""
-        worker = WorkerProcess(number, self._on_beat, self._relay.took)
+        worker = WorkerProcess(number, self._on_beat)
         self._processes.add(worker)
         if in_place:
             self._workers[number] = worker

@@ -18,8 +18,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import time
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from types import TracebackType
 from typing import Any, Self
 
@@ -111,11 +110,6 @@ class Worker:
         self.build_id = build_id or ""
         self.progress = 0
         """Moves while the loop turns; who watches it from outside can tell a hung worker."""
-        self.on_took: Callable[[float], None] = lambda began: None
-        """Called after a look for runs that somebody had hinted at, if there was room for more:
-        with the monotonic time at which it began."""
-        self._hinted_at = 0.0
-        """When it was last hinted at, if nobody was told yet what came of it."""
         self._keep_session = keep_session
         self._clock = StoreClock()
         self._cache = Cache()
@@ -212,7 +206,6 @@ class Worker:
 
     def hint(self, hint: Hint = WORK) -> None:
         """There may be something to do: look now."""
-        self._hinted_at = time.monotonic()
         # Only those who tell of each start and message tell of runs alone.
         self._runs.hint(told=hint.runs_only)
         if not hint.runs_only:
@@ -369,10 +362,7 @@ class Worker:
         self._runs.hint()
         self._attempts.hint()
 
-    def _caught_up(self, began: float) -> None:
-        if 0 < self._hinted_at <= began:
-            self._hinted_at = 0.0
-            self.on_took(began)
+    def _caught_up(self) -> None:
         # Due timers that fire here by themselves need no promotion.
         if not self._turns.timers.is_behind:
             self._promoter.caught_up()

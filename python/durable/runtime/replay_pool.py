@@ -173,6 +173,7 @@ class ReplayPool:
             for task in tasks:
                 task.cancel()
             await asyncio.wait(tasks)
+            await portions.close()
             # Not one by one as they run out of work: forked ones end with the one that forked them.
             for writer in self._writers:
                 writer.close()
@@ -292,7 +293,7 @@ class Shelf:
 
 
 class Portions:
-    """What was listed, in portions for a frame; the next page is asked for when one is used up."""
+    """What was listed, in portions for a frame; while one page is used up, the next is read."""
 
     def __init__(
         self,
@@ -309,13 +310,22 @@ class Portions:
     def _take(self, page: Sequence[Listed]) -> None:
         self._waiting.extend(chunks(page))
         self.progress(len(page), 0)
+        self._next = asyncio.create_task(self._read())
+
+    async def _read(self) -> Sequence[Listed] | None:
+        return await anext(self._pages, None)
 
     async def next(self) -> list[Listed] | None:
         """One portion; None when there are no more."""
         async with self._lock:
-            if not self._waiting and (page := await anext(self._pages, None)) is not None:
+            if not self._waiting and (page := await asyncio.shield(self._next)) is not None:
                 self._take(page)
             return self._waiting.popleft() if self._waiting else None
+
+    async def close(self) -> None:
+        """Read no further."""
+        self._next.cancel()
+        await asyncio.wait([self._next])
 
 
 async def load_some(store: Store, portions: Portions, shelf: Shelf, total: Tally) -> None:

@@ -14,7 +14,7 @@ from support.store_rig import MemoryRig
 
 from durable import workflow
 from durable.engine.start import StartMeta, new_run
-from durable.errors import ConfigurationError
+from durable.errors import ConfigurationError, StoreUnavailableError
 from durable.runtime import replay_pool
 from durable.runtime.frames import take_frame
 from durable.runtime.recorded import Problem
@@ -163,7 +163,9 @@ async def test_death_of_one_process_is_told_and_ends_the_others(tmp_path: Path, 
     test = f"os.getppid() {'==' if which == 'first' else '!='} {os.getpid()}"
     source = app_in(tmp_path, f"await_others(3)\nif {test}: os._exit(3)\n")
 
-    died = pytest.raises(ConfigurationError, match="a replaying process died")
+    died = pytest.raises(
+        ConfigurationError, match="a replaying process died; does importing pool_app"
+    )
     with died, ReplayPool(3) as pool:
         await pool.replay(source, store, paged(runs))
 
@@ -193,6 +195,18 @@ async def test_giving_up_ends_processes_that_never_would(tmp_path: Path) -> None
             await replay
 
     await all_gone(set(started_in(tmp_path)))
+
+
+async def test_a_page_that_cannot_be_read_ends_the_replay(tmp_path: Path) -> None:
+    store, runs = await runs_in_memory(2)
+
+    async def pages() -> AsyncIterator[list[Listed]]:
+        yield runs
+        raise StoreUnavailableError("away")
+
+    away = pytest.raises(StoreUnavailableError, match="away")
+    with away, ReplayPool(1) as pool:
+        await pool.replay(app_in(tmp_path), store, pages())
 
 
 async def test_a_process_that_never_answers_is_given_up(
@@ -278,7 +292,9 @@ if __name__ == "__main__":
 """
 
 
-@pytest.mark.skipif(not CAN_FORK, reason="no fork")
+@pytest.mark.skipif(
+    not CAN_FORK, reason="only on Linux is it forked; elsewhere each has an interpreter of its own"
+)
 @pytest.mark.parametrize("how", ["alone", "thread", "loop"])
 def test_caller_is_forked_where_nothing_else_goes_on_in_it(tmp_path: Path, how: str) -> None:
     more = f"""

@@ -161,9 +161,8 @@ class ReplayPool:
         count = -(-len(first) // FRAME_RUNS) if len(first) < PAGE_RUNS else self._processes_max
         self._staff(min(self._processes_max, count))
         portions, shelf = Portions(first, pages, progress), Shelf(LOADERS)
-        orders = pack({"orders": {"app": source.app, "folder": source.folder}})
         work = [
-            self._feed(orders, self._links.pop(), shelf, total, progress) for _ in list(self._links)
+            self._feed(source, self._links.pop(), shelf, total, progress) for _ in list(self._links)
         ]
         work += [load_some(store, portions, shelf, total) for _ in range(LOADERS)]
         tasks = [asyncio.create_task(each) for each in work]
@@ -209,7 +208,7 @@ class ReplayPool:
 
     async def _feed(
         self,
-        orders: bytes,
+        source: Source,
         link: socket.socket,
         shelf: Shelf,
         total: Tally,
@@ -218,7 +217,7 @@ class ReplayPool:
         """Give one process what it can do, until there is no more."""
         reader, writer = await asyncio.open_connection(sock=link)
         self._writers.append(writer)
-        writer.write(orders)
+        writer.write(pack({"orders": {"app": source.app, "folder": source.folder}}))
         under_way = 0
         while True:
             while under_way < UNDER_WAY_MAX:
@@ -229,12 +228,12 @@ class ReplayPool:
                 under_way += 1
             if not under_way:
                 return
-            tally = await self._answer(reader)
+            tally = await self._answer(reader, source.app)
             under_way -= 1
             total.add(tally)
             progress(0, tally.replayed + tally.gone)
 
-    async def _answer(self, reader: asyncio.StreamReader) -> Tally:
+    async def _answer(self, reader: asyncio.StreamReader, app: str) -> Tally:
         try:
             async with asyncio.timeout(ANSWER_SECONDS_MAX):
                 head, _ = await read_frame(reader, WORK_BYTES_MAX)
@@ -245,8 +244,8 @@ class ReplayPool:
             ) from None
         except (asyncio.IncompleteReadError, OSError):
             raise ConfigurationError(
-                "a replaying process died; does importing the app or running its workflows end "
-                "the process?"
+                f"a replaying process died; does importing {app} or running its workflows end the "
+                "process?"
             ) from None
         if "failed" in head:
             raise (StoreError if head["by_store"] else ConfigurationError)(head["failed"])
@@ -325,7 +324,8 @@ class Portions:
     async def close(self) -> None:
         """Read no further."""
         self._next.cancel()
-        await asyncio.wait([self._next])
+        # What went wrong with it has been raised to those who waited, or is of no use any more.
+        await asyncio.gather(self._next, return_exceptions=True)
 
 
 async def load_some(store: Store, portions: Portions, shelf: Shelf, total: Tally) -> None:

@@ -9,6 +9,7 @@ mod facts;
 mod leaving;
 mod turn;
 
+pub(super) use facts::NewFact;
 pub(super) use turn::note_event;
 
 use std::collections::{HashMap, VecDeque};
@@ -237,7 +238,15 @@ impl EventLoop {
         meta: Option<Py<PyBytes>>,
         payload: Option<Py<PyBytes>>,
     ) -> PyResult<()> {
-        Self::deliver_fact(slf, kind_of(kind)?, r#ref, time_us, name, meta, payload)
+        let fact = NewFact {
+            kind: kind_of(kind)?,
+            reference: r#ref,
+            time_us,
+            name,
+            meta,
+            payload,
+        };
+        Self::deliver_fact(slf, fact)
     }
 
     fn offer(
@@ -249,7 +258,15 @@ impl EventLoop {
         meta: Option<Py<PyBytes>>,
         payload: Option<Py<PyBytes>>,
     ) -> PyResult<bool> {
-        Self::offer_fact(slf, kind_of(kind)?, r#ref, time_us, name, meta, payload)
+        let fact = NewFact {
+            kind: kind_of(kind)?,
+            reference: r#ref,
+            time_us,
+            name,
+            meta,
+            payload,
+        };
+        Self::offer_fact(slf, fact)
     }
 
     fn take<'py>(slf: &Bound<'py, Self>) -> PyResult<Option<Bound<'py, PyTuple>>> {

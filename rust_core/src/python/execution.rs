@@ -8,6 +8,7 @@ use pyo3::prelude::*;
 use pyo3::types::{PyBytes, PyDict, PyList, PyTuple};
 
 use super::EventLoop;
+use super::event_loop::NewFact;
 use crate::event::Kind;
 
 /// The classes of what a step gives, and what reads the options of an activity. One for a process.
@@ -142,10 +143,16 @@ impl ExecutionBase {
         let py = slf.py();
         match Kind::from_number(kind) {
             Some(kind) if kind.is_inbound() && kind != Kind::CancelRequested => {
-                let event_loop = Self::event_loop(slf)?;
-                // No clock is before 1970; what is, is raised to the run's time like all that is past.
-                let time_us = u64::try_from(time_us).unwrap_or(0);
-                EventLoop::offer_fact(&event_loop, kind, r#ref, time_us, name, meta, payload)
+                let fact = NewFact {
+                    kind,
+                    reference: r#ref,
+                    // No clock is before 1970; what is, is raised to the run's time like all that is past.
+                    time_us: u64::try_from(time_us).unwrap_or(0),
+                    name,
+                    meta,
+                    payload,
+                };
+                EventLoop::offer_fact(&Self::event_loop(slf)?, fact)
                     .map(|_| None)
                     .map_err(|error| Self::died(slf, error))
             }

@@ -14,6 +14,16 @@ use crate::python::handle::Handle;
 use crate::python::{optional_bytes, to_py_err};
 use crate::replay::{Fact, Pending};
 
+/// A fact that is not in history yet.
+pub(in crate::python) struct NewFact {
+    pub kind: Kind,
+    pub reference: u32,
+    pub time_us: u64,
+    pub name: Option<String>,
+    pub meta: Option<Py<PyBytes>>,
+    pub payload: Option<Py<PyBytes>>,
+}
+
 impl EventLoop {
     /// Run the code against its history: quiet, next fact, quiet, until history is used up.
     pub(super) fn replay_history(slf: &Bound<'_, Self>) -> PyResult<()> {
@@ -57,33 +67,25 @@ impl EventLoop {
     }
 
     /// `deliver_fact`, unless it comes too late; whether it did not.
-    pub(in crate::python) fn offer_fact(
-        slf: &Bound<'_, Self>,
-        kind: Kind,
-        reference: u32,
-        time_us: u64,
-        name: Option<String>,
-        meta: Option<Py<PyBytes>>,
-        payload: Option<Py<PyBytes>>,
-    ) -> PyResult<bool> {
-        if slf.borrow().is_void(kind, reference) {
+    pub(in crate::python) fn offer_fact(slf: &Bound<'_, Self>, fact: NewFact) -> PyResult<bool> {
+        if slf.borrow().is_void(fact.kind, fact.reference) {
             return Ok(false);
         }
-        Self::deliver_fact(slf, kind, reference, time_us, name, meta, payload)?;
+        Self::deliver_fact(slf, fact)?;
         Ok(true)
     }
 
     /// Write a new fact down, give it to whoever waits for it, and run the code until it is quiet.
-    pub(super) fn deliver_fact(
-        slf: &Bound<'_, Self>,
-        kind: Kind,
-        reference: u32,
-        time_us: u64,
-        name: Option<String>,
-        meta: Option<Py<PyBytes>>,
-        payload: Option<Py<PyBytes>>,
-    ) -> PyResult<()> {
+    pub(super) fn deliver_fact(slf: &Bound<'_, Self>, fact: NewFact) -> PyResult<()> {
         let py = slf.py();
+        let NewFact {
+            kind,
+            reference,
+            time_us,
+            name,
+            meta,
+            payload,
+        } = fact;
         if !kind.is_inbound() {
             return Err(PyValueError::new_err(format!(
                 "{} is not a fact",

@@ -94,10 +94,6 @@ class Loop:
     """Set when a query or a validator made a command: from then on every fact comes too late."""
 
     def __new__(cls, run_id: bytes, hook: Any) -> Loop: ...
-    def __call__(self, agen: Any, /) -> None:
-        """Close an async generator that the code let go of unfinished: the loop is the hook that
-        asyncio calls for one."""
-
     # -- driving it (engine) -------------------------------------------------------------------
     def load(self, batches: Sequence[bytes], head_hash: int | None = None) -> None:
         """Give it its history, from batch 0. Checks every byte; runs nothing. Events are decoded

@@ -10,7 +10,6 @@ mod leaving;
 mod turn;
 
 pub(super) use facts::NewFact;
-pub(super) use turn::note_event;
 
 use std::collections::{HashMap, VecDeque};
 
@@ -135,6 +134,15 @@ impl EventLoop {
             count,
             events,
         }))
+    }
+
+    /// An async generator that the run's code began is let go of unfinished: close it, in a task of the run.
+    pub(super) fn close_generator(slf: &Bound<'_, Self>, agen: &Bound<'_, PyAny>) -> PyResult<()> {
+        if !slf.borrow().dead {
+            let closing = agen.call_method0("aclose")?;
+            slf.call_method1("create_task", (closing,))?;
+        }
+        Ok(())
     }
 
     fn check_recording(&self) -> PyResult<()> {
@@ -563,16 +571,6 @@ impl EventLoop {
             Self::sweep_tasks(slf)?;
         }
         Ok(task)
-    }
-
-    /// An async generator that the run's code began is let go of unfinished: close it. The loop itself is
-    /// the hook for that, so that no object is made for it at each step.
-    fn __call__(slf: &Bound<'_, Self>, agen: &Bound<'_, PyAny>) -> PyResult<()> {
-        if !slf.borrow().dead {
-            let closing = agen.call_method0("aclose")?;
-            slf.call_method1("create_task", (closing,))?;
-        }
-        Ok(())
     }
 
     #[getter]

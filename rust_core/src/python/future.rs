@@ -17,7 +17,8 @@ use pyo3::sync::PyOnceLock;
 use pyo3::types::PyTuple;
 use pyo3::types::{PyBool, PyBytes, PyCFunction, PyDict};
 
-use super::event_loop::{Ready, note_event};
+use super::event_loop::Ready;
+use super::generators::note_event;
 use super::tools::judge_event;
 use super::{ActivityBase, EventLoop, is_running_code};
 use crate::event::Kind;
@@ -627,8 +628,7 @@ unsafe extern "C" {
 }
 
 /// Have the core hear of every audit event of this process. Not by `sys.addaudithook`: for a hook in
-/// Python the interpreter makes the event's name and arguments into objects each time, and setting the
-/// hooks for async generators is two events, twice for each step of a run.
+/// Python the interpreter makes the event's name and arguments into objects each time.
 #[allow(unsafe_code)]
 pub(super) fn add_audit_hook(py: Python<'_>) -> PyResult<()> {
     // SAFETY: attached; the hook is a function of this library, which is never unloaded.

@@ -9,6 +9,7 @@ mod encode;
 mod event_loop;
 mod execution;
 mod future;
+mod generators;
 mod handle;
 mod tools;
 

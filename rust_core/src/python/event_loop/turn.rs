@@ -1,17 +1,15 @@
 //! One turn: make the loop the current one, and run callbacks until none is ready.
 #![forbid(unsafe_code)]
 
-use std::cell::RefCell;
-use std::ffi::CStr;
-
 use pyo3::exceptions::{PyException, PyGeneratorExit, PyRuntimeError};
 use pyo3::prelude::*;
 use pyo3::sync::PyOnceLock;
-use pyo3::types::{PyDict, PyTuple};
+use pyo3::types::PyDict;
 
 use super::{EventLoop, Ready, cached};
 use crate::python::CURRENT;
-use crate::python::future::{CancelledError, CommandFuture, hears_of_hooks, run_in_context};
+use crate::python::future::{CancelledError, CommandFuture, run_in_context};
+use crate::python::generators::{hook_thread, hook_thread_again};
 
 impl EventLoop {
     /// Run until nothing is ready; when the main task is done, let the engine end the run.
@@ -142,7 +140,6 @@ pub(super) struct Entered<'py> {
     running: Option<Bound<'py, PyAny>>,
     /// The task that the loop which is left alone meanwhile is in, where asyncio has one per thread.
     task: Option<Bound<'py, PyAny>>,
-    hooks: Option<Bound<'py, PyTuple>>,
 }
 
 impl<'py> Entered<'py> {
@@ -152,7 +149,6 @@ impl<'py> Entered<'py> {
             previous: Some(CURRENT.replace(Some(event_loop.clone().unbind()))),
             running: None,
             task: None,
-            hooks: None,
         }
     }
 
@@ -163,7 +159,6 @@ impl<'py> Entered<'py> {
             previous: None,
             running: None,
             task: None,
-            hooks: None,
         };
         let running = cached(py, &GET_RUNNING, "asyncio", "_get_running_loop")?.call0()?;
         if !running.is_none() {
@@ -171,15 +166,7 @@ impl<'py> Entered<'py> {
         }
         entered.running = Some(running);
         cached(py, &SET_RUNNING, "asyncio", "_set_running_loop")?.call1((event_loop,))?;
-        let hooks = match HOOKS.take() {
-            Some(known) => known.into_bound(py),
-            None => {
-                let hooks = cached(py, &GET_HOOKS, "sys", "get_asyncgen_hooks")?.call0()?;
-                hooks.cast_into::<PyTuple>()?
-            }
-        };
-        entered.hooks = Some(hooks);
-        cached(py, &SET_HOOKS, "sys", "set_asyncgen_hooks")?.call1((py.None(), event_loop))?;
+        hook_thread(py)?;
         // Last, as it is undone first: what the audit hook hears of until then is not the code's.
         entered.previous = Some(CURRENT.replace(Some(event_loop.clone().unbind())));
         Ok(entered)
@@ -193,12 +180,8 @@ impl Drop for Entered<'_> {
         if let Some(previous) = self.previous.take() {
             drop(CURRENT.replace(previous));
         }
-        if let Some(hooks) = self.hooks.take() {
-            let restored = cached(py, &SET_HOOKS, "sys", "set_asyncgen_hooks")
-                .and_then(|set| set.call1(hooks.clone()));
-            if restored.is_ok() && hears_of_hooks() {
-                drop(HOOKS.replace(Some(hooks.unbind())));
-            }
+        if self.running.is_some() {
+            let _ = hook_thread_again(py);
         }
         if let Some(running) = self.running.take() {
             let _ = cached(py, &SET_RUNNING, "asyncio", "_set_running_loop")
@@ -235,26 +218,6 @@ fn swap_task<'py>(
     swap.call1((running, task)).map(Some)
 }
 
-thread_local! {
-    /// The hooks for async generators that this thread has, if that is known: they were set back when
-    /// a loop was left, and nobody has set any since. To ask for them makes an object each time, 1,000
-    /// instructions of a step.
-    static HOOKS: RefCell<Option<Py<PyTuple>>> = const { RefCell::new(None) };
-}
-
-/// An audit event came: whoever sets the hooks of this thread is announced by one (or two: their names
-/// end in `_firstiter` and `_finalizer`).
-pub(in crate::python) fn note_event(event: &CStr) {
-    // No thread's last events find anything here, and most events come where no run was.
-    let is_known = HOOKS.try_with(|hooks| hooks.try_borrow().is_ok_and(|hooks| hooks.is_some()));
-    if is_known == Ok(true) && event.to_bytes().starts_with(b"sys.set_asyncgen_hook") {
-        // Said to PyO3, which would else put off letting go of them: the caller is attached.
-        Python::try_attach(|_| drop(HOOKS.take()));
-    }
-}
-
 static GET_RUNNING: PyOnceLock<Py<PyAny>> = PyOnceLock::new();
 static SET_RUNNING: PyOnceLock<Py<PyAny>> = PyOnceLock::new();
 static SWAP_TASK: PyOnceLock<Py<PyAny>> = PyOnceLock::new();
-static GET_HOOKS: PyOnceLock<Py<PyAny>> = PyOnceLock::new();
-static SET_HOOKS: PyOnceLock<Py<PyAny>> = PyOnceLock::new();

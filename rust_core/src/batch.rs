@@ -40,6 +40,9 @@ pub fn chain_next(chain: u64, bytes: &[u8]) -> u64 {
 #[derive(Debug, Default)]
 pub struct Writer {
     interned: HashMap<Box<[u8]>, u32>,
+    /// The text that was asked for last: code that calls an activity often calls it again.
+    last: Vec<u8>,
+    last_index: u32,
     new_names: Vec<u8>,
     new_name_count: u32,
     body: Vec<u8>,
@@ -75,6 +78,16 @@ impl Writer {
     }
 
     fn intern(&mut self, text: &str) -> Result<u32> {
+        if !text.is_empty() && self.last == text.as_bytes() {
+            return Ok(self.last_index);
+        }
+        self.last_index = self.index_of(text)?;
+        self.last.clear();
+        self.last.extend_from_slice(text.as_bytes());
+        Ok(self.last_index)
+    }
+
+    fn index_of(&mut self, text: &str) -> Result<u32> {
         if let Some(&index) = self.interned.get(text.as_bytes()) {
             return Ok(index);
         }

@@ -20,6 +20,7 @@ use pyo3::prelude::*;
 use pyo3::pybacked::PyBackedBytes;
 use pyo3::sync::PyOnceLock;
 use pyo3::types::{PyBytes, PyDict, PyList, PyTuple};
+use smallvec::SmallVec;
 
 use super::encode::plain;
 use super::future::{CommandFuture, Decoder, copy_context, new_tracked};
@@ -49,7 +50,7 @@ pub(super) struct Taken {
     pub first_id: u32,
     pub count: u32,
     /// The commands, as event tuples.
-    pub events: Vec<Py<PyTuple>>,
+    pub events: SmallVec<[Py<PyTuple>; 1]>,
 }
 
 impl Taken {
@@ -86,7 +87,7 @@ pub struct EventLoop {
     hook: Py<PyAny>,
     context: Py<PyAny>,
     ready: VecDeque<Ready>,
-    effects: Vec<Py<PyTuple>>,
+    effects: SmallVec<[Py<PyTuple>; 1]>,
     /// Every unfinished task, so that none is collected before its time.
     tasks: Vec<Py<PyAny>>,
     tasks_sweep_at: usize,
@@ -197,7 +198,7 @@ impl EventLoop {
             hook,
             context: py.None(),
             ready: VecDeque::new(),
-            effects: Vec::new(),
+            effects: SmallVec::new(),
             tasks: Vec::new(),
             tasks_sweep_at: TASKS_SWEEP,
             patches: HashMap::new(),

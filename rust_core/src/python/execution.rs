@@ -58,7 +58,7 @@ impl TurnShapes {
     fn activity<'py>(
         &self,
         event: &Bound<'py, PyTuple>,
-        queue: &Py<PyAny>,
+        queue: &Bound<'py, PyAny>,
         now_us: u64,
     ) -> PyResult<Bound<'py, PyAny>> {
         let py = event.py();
@@ -77,7 +77,7 @@ impl TurnShapes {
             if own_queue.is_none(py) {
                 queue
             } else {
-                own_queue
+                own_queue.bind(py)
             },
             priority,
             options,
@@ -171,12 +171,9 @@ impl ExecutionBase {
             let this = slf.borrow();
             let responses = this.responses.as_ref().map_or(0, |it| it.bind(py).len());
             let has_more = this.ended.is_some() || responses > 0;
-            let queue = this.queue.as_ref().map(|queue| queue.clone_ref(py));
-            (
-                has_more,
-                queue,
-                this.shapes.as_ref().map(|it| it.clone_ref(py)),
-            )
+            let queue = this.queue.as_ref().map(|queue| queue.bind(py).clone());
+            let shapes = this.shapes.as_ref().map(|it| it.bind(py).clone());
+            (has_more, queue, shapes)
         };
         let taken = EventLoop::take_new(&event_loop)?;
         if let (Some(taken), Some(queue), Some(shapes), false) = (&taken, queue, shapes, has_more)
@@ -188,7 +185,7 @@ impl ExecutionBase {
                 let shapes = shapes.get();
                 let now_us = event_loop.borrow().now();
                 let activity = shapes.activity(event, &queue, now_us)?;
-                let only = PyList::new(py, [activity])?;
+                let only = PyTuple::new(py, [activity])?;
                 let (batch, chain) = (&taken.batch, taken.chain);
                 let arguments = (batch, chain, taken.first_id, taken.count, only);
                 return Ok(Some(shapes.turn.call1(py, arguments)?));

@@ -16,6 +16,7 @@ use pyo3::sync::PyOnceLock;
 #[cfg(feature = "abi3")]
 use pyo3::types::PyTuple;
 use pyo3::types::{PyBool, PyBytes, PyCFunction, PyDict};
+use smallvec::SmallVec;
 
 use super::event_loop::Ready;
 use super::generators::note_event;
@@ -73,7 +74,8 @@ pub struct CommandFuture {
     cancel_requested: bool,
     plain: u8,
     decoder: Option<Decoder>,
-    callbacks: Vec<(Py<PyAny>, Py<PyAny>)>,
+    /// With their contexts. Nearly always one: the task that waits.
+    callbacks: SmallVec<[(Py<PyAny>, Py<PyAny>); 1]>,
 }
 
 /// What a step of an awaiting coroutine meets.
@@ -101,7 +103,7 @@ impl CommandFuture {
             cancel_requested: false,
             plain,
             decoder,
-            callbacks: Vec::new(),
+            callbacks: SmallVec::new(),
         }
     }
 
@@ -148,20 +150,17 @@ impl CommandFuture {
             if this.callbacks.is_empty() {
                 return;
             }
-            let event_loop = this.event_loop.as_ref().map(|it| it.clone_ref(slf.py()));
+            let event_loop = this.event_loop.as_ref().map(|it| it.bind(slf.py()).clone());
             (event_loop, std::mem::take(&mut this.callbacks))
         };
         let Some(event_loop) = event_loop else { return };
         for (callback, context) in callbacks {
             let future = slf.clone().unbind();
-            let refused = event_loop
-                .bind(slf.py())
-                .borrow_mut()
-                .push_ready(Ready::Wake {
-                    callback,
-                    future,
-                    context,
-                });
+            let refused = event_loop.borrow_mut().push_ready(Ready::Wake {
+                callback,
+                future,
+                context,
+            });
             drop(refused);
         }
     }
@@ -220,11 +219,11 @@ impl CommandFuture {
             match this.outcome(py) {
                 Some(Ok(value)) => return Poll::Value(value),
                 Some(Err(error)) => return Poll::Raise(error),
-                None => this.event_loop.as_ref().map(|it| it.clone_ref(py)),
+                None => this.event_loop.as_ref().map(|it| it.bind(py).clone()),
             }
         };
         if let Some(event_loop) = event_loop
-            && let Some(outcome) = EventLoop::outcome_at_hand(event_loop.bind(py), slf)
+            && let Some(outcome) = EventLoop::outcome_at_hand(&event_loop, slf)
         {
             // Nothing else could run before this outcome: the code goes on without suspending.
             // The state is kept for those who ask again.
@@ -366,7 +365,7 @@ impl CommandFuture {
     fn remove_done_callback(slf: &Bound<'_, Self>, callback: &Bound<'_, PyAny>) -> PyResult<usize> {
         let callbacks = std::mem::take(&mut slf.borrow_mut().callbacks);
         let before = callbacks.len();
-        let mut kept = Vec::with_capacity(before);
+        let mut kept = SmallVec::new();
         for (registered, context) in callbacks {
             if !registered.bind(slf.py()).eq(callback)? {
                 kept.push((registered, context));

@@ -74,9 +74,9 @@ impl EventLoop {
                     future,
                     context,
                 }) => {
-                    let callback = callback.bind(py);
-                    let given = CommandFuture::given(future.bind(py), callback)?;
-                    run_in_context(context.bind(py), callback, (given,))
+                    let (callback, context) = (callback.into_bound(py), context.into_bound(py));
+                    let given = CommandFuture::given(&future.into_bound(py), &callback)?;
+                    run_in_context(&context, &callback, (given,))
                 }
                 Some(Ready::Handle(handle)) => {
                     let call = handle.borrow_mut(py).take();

@@ -21,6 +21,8 @@ pub const NAMES_MAX: usize = 1 << 20;
 pub const EVENTS_MAX: u32 = 1 << 30;
 /// Bytes of the checksum at the end of a batch.
 pub const CHECKSUM_BYTES: usize = 8;
+/// The version and three numbers.
+const HEADER_BYTES_MAX: usize = 1 + 3 * 5;
 
 /// More than the numbers of one event, its new names and the batch around them can take.
 const OVERHEAD_BYTES: usize = 128;
@@ -163,18 +165,26 @@ impl Writer {
 
     /// Make a batch of everything since the last one; return it and the chain after it.
     pub fn take(&mut self, first_id: u32, chain: u64) -> (Vec<u8>, u64) {
-        let mut out = Vec::with_capacity(self.len() + 24 + CHECKSUM_BYTES);
+        let mut out = Vec::new();
+        let chain = self.take_into(first_id, chain, &mut out);
+        (out, chain)
+    }
+
+    /// The same into an empty buffer, which may have been used before; return the chain.
+    pub fn take_into(&mut self, first_id: u32, chain: u64, out: &mut Vec<u8>) -> u64 {
+        debug_assert!(out.is_empty());
+        out.reserve(self.len() + HEADER_BYTES_MAX + CHECKSUM_BYTES);
         out.push(FORMAT_VERSION);
-        put_varint(&mut out, first_id.into());
-        put_varint(&mut out, self.event_count.into());
-        put_varint(&mut out, self.new_name_count.into());
+        put_varint(out, first_id.into());
+        put_varint(out, self.event_count.into());
+        put_varint(out, self.new_name_count.into());
         out.append(&mut self.new_names);
         out.append(&mut self.body);
-        let chain = chain_next(chain, &out);
+        let chain = chain_next(chain, out);
         out.extend_from_slice(&chain.to_le_bytes());
         self.event_count = 0;
         self.new_name_count = 0;
-        (out, chain)
+        chain
     }
 }
 

@@ -367,14 +367,21 @@ impl<B: AsRef<[u8]>, S> Replay<B, S> {
 
     /// The batch of everything new: bytes, chain after it, first event id, number of events.
     pub fn take(&mut self) -> Option<(Vec<u8>, u64, u32, u32)> {
+        let mut batch = Vec::new();
+        let (chain, first_id, count) = self.take_into(&mut batch)?;
+        Some((batch, chain, first_id, count))
+    }
+
+    /// The same with the batch put into an empty buffer.
+    pub fn take_into(&mut self, batch: &mut Vec<u8>) -> Option<(u64, u32, u32)> {
         let writer = self.writer.as_mut().filter(|writer| !writer.is_empty())?;
         let count = writer.event_count();
-        let (batch, chain) = writer.take(self.taken_id, self.chain);
+        let chain = writer.take_into(self.taken_id, self.chain, batch);
         let first_id = self.taken_id;
         self.chain = chain;
         self.taken_id = self.next_id;
         self.new_bytes += batch.len();
-        Some((batch, chain, first_id, count))
+        Some((chain, first_id, count))
     }
 
     /// The code ended; history must end here too.

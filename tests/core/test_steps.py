@@ -67,7 +67,7 @@ def test_a_turn_of_one_activity_is_made_as_python_would() -> None:
         assert (expected, timers, is_all) == ([scheduled], [], True)
         assert isinstance(scheduled, ScheduledActivity)
         assert turn == Turn(
-            turn.batch, turn.head_hash, turn.first_event_id, turn.event_count, [scheduled]
+            turn.batch, turn.head_hash, turn.first_event_id, turn.event_count, (scheduled,)
         )
         assert turn.first_event_id == (2 * number + 1 if number else 2)
         made.append((scheduled.name, scheduled.queue, scheduled.priority))

@@ -11,6 +11,7 @@ mod turn;
 
 pub(super) use facts::NewFact;
 
+use std::cell::RefCell;
 use std::collections::{HashMap, VecDeque};
 
 use pyo3::PyTraverseError;
@@ -79,6 +80,14 @@ const SERIAL_MASK: u64 = (1 << 61) - 1;
 /// Spreads the serials of a run, so that those of many runs in one process do not meet.
 const SERIAL_STEP: u64 = 0x9e37_79b9_7f4a_7c15;
 
+thread_local! {
+    /// Where batches are put together.
+    static SCRATCH: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
+}
+
+/// What was needed for a batch larger than this is given back.
+const SCRATCH_BYTES_MAX: usize = 64 << 10;
+
 /// One run: an event loop whose time, timers and order come from a history.
 #[pyclass(module = "durable._core", name = "Loop", subclass, weakref)]
 pub struct EventLoop {
@@ -121,20 +130,27 @@ impl EventLoop {
 
     /// What is new since the last time. A dead loop has nothing.
     pub(super) fn take_new(slf: &Bound<'_, Self>) -> PyResult<Option<Taken>> {
+        let mut batch = SCRATCH.take();
+        batch.clear();
         let (taken, events) = {
             let mut this = slf.try_borrow_mut()?;
             if this.dead {
                 return Ok(None);
             }
-            (this.replay.take(), std::mem::take(&mut this.effects))
+            let taken = this.replay.take_into(&mut batch);
+            (taken, std::mem::take(&mut this.effects))
         };
-        Ok(taken.map(|(batch, chain, first_id, count)| Taken {
+        let taken = taken.map(|(chain, first_id, count)| Taken {
             batch: PyBytes::new(slf.py(), &batch).unbind(),
             chain: chain as i64,
             first_id,
             count,
             events,
-        }))
+        });
+        if batch.capacity() <= SCRATCH_BYTES_MAX {
+            SCRATCH.set(batch);
+        }
+        Ok(taken)
     }
 
     /// An async generator that the run's code began is let go of unfinished: close it, in a task of the run.

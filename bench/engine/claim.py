@@ -1,19 +1,23 @@
 """Claim: what taking work costs when the tables are full.
 
 A million sleeping runs (with a timer each), a million that are ready (with a wake token each), and
-ten million closed ones. One database grows through three sizes, so that growth shows and nothing is
-filled in twice. Buffers are what pg_stat_statements counted for the claiming statement alone, with
-everything inside of it.
+ten million closed ones; beside it a database with a tenth of that, and one that is nearly empty.
+The three are measured in turn, so that growth shows and the machine's moods do not. Buffers are
+what pg_stat_statements counted for the claiming statement alone, with everything inside of it.
 """
 
 import asyncio
 import os
+import statistics
 import time
+from collections.abc import Callable
+from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from typing import Any
 
 import psycopg
 
+from bench.database import Database
 from bench.engine.fleet import DATABASE, percentile
 from bench.engine.setting import Setting
 from bench.report import Goal, Row, number, progress
@@ -24,6 +28,9 @@ LEASE_US = 3_600_000_000
 FILL_CHUNK = 500_000
 BATCH = 100
 WARM_UP = 20
+ROUNDS = 4
+CLAIMS = 100
+"""Claims of one run in a round, and an eighth as many of a batch."""
 TABLES = ("run", "task", "timer", "closed_run_p1")
 
 RUNS = """
@@ -87,54 +94,61 @@ class Claimed:
     """A claim of `BATCH` runs."""
 
 
-class Crowd:
-    """The runs of a database, of which more are made as needed."""
-
-    def __init__(self, connection: psycopg.Connection[Any]) -> None:
-        self.connection = connection
-        self.made = Fill(0, 0, 0)
-        self.claimed = 0
-        for table in TABLES:
-            # We vacuum ourselves: in the middle of a measurement it would have all plans made anew.
-            self.connection.execute(
-                f"alter table durable.{table} set (autovacuum_enabled = off)".encode()
-            )
-
-    def grow(self, wanted: Fill) -> None:
-        """Have this many, ready ones beside those claimed, and tables as after a vacuum."""
-        target = Fill(wanted.sleeping, wanted.ready + self.claimed, wanted.closed)
-        self.add("00000001", self.made.sleeping, target.sleeping, (RUNS, TIMERS))
-        self.add("00000002", self.made.ready, target.ready, (RUNS, TOKENS))
-        self.add("00000003", self.made.closed, target.closed, (CLOSED,))
-        self.made = target
-        for table in TABLES:
-            self.connection.execute(f"vacuum (analyze) durable.{table}".encode())
-
-    def add(self, prefix: str, made: int, wanted: int, texts: tuple[str, ...]) -> None:
-        """Insert the runs from ``made`` to ``wanted``, in pieces that tell how far it is."""
-        for begin in range(made + 1, wanted + 1, FILL_CHUNK):
-            end = min(begin + FILL_CHUNK - 1, wanted)
-            for text in texts:
-                statement = text.format(prefix=prefix, begin=begin, end=end)
-                self.connection.execute(statement.encode())
-            if end < wanted:
-                progress(f"claim: {end:,} of {wanted:,}")
+def fill(connection: psycopg.Connection[Any], wanted: Fill) -> None:
+    """Have this many runs, in tables as after a vacuum."""
+    for table in TABLES:
+        # We vacuum ourselves: in the middle of a measurement it would have all plans made anew.
+        connection.execute(f"alter table durable.{table} set (autovacuum_enabled = off)".encode())
+    add(connection, "00000001", wanted.sleeping, (RUNS, TIMERS))
+    add(connection, "00000002", wanted.ready, (RUNS, TOKENS))
+    add(connection, "00000003", wanted.closed, (CLOSED,))
+    vacuum(connection, "vacuum (analyze)")
 
 
-async def claim_many(dsn: str, claims: int) -> Claimed:
-    """Claim one run at a time, then batches."""
-    store = PostgresStore(dsn)
-    await store.open()
-    try:
-        session = int.from_bytes(os.urandom(6), "big")
-        info = SessionInfo(session, "bench", os.getpid(), "bench", ["default"])
-        await store.register_session(info, LEASE_US)
-        await time_claims(store, session, WARM_UP, 1)
-        one = await cost_of(dsn, store, session, claims, 1)
-        batch = await cost_of(dsn, store, session, claims // 8, BATCH)
-    finally:
-        await store.close()
-    return Claimed(one, batch)
+def vacuum(connection: psycopg.Connection[Any], how: str) -> None:
+    """Clean up after what was claimed, which autovacuum is not here to do."""
+    for table in TABLES:
+        connection.execute(f"{how} durable.{table}".encode())
+
+
+def add(
+    connection: psycopg.Connection[Any], prefix: str, wanted: int, texts: tuple[str, ...]
+) -> None:
+    """Insert so many runs, in pieces that tell how far it is."""
+    for begin in range(1, wanted + 1, FILL_CHUNK):
+        end = min(begin + FILL_CHUNK - 1, wanted)
+        for text in texts:
+            statement = text.format(prefix=prefix, begin=begin, end=end)
+            connection.execute(statement.encode())
+        if end < wanted:
+            progress(f"claim: {end:,} of {wanted:,}")
+
+
+class Claimer:
+    """Who claims from one database."""
+
+    def __init__(self, dsn: str) -> None:
+        self.dsn = dsn
+        self.store = PostgresStore(dsn)
+        self.session = int.from_bytes(os.urandom(6), "big")
+
+    async def __aenter__(self) -> "Claimer":
+        await self.store.open()
+        info = SessionInfo(self.session, "bench", os.getpid(), "bench", ["default"])
+        await self.store.register_session(info, LEASE_US)
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.store.close()
+
+    async def claim(self) -> Claimed:
+        """Claim one run at a time, then batches, in tables as after a vacuum."""
+        with psycopg.connect(self.dsn, autocommit=True) as connection:
+            vacuum(connection, "vacuum")
+        await time_claims(self.store, self.session, WARM_UP, 1)
+        one = await cost_of(self.dsn, self.store, self.session, CLAIMS, 1)
+        batch = await cost_of(self.dsn, self.store, self.session, CLAIMS // 8, BATCH)
+        return Claimed(one, batch)
 
 
 async def cost_of(dsn: str, store: PostgresStore, session: int, claims: int, limit: int) -> Cost:
@@ -161,60 +175,89 @@ async def time_claims(store: PostgresStore, session: int, claims: int, limit: in
     return taken
 
 
+def filled(database: Database, name: str, wanted: Fill) -> str:
+    """A database of that size; its DSN."""
+    progress(f"claim: filling in {wanted.text()}")
+    dsn = database.create_ours(name)
+    with psycopg.connect(dsn, autocommit=True) as connection:
+        fill(connection, wanted)
+    return dsn
+
+
 async def claim(setting: Setting) -> list[Row]:
     """`claim`: near empty, a tenth, full."""
-    claims = 400
     sizes = QUICK_SIZES if setting.quick else SIZES
-    found = []
-    dsn = setting.database.create_ours(DATABASE)
-    with psycopg.connect(dsn, autocommit=True) as connection:
-        crowd = Crowd(connection)
-        for amounts in sizes:
-            progress(f"claim: filling up to {amounts.text()}")
-            await asyncio.to_thread(crowd.grow, amounts)
-            setting.database.checkpoint()
-            cost = await claim_many(dsn, claims)
-            crowd.claimed += WARM_UP + claims + claims // 8 * BATCH
-            found.append(cost)
+    names = [f"{DATABASE}_{which}" for which in ("empty", "tenth", "full")]
+    dsns = [
+        await asyncio.to_thread(filled, setting.database, name, amounts)
+        for name, amounts in zip(names, sizes, strict=True)
+    ]
+    setting.database.checkpoint()
+    found: list[list[Claimed]] = [[] for _ in sizes]
+    async with AsyncExitStack() as stack:
+        claimers = [await stack.enter_async_context(Claimer(dsn)) for dsn in dsns]
+        for turn in range(ROUNDS):
+            # Each is first as often as the others.
+            for which in sorted(range(len(sizes)), key=lambda which: (which + turn) % len(sizes)):
+                found[which].append(await claimers[which].claim())
+            cost = found[-1][-1]
             progress(
                 f"claim: one {number(cost.one.p50_ms)} ms, p99 {number(cost.one.p99_ms)} ms, "
                 f"{number(cost.one.buffers)} buffers; {BATCH} at once p99 "
                 f"{number(cost.batch.p99_ms)} ms, {number(cost.batch.buffers / BATCH)} per run"
             )
-    # Ten million rows are of no use to anybody after this.
-    setting.database.execute(f"drop database {DATABASE} with (force)")
+    for name in names:
+        # Ten million rows are of no use to anybody after this.
+        setting.database.execute(f"drop database {name} with (force)")
     return rows_of(found, sizes[-1])
 
 
-def rows_of(found: list[Claimed], full: Fill) -> list[Row]:
+def rows_of(found: list[list[Claimed]], full: Fill) -> list[Row]:
     """The table's rows: the largest size, beside the smaller ones."""
-    one, batch = found[-1].one, found[-1].batch
+    largest = found[-1]
 
-    def grown(values: list[float]) -> str:
-        return "three sizes: " + ", ".join(number(value) for value in values)
+    def at_sizes(read: Callable[[Claimed], float]) -> str:
+        medians = [statistics.median(map(read, each)) for each in found]
+        return "three sizes: " + ", ".join(number(value) for value in medians)
 
-    note = f"{full.text()}; {BATCH} at once: p99 {number(batch.p99_ms)} ms"
+    def buffers(cost: Claimed) -> float:
+        return cost.one.buffers
+
+    def batch_buffers(cost: Claimed) -> float:
+        return cost.batch.buffers / BATCH
+
+    def p50_ms(cost: Claimed) -> float:
+        return cost.one.p50_ms
+
+    batch_ms = statistics.median(each.batch.p99_ms for each in largest)
+    note = f"{full.text()}; {BATCH} at once: p99 {number(batch_ms)} ms"
     return [
-        Row("claim", "ms p99", [one.p99_ms], goals=[Goal(value=10)], note=note),
+        Row(
+            "claim",
+            "ms p99",
+            [each.one.p99_ms for each in largest],
+            goals=[Goal(value=10)],
+            note=note,
+        ),
         Row(
             "claim-buffers",
             "buffers",
-            [one.buffers],
+            [*map(buffers, largest)],
             goals=[Goal(value=20)],
-            note=f"claim of one run; {grown([each.one.buffers for each in found])}",
+            note=f"claim of one run; {at_sizes(buffers)}",
         ),
         Row(
             "claim-buffers-batch",
             "buffers/run",
-            [batch.buffers / BATCH],
+            [*map(batch_buffers, largest)],
             goals=[Goal(value=20)],
-            note=f"{BATCH} at once; {grown([each.batch.buffers / BATCH for each in found])}",
+            note=f"{BATCH} at once; {at_sizes(batch_buffers)}",
         ),
         Row(
             "claim-flat",
             "x",
-            [one.p50_ms / found[0].one.p50_ms],
+            [p50_ms(big) / p50_ms(small) for big, small in zip(largest, found[0], strict=True)],
             goals=[Goal(value=1.5)],
-            note=f"p50 full over near empty; {grown([each.one.p50_ms for each in found])} ms",
+            note=f"p50 full over near empty; {at_sizes(p50_ms)} ms",
         ),
     ]

@@ -31,7 +31,7 @@ from durable.runtime.metrics import TABLE, Metric, Metrics, Row, Snapshot, lasti
 CONNECTIONS_MAX = 16
 CONNECTION_SECONDS_MAX = 10.0
 LOOP_SILENCE_SECONDS_MAX = 10.0
-"""The supervisor's loop ticks twice a second; silent this long it is stuck."""
+"""The supervisor's loop ticks each second; silent this long it is stuck."""
 
 log = logging.getLogger("durable.exporter")
 

@@ -1,7 +1,7 @@
 """Metrics: one table of everything this package counts, and the cheap cells a worker counts in.
 
 A worker adds to plain lists in a dict; nothing here takes a lock, formats text or knows Prometheus.
-Twice a second it sends `Metrics.snapshot` (plain data, fit for JSON) to its supervisor, which
+Each second it sends `Metrics.snapshot` (plain data, fit for JSON) to its supervisor, which
 merges the snapshots of all workers and serves them (`durable.runtime.exporter`).
 
 A label takes its values from a closed set, so that no run id or error text can ever blow up a

@@ -32,7 +32,7 @@ from durable.runtime.worker import Worker
 from durable.store.base import Hint
 from durable.store.postgres import PostgresStore
 
-BEAT_SECONDS = 0.5
+BEAT_SECONDS = 1.0
 CONNECT_SECONDS_MAX = 20.0
 """How long a worker process waits for a database that is not up: then the next one does."""
 
@@ -167,7 +167,7 @@ async def listen(worker: Worker, reader: asyncio.StreamReader) -> None:
 
 
 async def beat(voice: Voice) -> None:
-    """Say hello, then tell session, progress and metrics twice a second."""
+    """Say hello, then tell session, progress and metrics each second."""
     voice.say("hello")
     while True:
         await asyncio.sleep(BEAT_SECONDS)
@@ -187,7 +187,7 @@ class Voice:
     def say(self, word: str) -> None:
         """One line up; left out while the supervisor has not read the last ones.
 
-        The metrics are in it only when they changed: an idle worker costs two short lines a second.
+        The metrics are in it only when they changed: an idle worker costs one short line a second.
         """
         writer = self._writer
         if writer.is_closing() or writer.transport.get_write_buffer_size() > LINE_BYTES_MAX:

@@ -6,7 +6,7 @@ Each worker is a fresh interpreter (never a fork of the supervisor) that runs
 * down: first the `Orders`, then ``{"hint": 1}`` (look for work now), ``{"hint": "runs"}``
   (for runs, but not for activities and timers), ``{"lost": 1}`` (see whether your session lives)
   and ``{"stop": 1}`` (drain);
-* up: ``{"hello": ...}`` once it serves, ``{"beat": ...}`` twice a second with its session and
+* up: ``{"hello": ...}`` once it serves, ``{"beat": ...}`` each second with its session and
   progress, and with its metrics if they changed, ``{"fail": ...}`` when it cannot start.
 
 The socket closes when either side dies, so neither outlives the other for long. Nothing that a

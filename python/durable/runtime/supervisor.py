@@ -41,7 +41,7 @@ from durable.store.base import Store
 from durable.store.postgres import PostgresStore
 from durable.store.retention import Upkeep
 
-TICK_SECONDS = 0.5
+TICK_SECONDS = 1.0
 NUDGE_SECONDS = 1.0
 LOOKS = 0.75
 """Pause between two looks for work, as a part of ``poll_max_seconds``."""
@@ -243,7 +243,7 @@ class Supervisor:
                 log.exception("an error of the supervisor itself; it goes on")
 
     async def _tick(self) -> None:
-        """Twice a second: show that the loop turns, kill what hangs, hand over what is orphaned."""
+        """Each second: show that the loop turns, kill what hangs, hand over what is orphaned."""
         while True:
             now = time.monotonic()
             up = [worker for worker in self._workers.values() if worker.up.is_set()]

@@ -1,4 +1,4 @@
-"""Async generators: those of a run are the run's, all others are left to whoever had them before."""
+"""Async generators: those of a run are the run's, all others are left to who had them before."""
 
 from __future__ import annotations
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from random import Random
 from typing import Any
 
@@ -74,6 +74,9 @@ class Unreliable(PostgresStore):
         self, run_ids: Sequence[str], limit: int | None = None, kinds: Sequence[int] | None = None
     ) -> Any:
         return await self.lose(super().inbox(run_ids, limit, kinds))
+
+    async def mail_after(self, floors: Mapping[str, int], limit: int) -> Any:
+        return await self.lose(super().mail_after(floors, limit))
 
 
 @pytest.mark.parametrize("share", [0.1, 0.3, 0.5])

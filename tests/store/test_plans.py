@@ -124,6 +124,7 @@ async def calls(rig: PostgresRig, turn: str) -> AsyncIterator[tuple[str, Call]]:
     first, mail = [run for run, _ in pairs], [message for _, message in pairs]
     yield "start_and_send", lambda: store.start_and_send(first, mail)
     yield "inbox", lambda: store.inbox([run.run_id for run in runs])
+    yield "mail_after", lambda: store.mail_after({run.run_id: 0 for run in runs}, 100)
     yield "load", lambda: store.load({run.run_id: run.part for run in runs})
     yield "load_packed", lambda: store.load_packed({run.run_id: run.part for run in runs})
     yield "waiting", lambda: store.waiting([run.run_id for run in runs])
@@ -215,6 +216,7 @@ BUDGETS = {
     "look": 60,
     "send": 40,
     "inbox": 15,
+    "mail_after": 25,
     "load": 25,
     "load_packed": 25,
     "waiting": 25,

@@ -345,7 +345,7 @@ class RunPoller(Service):
                 runs.append(run)
         held = [run for run in runs if run.held is not None]
         try:
-            mail = await self._inbox([run for run in runs if run.held is None])
+            mail, settled = await self._inbox([run for run in runs if run.held is None])
             if held:
                 ids = [run.run_id for run in held]
                 mail |= by_run(await self._store.inbox(ids, kinds=HEEDED))
@@ -361,6 +361,8 @@ class RunPoller(Service):
                     if time.monotonic() - began > BLOCK_SECONDS:
                         await asyncio.sleep(0)
                         began = time.monotonic()
+                if run not in held:
+                    raise_floor(run, items, settled)
             for run in held:
                 if run.held is None and not run.gone:
                     # It was resumed: now it takes the rest.
@@ -369,16 +371,19 @@ class RunPoller(Service):
             for run in runs:
                 end_reading(run)
 
-    async def _inbox(self, runs: Sequence[WarmRun]) -> dict[str, list[InboxItem]]:
-        """The mail of warm runs, beyond what was delivered to them and is not written yet."""
+    async def _inbox(self, runs: Sequence[WarmRun]) -> tuple[dict[str, list[InboxItem]], int]:
+        """The mail of warm runs, beyond what was delivered to them and is not written yet; and up
+        to which id no more will come."""
         if not runs:
-            return {}
+            return {}, 0
         limit = MAIL_MAX + max(len(run.seen) for run in runs)
-        mail = by_run(await self._store.inbox([run.run_id for run in runs], limit))
+        floors = {run.run_id: run.floor for run in runs}
+        items, settled = await self._store.mail_after(floors, limit)
+        mail = by_run(items)
         for run in runs:
             # A paused run reads on when it is resumed; that word stands before all other mail.
             run.has_more = run.held is None and len(mail.get(run.run_id, ())) >= limit
-        return mail
+        return mail, settled
 
     async def _redo_some(self) -> None:
         """Build some of the runs again that were told to read their mail first."""
@@ -386,9 +391,11 @@ class RunPoller(Service):
         runs = [run for run in chosen if not run.gone]
         for run in runs:
             run.reading = True
+            # What was delivered and not written is to be there again, in its place.
+            run.floor = 0
         try:
             histories = await self._load({run.run_id: run.part for run in runs}) if runs else {}
-            mail = await self._inbox(runs)
+            mail, _ = await self._inbox(runs)
         except BaseException:
             for run in runs:
                 end_reading(run)
@@ -404,6 +411,14 @@ class RunPoller(Service):
             else:
                 self._turns.redo(run, history, mail.get(run.run_id, []))
             end_reading(run)
+
+
+def raise_floor(run: WarmRun, items: Sequence[InboxItem], settled: int) -> None:
+    """Begin the next look after what is settled, if all that was found now has been delivered."""
+    if run.has_more:
+        settled = min(settled, items[-1].id)
+    if all(item.id in run.seen for item in items):
+        run.floor = max(run.floor, settled)
 
 
 def end_reading(run: WarmRun) -> None:

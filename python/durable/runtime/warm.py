@@ -54,6 +54,7 @@ class WarmRun:
         "facts",
         "fence",
         "flight",
+        "floor",
         "frozen",
         "gone",
         "has_more",
@@ -133,6 +134,8 @@ class WarmRun:
         self.read_back: list[int] = []
         """Inbox rows whose deletion was accepted while the inbox was being read."""
         self.reading = False
+        self.floor = 0
+        """Inbox rows up to this id were all delivered: the next look begins after it."""
         self.has_more = False
         """The inbox holds more than was read at once: read on when that is committed."""
         self.unread_count = 0

@@ -251,6 +251,17 @@ class Store(Protocol):
         """Unread items in order of id, of those kinds only if any are given; with ``limit`` at most
         so many of each run, its oldest."""
 
+    async def mail_after(
+        self, floors: Mapping[str, int], limit: int
+    ) -> tuple[list[InboxItem], int]:
+        """As `inbox`, of each run only what is over its floor (0: all), or below zero: that stands
+        before all other mail.
+
+        The number is an id: whatever has one up to it was there for this call to see. Who has
+        delivered all of that may take it for the next floor, and the store does not walk over the
+        remains of what was read before.
+        """
+
     async def commit(self, commits: Sequence[RunCommit], flush: int = 0) -> CommitResult:
         """Group commit: one transaction, a verdict per run. Rows are locked in run id order.
 

@@ -428,6 +428,17 @@ class MemoryStore(MemoryHistories, MemoryStreams):
             items += [item for item in unread if kinds is None or item.kind in kinds][:limit]
         return sorted(items, key=lambda item: item.id)
 
+    async def mail_after(
+        self, floors: Mapping[str, int], limit: int
+    ) -> tuple[list[InboxItem], int]:
+        """Unread items over the floors, and up to which id none can come any more."""
+        self.fault("inbox", "before")
+        items: list[InboxItem] = []
+        for run_id, floor in floors.items():
+            unread = self.tables.inbox.get(run_id, [])
+            items += [item for item in unread if item.id > floor or item.id < 0][:limit]
+        return sorted(items, key=lambda item: item.id), self.tables.last_id
+
     async def commit(self, commits: Sequence[RunCommit], flush: int = 0) -> CommitResult:
         """Group commit: a verdict per run."""
         self.fault("commit", "before")

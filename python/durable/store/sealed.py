@@ -296,6 +296,13 @@ class SealedStore:
         """See `Store.inbox`."""
         return [await self._item(item) for item in await self.inner.inbox(run_ids, limit, kinds)]
 
+    async def mail_after(
+        self, floors: Mapping[str, int], limit: int
+    ) -> tuple[list[InboxItem], int]:
+        """See `Store.mail_after`."""
+        items, settled = await self.inner.mail_after(floors, limit)
+        return [await self._item(item) for item in items], settled
+
     async def _item(self, item: InboxItem) -> InboxItem:
         try:
             return replace(

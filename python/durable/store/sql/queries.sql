@@ -179,6 +179,17 @@ FROM (SELECT DISTINCT unnest($1::uuid[]) AS run_id) i, LATERAL (
     WHERE run_id = i.run_id AND ($3::smallint[] IS NULL OR kind = ANY ($3)) ORDER BY id LIMIT $2
 ) b ORDER BY b.id
 
+-- name: mail_after
+-- What was read and is not cleaned up yet stands before what is new: a scan from the floor on passes it by.
+WITH now AS MATERIALIZED (SELECT pg_current_snapshot() AS snapshot)
+SELECT b.id, b.run_id::text, b.kind, b.ref, b.name, b.meta, b.payload, {s}.us(b.created_at),
+       pg_snapshot_xmin(now.snapshot)::text::bigint, pg_snapshot_xmax(now.snapshot)::text::bigint
+FROM now, unnest($1::uuid[], $3::bigint[]) AS i(run_id, floor), LATERAL (
+    (SELECT * FROM {s}.inbox WHERE run_id = i.run_id AND id < 0 ORDER BY id LIMIT $2)
+    UNION ALL
+    (SELECT * FROM {s}.inbox WHERE run_id = i.run_id AND id > i.floor ORDER BY id LIMIT $2)
+) b ORDER BY b.id
+
 -- name: claim_activities
 SELECT run_id, workflow_id, workflow_type, ref, name, queue, attempt, token, input, options,
        last_failure, details, scheduled_us

@@ -11,14 +11,12 @@ import logging
 import random
 import secrets
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import Any
 
 from durable.errors import StoreError
 from durable.events import (
     CommitResult,
     Message,
-    MessageKind,
     NewRun,
     RunCommit,
     Started,
@@ -109,14 +107,9 @@ class PostgresWrites(Statements):
         """Deliver messages; return the run id each went to, or None where no open run has it."""
         if not messages:
             return []
-        # With an id of its own a message can be sent again when the answer is lost.
-        named = [
-            m
-            if m.request_id is not None or m.kind == MessageKind.QUERY
-            else replace(m, request_id=secrets.token_hex(12))
-            for m in messages
-        ]
-        rows = await self._fetch_or_on(conn, "send", send_params(named))
+        # With an id of its own the call can be repeated when the answer is lost.
+        params = *send_params(messages), secrets.token_hex(12)
+        rows = await self._fetch_or_on(conn, "send", params)
         return [row[0] for row in rows]
 
     async def commit(self, commits: Sequence[RunCommit], flush: int = 0) -> CommitResult:

@@ -69,7 +69,7 @@ SELECT run_id::text, state FROM {s}.start_and_send(
 -- name: send
 SELECT run_id::text FROM {s}.send(
     $1::smallint[], $2::text[], $3::uuid[], $4::text[], $5::bytea[], $6::bytea[], $7::integer[],
-    $8::text[])
+    $8::text[], $9)
 
 -- name: view_run
 -- Open runs first: by workflow id the open one, else the latest closed.

@@ -251,60 +251,92 @@ END $$;
 
 -- Send messages to open runs, by run id or else by workflow id. KEY SHARE holds off a close but not
 -- a flush; waiting for a close that is under way, we look again: its successor may have the id now.
--- Returns the run that each message went to (the first time, when it is repeated), or NULL.
+-- A message without an id of its own has that of the call, if there is one: a call that is repeated
+-- sends nothing twice. Returns the run that each message went to (the first time, when it is repeated),
+-- or NULL.
 CREATE FUNCTION {s}.send(
     p_kind smallint[], p_workflow_id text[], p_run_id uuid[], p_name text[], p_meta bytea[],
-    p_payload bytea[], p_ref integer[], p_request_id text[]
+    p_payload bytea[], p_ref integer[], p_request_id text[], p_call text DEFAULT NULL
 ) RETURNS TABLE (run_id uuid) LANGUAGE plpgsql
 SET enable_seqscan = off SET enable_hashjoin = off SET enable_mergejoin = off SET jit = off
 SET plan_cache_mode = force_generic_plan
 AS $$
 #variable_conflict use_column
 DECLARE
+    v_one uuid;
     v_wanted uuid[];
     v_target uuid[];
     v_held uuid[];
 BEGIN
-    FOR attempt IN 1..5 LOOP
-        SELECT array_agg(r.run_id ORDER BY i.n) INTO v_wanted
-        FROM unnest(p_workflow_id, p_run_id) WITH ORDINALITY AS i(workflow_id, run_id, n)
-        LEFT JOIN LATERAL (
-            SELECT a.run_id FROM {s}.run a WHERE a.run_id = i.run_id
-            UNION ALL
-            SELECT b.run_id FROM {s}.run b WHERE i.run_id IS NULL AND b.workflow_id = i.workflow_id
-        ) r ON true;
-        SELECT array_agg(run_id) INTO v_held FROM (
-            SELECT r.run_id FROM (SELECT DISTINCT unnest(v_wanted) AS run_id) i
-            JOIN {s}.run r ON r.run_id = ANY (ARRAY[i.run_id])
-            ORDER BY i.run_id FOR KEY SHARE OF r
-        ) held;
-        v_target := ARRAY(
-            SELECT CASE WHEN w = ANY (v_held) THEN w END
-            FROM unnest(v_wanted) WITH ORDINALITY AS t(w, n) ORDER BY n);
-        EXIT WHEN NOT EXISTS (
-            SELECT FROM unnest(v_wanted, v_target) AS t(w, got) WHERE w IS NOT NULL AND got IS NULL);
-    END LOOP;
+    -- Mostly one run gets it all: that is found and held in one step.
+    IF p_run_id[1] = ALL (p_run_id) THEN
+        SELECT r.run_id INTO v_one FROM {s}.run r WHERE r.run_id = p_run_id[1] FOR KEY SHARE;
+    ELSIF p_workflow_id[1] = ALL (p_workflow_id) AND cardinality(array_remove(p_run_id, NULL)) = 0 THEN
+        SELECT r.run_id INTO v_one FROM {s}.run r WHERE r.workflow_id = p_workflow_id[1] FOR KEY SHARE;
+    END IF;
+    IF v_one IS NOT NULL THEN
+        v_target := array_fill(v_one, ARRAY[cardinality(p_kind)]);
+    ELSE
+        FOR attempt IN 1..5 LOOP
+            SELECT array_agg(r.run_id ORDER BY i.n) INTO v_wanted
+            FROM unnest(p_workflow_id, p_run_id) WITH ORDINALITY AS i(workflow_id, run_id, n)
+            LEFT JOIN LATERAL (
+                SELECT a.run_id FROM {s}.run a WHERE a.run_id = i.run_id
+                UNION ALL
+                SELECT b.run_id FROM {s}.run b WHERE i.run_id IS NULL AND b.workflow_id = i.workflow_id
+            ) r ON true;
+            SELECT array_agg(run_id) INTO v_held FROM (
+                SELECT r.run_id FROM (SELECT DISTINCT unnest(v_wanted) AS run_id) i
+                JOIN {s}.run r ON r.run_id = ANY (ARRAY[i.run_id])
+                ORDER BY i.run_id FOR KEY SHARE OF r
+            ) held;
+            v_target := ARRAY(
+                SELECT CASE WHEN w = ANY (v_held) THEN w END
+                FROM unnest(v_wanted) WITH ORDINALITY AS t(w, n) ORDER BY n);
+            EXIT WHEN NOT EXISTS (
+                SELECT FROM unnest(v_wanted, v_target) AS t(w, got) WHERE w IS NOT NULL AND got IS NULL);
+        END LOOP;
+    END IF;
 
-    -- Of messages with one request id the first counts, if it is the run's first with that id. A query
-    -- is not kept in mind. Found by hashing, not by a join: there may be a thousand.
-    WITH i AS MATERIALIZED (
-        SELECT *, request_id IS NULL OR kind = 200 AS is_free,
-               row_number() OVER (PARTITION BY run_id, request_id, kind = 200 ORDER BY n) AS nth
-        FROM unnest(v_target, p_kind, p_name, p_meta, p_payload, p_ref, p_request_id)
-             WITH ORDINALITY AS t(run_id, kind, name, meta, payload, ref, request_id, n)
-        WHERE run_id IS NOT NULL
-    ), fresh AS (
+    IF v_one IS NOT NULL AND cardinality(array_remove(p_request_id, NULL)) = 0
+       AND 200 <> ALL (p_kind)
+    THEN
         INSERT INTO {s}.request (run_id, request_id)
-        SELECT run_id, request_id FROM i WHERE NOT is_free AND nth = 1
-        ORDER BY 1, 2
-        ON CONFLICT DO NOTHING
-        RETURNING run_id, request_id
-    )
-    INSERT INTO {s}.inbox (run_id, kind, ref, name, meta, payload)
-    SELECT i.run_id, i.kind, i.ref, i.name, i.meta, i.payload FROM i
-    WHERE i.is_free
-       OR i.nth = 1 AND (i.run_id, i.request_id) IN (SELECT f.run_id, f.request_id FROM fresh f)
-    ORDER BY i.n;
+        SELECT v_one, p_call WHERE p_call IS NOT NULL ON CONFLICT DO NOTHING;
+        IF FOUND OR p_call IS NULL THEN
+            INSERT INTO {s}.inbox (run_id, kind, ref, name, meta, payload)
+            SELECT v_one, kind, ref, name, meta, payload
+            FROM unnest(p_kind, p_name, p_meta, p_payload, p_ref)
+                 WITH ORDINALITY AS t(kind, name, meta, payload, ref, n) ORDER BY n;
+        END IF;
+    ELSE
+        -- Of messages with one request id the first counts, if it is the run's first with that id; of those
+        -- with the call's, all. A query is not kept in mind. Found by hashing, not by a join: there may be
+        -- a thousand.
+        WITH i AS MATERIALIZED (
+            SELECT *, request_id IS NULL OR kind = 200 AS is_free,
+                   row_number() OVER (PARTITION BY run_id, request_id, kind = 200 ORDER BY n) AS nth
+            FROM (
+                SELECT run_id, kind, name, meta, payload, ref, n, own IS NULL AS is_of_call,
+                       coalesce(own, p_call) AS request_id
+                FROM unnest(v_target, p_kind, p_name, p_meta, p_payload, p_ref, p_request_id)
+                     WITH ORDINALITY AS t(run_id, kind, name, meta, payload, ref, own, n)
+                WHERE run_id IS NOT NULL
+            ) given
+        ), fresh AS (
+            INSERT INTO {s}.request (run_id, request_id)
+            SELECT run_id, request_id FROM i WHERE NOT is_free AND nth = 1
+            ORDER BY 1, 2
+            ON CONFLICT DO NOTHING
+            RETURNING run_id, request_id
+        )
+        INSERT INTO {s}.inbox (run_id, kind, ref, name, meta, payload)
+        SELECT i.run_id, i.kind, i.ref, i.name, i.meta, i.payload FROM i
+        WHERE i.is_free
+           OR (i.nth = 1 OR i.is_of_call)
+              AND (i.run_id, i.request_id) IN (SELECT f.run_id, f.request_id FROM fresh f)
+        ORDER BY i.n;
+    END IF;
 
     PERFORM {s}.wake(array_remove(v_target, NULL));
     RETURN QUERY SELECT t.run_id FROM unnest(v_target) WITH ORDINALITY AS t(run_id, n) ORDER BY n;

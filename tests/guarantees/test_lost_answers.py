@@ -23,6 +23,7 @@ from durable.events import (
     Verdict,
 )
 from durable.store.postgres import PostgresStore
+from durable.store.settled import Floor
 
 SOON = 30.0
 GONE = StoreUnavailableError("the connection was lost")
@@ -75,7 +76,7 @@ class Unreliable(PostgresStore):
     ) -> Any:
         return await self.lose(super().inbox(run_ids, limit, kinds))
 
-    async def mail_after(self, floors: Mapping[str, int], limit: int) -> Any:
+    async def mail_after(self, floors: Mapping[str, Floor], limit: int) -> Any:
         return await self.lose(super().mail_after(floors, limit))
 
 

@@ -27,6 +27,7 @@ from durable.events import (
     Verdict,
 )
 from durable.store.limits import Limits
+from durable.store.settled import NO_FLOOR
 
 MANY = 120
 ROWS_EACH = 12
@@ -89,7 +90,7 @@ async def calls(rig: PostgresRig) -> AsyncIterator[tuple[str, Call]]:
     yield "claim_runs, mail", lambda: store.claim_runs(session, [QUEUE], [TYPE], MANY)
     yield "look", lambda: store.look([session, other], [QUEUE])
     yield "inbox", lambda: store.inbox(mine)
-    yield "mail_after", lambda: store.mail_after(dict.fromkeys(mine, 0), MANY)
+    yield "mail_after", lambda: store.mail_after(dict.fromkeys(mine, NO_FLOOR), MANY)
     yield "load", lambda: store.load({run.run_id: run.part for run in runs})
     yield "load_packed", lambda: store.load_packed({run.run_id: run.part for run in runs})
     yield "waiting", lambda: store.waiting(mine)

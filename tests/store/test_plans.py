@@ -35,6 +35,7 @@ from durable.events import (
 )
 from durable.store.limits import Limits
 from durable.store.pages import OpenRuns, Runs
+from durable.store.settled import NO_FLOOR
 
 ROWS_MAX = 150
 """Rows that one node of a plan may read: the calls are about twelve runs, at most."""
@@ -124,7 +125,7 @@ async def calls(rig: PostgresRig, turn: str) -> AsyncIterator[tuple[str, Call]]:
     first, mail = [run for run, _ in pairs], [message for _, message in pairs]
     yield "start_and_send", lambda: store.start_and_send(first, mail)
     yield "inbox", lambda: store.inbox([run.run_id for run in runs])
-    yield "mail_after", lambda: store.mail_after({run.run_id: 0 for run in runs}, 100)
+    yield "mail_after", lambda: store.mail_after({run.run_id: NO_FLOOR for run in runs}, 100)
     yield "load", lambda: store.load({run.run_id: run.part for run in runs})
     yield "load_packed", lambda: store.load_packed({run.run_id: run.part for run in runs})
     yield "waiting", lambda: store.waiting([run.run_id for run in runs])

@@ -30,6 +30,7 @@ from durable.runtime.wakeup import Backoff, Wakeup
 from durable.runtime.warm import Cache, WarmRun
 from durable.store.base import Store
 from durable.store.clock import StoreClock
+from durable.store.settled import NO_FLOOR, Floor
 
 CLAIM_MAX = 100
 LOAD_BATCHES_MAX = 5000
@@ -371,11 +372,11 @@ class RunPoller(Service):
             for run in runs:
                 end_reading(run)
 
-    async def _inbox(self, runs: Sequence[WarmRun]) -> tuple[dict[str, list[InboxItem]], int]:
+    async def _inbox(self, runs: Sequence[WarmRun]) -> tuple[dict[str, list[InboxItem]], Floor]:
         """The mail of warm runs, beyond what was delivered to them and is not written yet; and up
         to which id no more will come."""
         if not runs:
-            return {}, 0
+            return {}, NO_FLOOR
         limit = MAIL_MAX + max(len(run.seen) for run in runs)
         floors = {run.run_id: run.floor for run in runs}
         items, settled = await self._store.mail_after(floors, limit)
@@ -392,7 +393,7 @@ class RunPoller(Service):
         for run in runs:
             run.reading = True
             # What was delivered and not written is to be there again, in its place.
-            run.floor = 0
+            run.floor = NO_FLOOR
         try:
             histories = await self._load({run.run_id: run.part for run in runs}) if runs else {}
             mail, _ = await self._inbox(runs)
@@ -413,12 +414,13 @@ class RunPoller(Service):
             end_reading(run)
 
 
-def raise_floor(run: WarmRun, items: Sequence[InboxItem], settled: int) -> None:
+def raise_floor(run: WarmRun, items: Sequence[InboxItem], settled: Floor) -> None:
     """Begin the next look after what is settled, if all that was found now has been delivered."""
     if run.has_more:
-        settled = min(settled, items[-1].id)
-    if all(item.id in run.seen for item in items):
-        run.floor = max(run.floor, settled)
+        settled = Floor(settled.server, min(settled.id, items[-1].id))
+    is_higher = settled.server != run.floor.server or settled.id > run.floor.id
+    if is_higher and all(item.id in run.seen for item in items):
+        run.floor = settled
 
 
 def end_reading(run: WarmRun) -> None:

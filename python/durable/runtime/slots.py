@@ -176,14 +176,17 @@ class Slots:
         definition = self._definitions.find(name)
         if definition is None or self._reserved >= self._slots or queue not in self._queues:
             return False
-        if queue in self.limited or definition.traits.needs_row or self._left(name) <= 0:
+        executor = definition.executor
+        if self._taken[executor] >= self._places[executor]:
+            return False
+        if queue in self.limited or definition.traits.needs_row:
             return False
         share = self._shares.get(queue)
         if share is not None:
             if share.room() <= 0:
                 return False
             share.take(1)
-        self._taken[definition.executor] += 1
+        self._taken[executor] += 1
         self._reserved += 1
         return True
 

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from durable.engine.execution import Execution, ScheduledActivity
 from durable.events import ClaimedRun, Closing, NewTimer, QueuedActivity, Response, RunCommit
+from durable.store.settled import NO_FLOOR
 
 if TYPE_CHECKING:
     from durable.runtime.attempt import Attempt
@@ -134,7 +135,7 @@ class WarmRun:
         self.read_back: list[int] = []
         """Inbox rows whose deletion was accepted while the inbox was being read."""
         self.reading = False
-        self.floor = 0
+        self.floor = NO_FLOOR
         """Inbox rows up to this id were all delivered: the next look begins after it."""
         self.has_more = False
         """The inbox holds more than was read at once: read on when that is committed."""

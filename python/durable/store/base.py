@@ -45,6 +45,7 @@ from durable.events import (
 )
 from durable.store.packing import PackedHistories
 from durable.store.pages import ALL_RUNS, OpenRuns, Place, Runs
+from durable.store.settled import Floor
 
 HINT_RUNS_MAX = 200
 """Run ids that one hint can name: what fits into the payload of a NOTIFY."""
@@ -252,14 +253,14 @@ class Store(Protocol):
         so many of each run, its oldest."""
 
     async def mail_after(
-        self, floors: Mapping[str, int], limit: int
-    ) -> tuple[list[InboxItem], int]:
-        """As `inbox`, of each run only what is over its floor (0: all), or below zero: that stands
-        before all other mail.
+        self, floors: Mapping[str, Floor], limit: int
+    ) -> tuple[list[InboxItem], Floor]:
+        """As `inbox`, of each run only what has an id over its floor (`NO_FLOOR`: all), or below
+        zero: that stands before all other mail.
 
-        The number is an id: whatever has one up to it was there for this call to see. Who has
-        delivered all of that may take it for the next floor, and the store does not walk over the
-        remains of what was read before.
+        With it comes a floor: whatever has an id up to that was there for this call to see. Who has
+        delivered all of a run's may give it for the run the next time, and the store does not walk
+        over the remains of what was read before.
         """
 
     async def commit(self, commits: Sequence[RunCommit], flush: int = 0) -> CommitResult:

@@ -56,6 +56,7 @@ from durable.store.memory_tables import (
     failure_json,
 )
 from durable.store.pages import ALL_RUNS, OpenRuns, Place, Runs
+from durable.store.settled import Floor
 from durable.store.streams import MemoryStream, MemoryStreams
 
 Fault = Callable[[str, Literal["before", "after"]], None]
@@ -429,15 +430,15 @@ class MemoryStore(MemoryHistories, MemoryStreams):
         return sorted(items, key=lambda item: item.id)
 
     async def mail_after(
-        self, floors: Mapping[str, int], limit: int
-    ) -> tuple[list[InboxItem], int]:
+        self, floors: Mapping[str, Floor], limit: int
+    ) -> tuple[list[InboxItem], Floor]:
         """Unread items over the floors, and up to which id none can come any more."""
         self.fault("inbox", "before")
         items: list[InboxItem] = []
         for run_id, floor in floors.items():
             unread = self.tables.inbox.get(run_id, [])
-            items += [item for item in unread if item.id > floor or item.id < 0][:limit]
-        return sorted(items, key=lambda item: item.id), self.tables.last_id
+            items += [item for item in unread if item.id > floor.id or item.id < 0][:limit]
+        return sorted(items, key=lambda item: item.id), Floor(1, self.tables.last_id)
 
     async def commit(self, commits: Sequence[RunCommit], flush: int = 0) -> CommitResult:
         """Group commit: a verdict per run."""

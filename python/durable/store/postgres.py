@@ -36,7 +36,7 @@ from durable.store.notify import channel, hints, write
 from durable.store.pages import ALL_RUNS, OpenRuns, Place, Runs
 from durable.store.queries import DEFAULT_SCHEMA
 from durable.store.rows import run_view
-from durable.store.settled import Settled
+from durable.store.settled import NO_FLOOR, Floor, Settled
 from durable.store.statements import Rows
 from durable.store.streams import PostgresStreams
 from durable.store.writes import PostgresWrites
@@ -317,18 +317,22 @@ class PostgresStore(PostgresWrites, PostgresHistories, PostgresStreams):
         return [InboxItem(*row) for row in await self.fetch("inbox", params)]
 
     async def mail_after(
-        self, floors: Mapping[str, int], limit: int
-    ) -> tuple[list[InboxItem], int]:
+        self, floors: Mapping[str, Floor], limit: int
+    ) -> tuple[list[InboxItem], Floor]:
         """Unread items over the floors, and up to which id none can come any more."""
         if not floors:
-            return [], 0
-        params = uuids([*floors]), limit, literal(floors.values())
+            return [], NO_FLOOR
+        ids, servers = (
+            [each.id for each in floors.values()],
+            [each.server for each in floors.values()],
+        )
+        params = uuids([*floors]), limit, literal(ids), literal(servers)
         rows = await self.fetch("mail_after", params)
         if not rows:
-            return [], 0
-        *_, xmin, xmax = rows[-1]
-        items = [InboxItem(*row[:-2]) for row in rows]
-        return items, self._mail_settled.note(xmin, xmax, items[-1].id)
+            return [], NO_FLOOR
+        *_, server, xmin, xmax = rows[-1]
+        items = [InboxItem(*row[:-3]) for row in rows]
+        return items, self._mail_settled.note(server, xmin, xmax, items[-1].id)
 
     async def promote_due(self, limit: int) -> DueReport:
         """Turn due timers into inbox rows, wake tokens and claimable activities."""

@@ -49,6 +49,7 @@ from durable.events import (
 )
 from durable.store.base import Store
 from durable.store.opening import MARK, PLAIN, open_blob, open_history
+from durable.store.settled import Floor
 
 BY_PLACE, BY_WORKFLOW, BY_END = b"p", b"w", b"e"
 END_BYTES = 16 + 16 + 4
@@ -297,8 +298,8 @@ class SealedStore:
         return [await self._item(item) for item in await self.inner.inbox(run_ids, limit, kinds)]
 
     async def mail_after(
-        self, floors: Mapping[str, int], limit: int
-    ) -> tuple[list[InboxItem], int]:
+        self, floors: Mapping[str, Floor], limit: int
+    ) -> tuple[list[InboxItem], Floor]:
         """See `Store.mail_after`."""
         items, settled = await self.inner.mail_after(floors, limit)
         return [await self._item(item) for item in items], settled

@@ -181,13 +181,17 @@ FROM (SELECT DISTINCT unnest($1::uuid[]) AS run_id) i, LATERAL (
 
 -- name: mail_after
 -- What was read and is not cleaned up yet stands before what is new: a scan from the floor on passes it by.
-WITH now AS MATERIALIZED (SELECT pg_current_snapshot() AS snapshot)
-SELECT b.id, b.run_id::text, b.kind, b.ref, b.name, b.meta, b.payload, {s}.us(b.created_at),
+WITH now AS MATERIALIZED (
+    SELECT pg_current_snapshot() AS snapshot, {s}.us(pg_postmaster_start_time()) AS server
+)
+SELECT b.id, b.run_id::text, b.kind, b.ref, b.name, b.meta, b.payload, {s}.us(b.created_at), now.server,
        pg_snapshot_xmin(now.snapshot)::text::bigint, pg_snapshot_xmax(now.snapshot)::text::bigint
-FROM now, unnest($1::uuid[], $3::bigint[]) AS i(run_id, floor), LATERAL (
+FROM now, unnest($1::uuid[], $3::bigint[], $4::bigint[]) AS i(run_id, floor, server), LATERAL (
     (SELECT * FROM {s}.inbox WHERE run_id = i.run_id AND id < 0 ORDER BY id LIMIT $2)
     UNION ALL
-    (SELECT * FROM {s}.inbox WHERE run_id = i.run_id AND id > i.floor ORDER BY id LIMIT $2)
+    (SELECT * FROM {s}.inbox
+     WHERE run_id = i.run_id AND id > CASE WHEN i.server = now.server THEN i.floor ELSE 0 END
+     ORDER BY id LIMIT $2)
 ) b ORDER BY b.id
 
 -- name: claim_activities

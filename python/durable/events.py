@@ -378,7 +378,7 @@ class Verdict(IntEnum):
 class CommitResult:
     """Verdicts in the order of the request, and the database's time of the commit.
 
-    ``told``: clients were told of the closed runs in the same transaction.
+    ``told``: clients were told of what was closed or answered in the same transaction.
     """
 
     verdicts: list[Verdict]

@@ -15,7 +15,7 @@ from durable.client.waiter import Waiter
 from durable.errors import StoreUnavailableError
 from durable.events import Closing, Message, NewRun, Response, RunCommit, RunState, RunView
 from durable.runtime.news import News
-from durable.runtime.relay import Relay
+from durable.runtime.relay import OTHERS_SECONDS, Relay
 from durable.runtime.spawn import WorkerProcess
 from durable.store import hints, notify
 from durable.store.base import DONE, HINT_RUNS_MAX, WORK, Hint
@@ -23,6 +23,7 @@ from durable.store.hints import Hinter
 from durable.store.memory import MemoryStore
 
 SOON = 30.0
+MAIL = Hint(runs_only=True, sessions=(7,))
 
 
 @pytest.fixture
@@ -133,6 +134,9 @@ async def test_a_store_that_is_away_ends_a_hint_but_not_the_next() -> None:
             Hint(done=True, run_ids=("b",) * HINT_RUNS_MAX),
             DONE,
         ),
+        (MAIL, MAIL, MAIL),
+        (MAIL, Hint(runs_only=True), Hint(runs_only=True)),
+        (MAIL, WORK, WORK),
     ],
 )
 def test_joined_hints_say_no_less_than_each(one: Hint, other: Hint, both: Hint) -> None:
@@ -147,8 +151,17 @@ def test_a_hint_that_names_as_many_runs_as_it_may_fits_a_payload() -> None:
     assert notify.read(payload, done=True).run_ids == run_ids
 
 
+@pytest.mark.parametrize("hint", [WORK, Hint(runs_only=True), MAIL, DONE])
+def test_a_hint_is_read_as_it_was_written(hint: Hint) -> None:
+    assert notify.read(notify.write(hint), done=hint.done) == hint
+    two = Hint(runs_only=True, sessions=(2**47, 5))
+    assert notify.read(notify.write(two), done=False) == two
+
+
 def test_a_payload_of_another_version_stands_for_anything() -> None:
     assert notify.read("what is this", done=False) == WORK
+    assert notify.read("runs:x", done=False) == WORK
+    assert notify.read("runs:", done=False) == Hint(runs_only=True)
     assert notify.read("", done=True) == DONE
 
 
@@ -158,6 +171,7 @@ class Told:
     def __init__(self) -> None:
         self.hints: list[bool] = []
         self.told = asyncio.Event()
+        self.session: int | None = None
 
     def hint(self, *, runs_only: bool = False) -> None:
         self.hints.append(runs_only)
@@ -198,6 +212,31 @@ async def test_what_a_worker_is_told_later_is_not_less_than_what_was_hinted() ->
         await asyncio.gather(*(worker.told.wait() for worker in workers))
     assert all(False in worker.hints for worker in workers)
     relay.close()
+
+
+async def test_of_mail_only_the_owner_hears_and_at_once() -> None:
+    relay, workers = relay_to(3)
+    for number, worker in enumerate(workers):
+        worker.session = 5 + number
+    relay.hint(Hint(runs_only=True, sessions=(7, 99)))
+    assert [worker.hints for worker in workers] == [[], [], [True]]
+
+    # Those are on another host.
+    relay.hint(Hint(runs_only=True, sessions=(99,)))
+    await asyncio.sleep(OTHERS_SECONDS * 3)
+    assert [worker.hints for worker in workers] == [[], [], [True]]
+    relay.close()
+
+
+async def test_a_worker_on_its_own_leaves_the_mail_of_others() -> None:
+    worker = Worker(MemoryStore(), workflows=[one_step])
+    looks: list[bool] = []
+    worker._runs.hint = lambda *, told=False: looks.append(told)  # type: ignore[method-assign]
+
+    for sessions in ((), (worker.session_id,), (1, worker.session_id), (1,)):
+        worker.hint(Hint(runs_only=True, sessions=sessions))
+
+    assert looks == [True] * 3
 
 
 async def test_nobody_to_tell_is_no_error() -> None:

@@ -118,6 +118,7 @@ async def calls(rig: PostgresRig, turn: str) -> AsyncIterator[tuple[str, Call]]:
     yield "look", lambda: store.look([session, worker], [QUEUE])
     yield "claim_runs, idle", lambda: store.claim_runs(session, [QUEUE], [TYPE], 10)
     yield "send", lambda: store.send([Message(5, workflow_id=f"{turn}1", request_id="r")])
+    yield "send_and_tell", lambda: store.send_telling(Message(5, workflow_id=f"{turn}1"))
     pairs = [
         (new_run(w, queue="keyed"), Message(5, workflow_id=w, request_id="q"))
         for w in (f"{turn}3", f"{turn}fresh")
@@ -145,6 +146,8 @@ async def calls(rig: PostgresRig, turn: str) -> AsyncIterator[tuple[str, Call]]:
         for run in runs
     ]
     yield "commit", lambda: store.commit(flush)
+    answers = [change(run, None, seq=2, responses=[Response("a" + run.run_id)]) for run in runs[:2]]
+    yield "answer", lambda: store.commit(answers)
     yield "promote_due", lambda: store.promote_due(100)
     yield "promote_due, idle", lambda: store.promote_due(100)
     attempts: list[ClaimedActivity] = []
@@ -216,6 +219,7 @@ BUDGETS = {
     "claim_runs": 400,
     "look": 60,
     "send": 40,
+    "send_and_tell": 45,
     "inbox": 15,
     "mail_after": 25,
     "load": 25,
@@ -231,6 +235,7 @@ BUDGETS = {
     "commit_search": 30,
     "commit_releases": 40,
     "commit_and_close": 180,
+    "commit_and_respond": 120,
     "close_run": 80,
     "commit_closes": 80,
     "commit_successors": 50,

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import psycopg
 import pytest
 from support.store_rig import PostgresRig, change
 
-from durable.events import EventKind, Message, MessageKind
+from durable.events import EventKind, Message, MessageKind, NewTimer, Response, Verdict
+from durable.store.base import DONE, Hint
 from durable.store.commits import send_params
 
 SIGNAL = EventKind.SIGNAL_RECEIVED
@@ -96,3 +98,36 @@ async def test_nothing_is_kept_in_mind_for_nobody(postgres: PostgresRig) -> None
     run = await postgres.owned("nobody")
     assert await sent(postgres, [signal("nobody", "s")], "x") == [run.run_id]
     assert await names(postgres, run.run_id) == ["s"]
+
+
+async def test_one_message_goes_with_the_hint_of_whose_it_is(postgres: PostgresRig) -> None:
+    session = await postgres.session()
+    run = await postgres.owned("a", session)
+    free = await postgres.start("b")
+    async with postgres.other.listen() as heard:
+        assert await postgres.store.send_telling(signal("a", "1")) == (run.run_id, True)
+        assert await anext(heard) == Hint(runs_only=True, sessions=(session,))
+        assert await postgres.store.send_telling(signal("b", "1")) == (free, True)
+        assert await anext(heard) == Hint(runs_only=True)
+        assert await postgres.store.send_telling(signal("nobody", "1")) == (None, False)
+
+        # Another transaction has the lock of the server for its own hint.
+        async with await psycopg.AsyncConnection.connect(postgres.dsn) as other:
+            await other.execute("select durable.tell('x', 'y')")
+            assert await postgres.store.send_telling(signal("a", "2")) == (run.run_id, False)
+    assert await names(postgres, run.run_id) == ["1", "2"]
+
+
+async def test_answers_go_with_the_hint_that_they_are_there(postgres: PostgresRig) -> None:
+    run = await postgres.owned("a")
+    async with postgres.other.listen(done=True) as heard:
+        answer = Response("question", payload=b"1")
+        answered = await postgres.store.commit([change(run, responses=[answer])])
+        assert answered.verdicts == [Verdict.ACCEPTED]
+        assert answered.told
+        assert await anext(heard) == DONE
+        assert await postgres.store.responses(["question"]) == [answer]
+
+        # With more to write the hint comes after.
+        both = change(run, b"b", responses=[Response("again")], timers=[NewTimer(7, 1)])
+        assert not (await postgres.store.commit([both])).told

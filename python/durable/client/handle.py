@@ -410,16 +410,13 @@ class WorkflowHandle(StreamReader, Generic[R], Hinted):
         result_type: Any,
     ) -> Any:
         name = handler_name(query)
-        view = await self.describe()
-        if view.state >= RunState.COMPLETED:
-            return await self._query_closed(view, query, payload, headers, result_type)
         try:
             response = await self._ask(MessageKind.QUERY, name, payload, headers, limit)
         except (TimeoutError, WorkflowNotFoundError):
             view = await self.describe()
             if view.state < RunState.COMPLETED:
                 raise
-            # It ended before it came to the question.
+            # It has ended, or did before it came to the question.
             return await self._query_closed(view, query, payload, headers, result_type)
         return read_answer(self._client.codec, response, query, result_type)
 
@@ -506,14 +503,18 @@ class WorkflowHandle(StreamReader, Generic[R], Hinted):
             payload=payload,
             request_id=request_id or str(uuid.uuid4()),
         )
-        run_id = (await self._client.store.send([message], conn))[0]
+        told = conn is not None
+        if told:
+            (run_id,) = await self._client.store.send([message], conn)
+        else:
+            run_id, told = await self._client.store.send_telling(message)
         if run_id is None:
             view = await self.describe()
             raise WorkflowNotFoundError(
                 f"no run of workflow {self.workflow_id} is open; "
                 f"run {view.run_id} is {view.state.name.lower()}"
             )
-        if conn is None:
+        if not told:
             self._client.hinter.work(runs_only=True)
         return run_id
 

@@ -55,7 +55,7 @@ class CommitHandler(Protocol):
         """The store cannot take what it has to write; nothing was written."""
 
     def flushed(self, now_us: int, *, told: bool) -> None:
-        """All verdicts of one flush are done; ``told``: so are clients of what it closed."""
+        """All verdicts of one flush are done; ``told``: clients know what it closed or answered."""
 
 
 def commit_bytes(commit: RunCommit) -> int:
@@ -180,7 +180,7 @@ class Committer(Service):
 
     async def _send(self, batch: Sequence[tuple[WarmRun, RunCommit]]) -> tuple[int, bool]:
         """Write the batch, however long it takes; return the store's time (0: nothing is written),
-        and whether clients were told of what it closed."""
+        and whether clients were told of what it closed or answered."""
         backoff = Backoff()
         flush = random.getrandbits(62) + 1
         while True:

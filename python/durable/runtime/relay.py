@@ -2,7 +2,7 @@
 
 One worker hears of it at once, each time another one: what little there mostly is, it takes, and
 the others are not woken for nothing. They hear of it a moment later, if they have not been first
-themselves by then.
+themselves by then. Of mail only the worker hears that owns the run, if the hint says which.
 
 Hints may be lost, so somebody has to look by the clock. The supervisor does, with one small query
 for all its workers; their own polls are rare then, for the case that it does not.
@@ -31,6 +31,10 @@ class Relay:
 
     def hint(self, hint: Hint = WORK) -> None:
         """Pass one hint on."""
+        if hint.sessions:
+            # Mail, which nobody can read but the owners of its runs: they are here or elsewhere.
+            self.tell(hint.sessions, work=False)
+            return
         numbers = list(self._workers)
         if not numbers:
             return

@@ -462,6 +462,7 @@ class Turns:
         """See `CommitHandler`."""
         if told:
             self._news.closed.clear()
+            self._news.answers = False
         metrics = self._metrics
         metrics.set("durable_cache_runs", len(self._cache))
         metrics.set("durable_cache_bytes", self._cache.bytes)

@@ -206,6 +206,9 @@ class Worker:
 
     def hint(self, hint: Hint = WORK) -> None:
         """There may be something to do: look now."""
+        if hint.sessions and self._session.id not in hint.sessions:
+            # Mail of runs that others own.
+            return
         # Only those who tell of each start and message tell of runs alone.
         self._runs.hint(told=hint.runs_only)
         if not hint.runs_only:

@@ -61,6 +61,8 @@ class Hint:
     """Work of runs, so that nobody need look for activities or timers."""
     run_ids: tuple[str, ...] = ()
     """Which runs closed, at most `HINT_RUNS_MAX`; none named: anything may be done."""
+    sessions: tuple[int, ...] = ()
+    """Whose runs they are that there is work of; none named: perhaps nobody's."""
 
 
 WORK = Hint()
@@ -126,6 +128,9 @@ class Store(Protocol):
 
     async def send(self, messages: Sequence[Message], conn: Any = None) -> list[str | None]:
         """Deliver messages; return the run id each went to, or None where no open run has it."""
+
+    async def send_telling(self, message: Message) -> tuple[str | None, bool]:
+        """Deliver one message, in one trip with the hint of it; and whether that was sent."""
 
     async def start_and_send(
         self, runs: Sequence[NewRun], messages: Sequence[Message], conn: Any = None

@@ -76,4 +76,7 @@ def merge(one: Hint, other: Hint) -> Hint:
     run_ids = one.run_ids + other.run_ids
     if not one.run_ids or not other.run_ids or len(run_ids) > HINT_RUNS_MAX:
         run_ids = ()
-    return Hint(one.done, one.runs_only and other.runs_only, run_ids)
+    sessions: tuple[int, ...] = ()
+    if one.sessions and other.sessions:
+        sessions = tuple({*one.sessions, *other.sessions})
+    return Hint(one.done, one.runs_only and other.runs_only, run_ids, sessions)

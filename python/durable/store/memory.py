@@ -195,6 +195,11 @@ class MemoryStore(MemoryHistories, MemoryStreams):
         self.fault("send", "after")
         return sent
 
+    async def send_telling(self, message: Message) -> tuple[str | None, bool]:
+        """Deliver one message; the hint is left to the caller."""
+        (run_id,) = await self.send([message])
+        return run_id, False
+
     async def start_and_send(
         self, runs: Sequence[NewRun], messages: Sequence[Message], conn: Any = None
     ) -> list[Started]:

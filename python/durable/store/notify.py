@@ -43,14 +43,23 @@ def write(hint: Hint) -> str:
     """A hint as the payload of a NOTIFY."""
     if hint.done:
         return ",".join(hint.run_ids)
-    return RUNS_ONLY if hint.runs_only else ""
+    if not hint.runs_only:
+        return ""
+    return RUNS_ONLY + ":" + ",".join(map(str, hint.sessions)) if hint.sessions else RUNS_ONLY
 
 
 def read(payload: str, *, done: bool) -> Hint:
     """The hint that a payload stands for."""
     if done:
         return Hint(done=True, run_ids=tuple(payload.split(","))) if payload else DONE
-    return Hint(runs_only=True) if payload == RUNS_ONLY else WORK
+    word, _, sessions = payload.partition(":")
+    if word != RUNS_ONLY:
+        return WORK
+    try:
+        return Hint(runs_only=True, sessions=tuple(map(int, filter(None, sessions.split(",")))))
+    except ValueError:
+        # Whoever may connect may say anything.
+        return WORK
 
 
 @asynccontextmanager

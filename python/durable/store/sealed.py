@@ -291,6 +291,10 @@ class SealedStore:
         """See `Store.send`."""
         return await self.inner.send([self._message(each) for each in messages], conn)
 
+    async def send_telling(self, message: Message) -> tuple[str | None, bool]:
+        """See `Store.send_telling`."""
+        return await self.inner.send_telling(self._message(message))
+
     async def inbox(
         self, run_ids: Sequence[str], limit: int | None = None, kinds: Sequence[int] | None = None
     ) -> list[InboxItem]:

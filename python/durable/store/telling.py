@@ -11,13 +11,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from durable.events import NewRun, RunCommit
-from durable.store.base import Hint
+from durable.store.base import DONE, Hint
 from durable.store.commits import Call, Params, close_params, has_sides
 from durable.store.notify import channel, write
 
 ENDS_MAX = 4
-"""Ends in one commit whose clients are told by it. More are work enough to hide a trip."""
+"""Runs in one commit whose clients are told by it. More are work enough to hide a trip."""
 ENDING = ["commit_runs", "commit_closes"]
+ANSWERING = ["commit_runs", "commit_responses"]
 
 
 def is_plain(run: NewRun) -> bool:
@@ -50,8 +51,13 @@ def single_end(schema: str, commits: Sequence[RunCommit], flush: int) -> Call | 
 
 
 def join_ends(schema: str, calls: list[Call], ordered: Sequence[RunCommit]) -> list[Call]:
-    """The calls of a commit; a few ends, with nothing else to write, as one call with its hint."""
-    if [name for name, _ in calls] != ENDING:
+    """The calls of a commit; a few ends, or answers, with nothing else to write, as one call with
+    its hint."""
+    names = [name for name, _ in calls]
+    if names == ANSWERING and len(ordered) <= ENDS_MAX:
+        told = channel(schema, done=True), write(DONE)
+        return [("commit_and_respond", (*calls[0][1], *calls[1][1], *told))]
+    if names != ENDING:
         return calls
     ended = tuple(commit.run_id for commit in ordered if commit.closing is not None)
     if len(ended) > ENDS_MAX:

@@ -34,6 +34,7 @@ from durable.store.commits import (
     start_run_params,
 )
 from durable.store.connection import Conn, DataRejectedError, sever
+from durable.store.notify import channel
 from durable.store.rows import view_state
 from durable.store.statements import Rows, Statements
 from durable.store.telling import is_single, join_ends, single_end, start_hint
@@ -111,6 +112,12 @@ class PostgresWrites(Statements):
         params = *send_params(messages), secrets.token_hex(12)
         rows = await self._fetch_or_on(conn, "send", params)
         return [row[0] for row in rows]
+
+    async def send_telling(self, message: Message) -> tuple[str | None, bool]:
+        """Deliver one message; return the run it went to, and whether its worker was told."""
+        params = *send_params([message]), secrets.token_hex(12), channel(self.schema, done=False)
+        ((run_id, told),) = await self.fetch("send_and_tell", params)
+        return run_id, told
 
     async def commit(self, commits: Sequence[RunCommit], flush: int = 0) -> CommitResult:
         """Group commit: one transaction, a verdict per run. Rows are locked in run id order.

@@ -71,6 +71,11 @@ SELECT run_id::text FROM {s}.send(
     $1::smallint[], $2::text[], $3::uuid[], $4::text[], $5::bytea[], $6::bytea[], $7::integer[],
     $8::text[], $9)
 
+-- name: send_and_tell
+SELECT run_id::text, told FROM {s}.send_and_tell(
+    $1::smallint[], $2::text[], $3::uuid[], $4::text[], $5::bytea[], $6::bytea[], $7::integer[],
+    $8::text[], $9, $10)
+
 -- name: view_run
 -- Open runs first: by workflow id the open one, else the latest closed.
 (SELECT run_id::text, workflow_id, workflow_type, queue, version,
@@ -180,19 +185,7 @@ FROM (SELECT DISTINCT unnest($1::uuid[]) AS run_id) i, LATERAL (
 ) b ORDER BY b.id
 
 -- name: mail_after
--- What was read and is not cleaned up yet stands before what is new: a scan from the floor on passes it by.
-WITH now AS MATERIALIZED (
-    SELECT pg_current_snapshot() AS snapshot, {s}.us(pg_postmaster_start_time()) AS server
-)
-SELECT b.id, b.run_id::text, b.kind, b.ref, b.name, b.meta, b.payload, {s}.us(b.created_at), now.server,
-       pg_snapshot_xmin(now.snapshot)::text::bigint, pg_snapshot_xmax(now.snapshot)::text::bigint
-FROM now, unnest($1::uuid[], $3::bigint[], $4::bigint[]) AS i(run_id, floor, server), LATERAL (
-    (SELECT * FROM {s}.inbox WHERE run_id = i.run_id AND id < 0 ORDER BY id LIMIT $2)
-    UNION ALL
-    (SELECT * FROM {s}.inbox
-     WHERE run_id = i.run_id AND id > CASE WHEN i.server = now.server THEN i.floor ELSE 0 END
-     ORDER BY id LIMIT $2)
-) b ORDER BY b.id
+SELECT * FROM {s}.mail_after($1::uuid[], $2, $3::bigint[], $4::bigint[])
 
 -- name: claim_activities
 SELECT run_id, workflow_id, workflow_type, ref, name, queue, attempt, token, input, options,
@@ -233,6 +226,14 @@ SELECT verdicts, now_us FROM {s}.commit_runs(
 -- What most ends of runs are: without a pipeline, and clients are told in the same transaction.
 SELECT verdicts, now_us, {s}.commit_closes($10::uuid[], $11::smallint[], $12::bytea[], $13::bytea[],
                                            $14::uuid[])::text, {s}.tell($15, $16)
+FROM {s}.commit_runs(
+    $1, $2::uuid[], $3::bigint[], $4::integer[], $5::bytea[], $6::bigint[], $7::smallint[],
+    $8::uuid[], $9::bigint[])
+
+-- name: commit_and_respond
+-- The same where runs answer, and nothing else.
+SELECT verdicts, now_us, {s}.commit_responses($10::uuid[], $11::text[], $12::bytea[], $13::bytea[])::text,
+       {s}.tell($14, $15)
 FROM {s}.commit_runs(
     $1, $2::uuid[], $3::bigint[], $4::integer[], $5::bytea[], $6::bigint[], $7::smallint[],
     $8::uuid[], $9::bigint[])

@@ -342,6 +342,61 @@ BEGIN
     RETURN QUERY SELECT t.run_id FROM unnest(v_target) WITH ORDINALITY AS t(run_id, n) ORDER BY n;
 END $$;
 
+-- The same with a hint in the transaction (see tell), which names the sessions that own the runs: nobody
+-- else can read this mail. Returns besides whether the hint is sent.
+CREATE FUNCTION {s}.send_and_tell(
+    p_kind smallint[], p_workflow_id text[], p_run_id uuid[], p_name text[], p_meta bytea[],
+    p_payload bytea[], p_ref integer[], p_request_id text[], p_call text, p_channel text
+) RETURNS TABLE (run_id uuid, told boolean) LANGUAGE plpgsql
+SET enable_seqscan = off SET enable_hashjoin = off SET enable_mergejoin = off SET jit = off
+SET plan_cache_mode = force_generic_plan
+AS $$
+#variable_conflict use_column
+DECLARE
+    v_runs uuid[] := ARRAY(
+        SELECT s.run_id
+        FROM {s}.send(p_kind, p_workflow_id, p_run_id, p_name, p_meta, p_payload, p_ref, p_request_id,
+                      p_call) WITH ORDINALITY AS s(run_id, n) ORDER BY s.n);
+    v_sessions text;
+BEGIN
+    SELECT CASE WHEN bool_and(r.session IS NOT NULL) THEN string_agg(DISTINCT r.session::text, ',') END
+    INTO v_sessions FROM {s}.run r WHERE r.run_id = ANY (v_runs);
+    told := cardinality(array_remove(v_runs, NULL)) > 0
+            AND {s}.tell(p_channel, 'runs' || coalesce(':' || v_sessions, ''));
+    RETURN QUERY SELECT t.run_id, told FROM unnest(v_runs) WITH ORDINALITY AS t(run_id, n) ORDER BY t.n;
+END $$;
+
+-- Unread mail of runs, each from its floor on; below zero is what stands before all other mail. What was
+-- read and is not cleaned up yet stands before what is new: a scan from the floor on passes it by, and one
+-- in the order of the index notes what is dead, which a bitmap never does. A function for its plan, as
+-- closed_views is.
+CREATE FUNCTION {s}.mail_after(
+    p_runs uuid[], p_limit integer, p_floors bigint[], p_servers bigint[]
+) RETURNS TABLE (
+    id bigint, run_id text, kind smallint, ref integer, name text, meta bytea, payload bytea,
+    created_us bigint, server bigint, snapshot_xmin bigint, snapshot_xmax bigint
+) LANGUAGE plpgsql STABLE
+SET enable_seqscan = off SET enable_hashjoin = off SET enable_mergejoin = off SET jit = off
+SET enable_bitmapscan = off SET plan_cache_mode = force_generic_plan
+AS $$
+#variable_conflict use_column
+BEGIN
+    RETURN QUERY
+    WITH now AS MATERIALIZED (
+        SELECT pg_current_snapshot() AS snapshot, {s}.us(pg_postmaster_start_time()) AS server
+    )
+    SELECT b.id, b.run_id::text, b.kind, b.ref, b.name, b.meta, b.payload, {s}.us(b.created_at),
+           now.server, pg_snapshot_xmin(now.snapshot)::text::bigint,
+           pg_snapshot_xmax(now.snapshot)::text::bigint
+    FROM now, unnest(p_runs, p_floors, p_servers) AS i(run_id, floor, server), LATERAL (
+        (SELECT * FROM {s}.inbox x WHERE x.run_id = i.run_id AND x.id < 0 ORDER BY x.id LIMIT p_limit)
+        UNION ALL
+        (SELECT * FROM {s}.inbox x
+         WHERE x.run_id = i.run_id AND x.id > CASE WHEN i.server = now.server THEN i.floor ELSE 0 END
+         ORDER BY x.id LIMIT p_limit)
+    ) b ORDER BY b.id;
+END $$;
+
 -- Send each message to the open run that has the workflow id, or else start the run and send it
 -- there: when that commits, the run has its message. A repeated call names the same run and request
 -- ids: whatever became of the run that it started, the message is not sent again.
